@@ -1,0 +1,179 @@
+/* roperope: rotary position embedding on CUDA devices and CPUs. The whole public interface.
+ *
+ * Conventions
+ *   - A call takes one descriptor. Zero it (or use its _init function), set struct_size and the fields you need;
+ *     zero means the default everywhere. Descriptors only grow at their end: an older, shorter one stays valid, and a
+ *     longer one is accepted as long as what this library does not know of is zero.
+ *   - Strides count elements, not bytes. Enumerations are int32_t.
+ *   - The library keeps no state, allocates nothing, synchronises nothing and never changes the current device, so
+ *     every call may be captured in a CUDA graph and made from any thread.
+ *   - A function that fails writes none of its outputs; rope_last_error() says which field was wrong and what is
+ *     allowed.
+ *
+ * SPDX-License-Identifier: Apache-2.0
+ */
+#ifndef ROPEROPE_ROPEROPE_H
+#define ROPEROPE_ROPEROPE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(ROPEROPE_BUILD)
+#define ROPEROPE_API __attribute__((visibility("default")))
+#else
+#define ROPEROPE_API
+#endif
+
+#define ROPE_VERSION_MAJOR 0
+#define ROPE_VERSION_MINOR 1
+#define ROPE_VERSION_PATCH 0
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef int32_t rope_status;
+enum {
+  ROPE_OK = 0,
+  ROPE_ERR_INVALID_ARG = 1, /* a field has a value that is never allowed */
+  ROPE_ERR_UNSUPPORTED = 2, /* a valid request that this build does not serve */
+  ROPE_ERR_CUDA = 3,        /* the CUDA runtime reported an error */
+  ROPE_ERR_NO_DEVICE = 4,   /* no usable CUDA device, or no driver */
+  ROPE_ERR_VERSION = 5,     /* the descriptor sets fields of a newer library */
+  ROPE_ERR_INTERNAL = 6     /* a fault of the library itself */
+};
+
+typedef int32_t rope_backend;
+enum { ROPE_BACKEND_CUDA = 0, ROPE_BACKEND_CPU = 1 };
+
+typedef int32_t rope_dtype;
+enum { ROPE_DTYPE_F32 = 0, ROPE_DTYPE_F16 = 1, ROPE_DTYPE_BF16 = 2 };
+
+/* Which two elements of the rotated part form a pair; r = rotary_dim. */
+typedef int32_t rope_layout;
+enum {
+  ROPE_LAYOUT_NEOX = 0, /* i with i + r/2, i < r/2: half-split, as GPT-NeoX and Hugging Face Llama */
+  ROPE_LAYOUT_GPTJ = 1  /* 2i with 2i + 1: interleaved, as GPT-J and Meta's own Llama */
+};
+
+/* How the angle of a pair at a position is formed. */
+typedef int32_t rope_angle;
+enum {
+  ROPE_ANGLE_EXACT = 0, /* position * inv_freq in 64-bit fixed point: cos and sin within 1e-7 of the true value */
+  ROPE_ANGLE_FP32 = 1   /* the float32 product float(position) * float(inv_freq), then its accurate cos and sin */
+};
+
+typedef int32_t rope_index_dtype;
+enum { ROPE_INDEX_INT64 = 0, ROPE_INDEX_INT32 = 1 };
+
+enum {
+  ROPE_FLAG_INVERSE = 1u, /* the transposed rotation: gradients, or keys moved back to position 0 */
+  ROPE_FLAG_PDL = 2u      /* programmatic dependent launch (sm_90 and later; ignored elsewhere): may start before the
+                             previous kernel of the stream has ended, and waits for it before it reads memory */
+};
+
+/* ---- frequencies ------------------------------------------------------------------------------------------------ */
+
+typedef int32_t rope_scaling;
+enum {
+  ROPE_SCALING_NONE = 0,   /* inv_freq[i] = theta^(-2i/rotary_dim) */
+  ROPE_SCALING_LINEAR = 1, /* divided by factor (position interpolation, arXiv:2306.15595) */
+  ROPE_SCALING_LLAMA3 = 2, /* Llama 3.1: long wavelengths divided by factor, a linear ramp between */
+  ROPE_SCALING_CUSTOM = 3  /* inv_freq given by the caller, each taken as exactly the number it is */
+};
+
+typedef struct rope_frequencies_desc {
+  uint32_t struct_size;     /* sizeof(rope_frequencies_desc) */
+  int32_t scaling;          /* rope_scaling */
+  int32_t angle;            /* rope_angle: what the table will be used with */
+  int32_t rotary_dim;       /* even, 2 to ROPE_MAX_ROTARY_DIM */
+  double theta;             /* base; 0: 10000 */
+  double factor;            /* linear, llama3: > 0 */
+  double low_freq_factor;   /* llama3: > 0; 0: 1 */
+  double high_freq_factor;  /* llama3: > low_freq_factor; 0: 4 */
+  int64_t original_max_position; /* llama3: context length of the original training, tokens; 0: 8192 */
+  const double* inv_freq;   /* custom: host, [rotary_dim/2], radians per position, |inv_freq| < 2^30; else NULL */
+} rope_frequencies_desc;
+
+#define ROPE_MAX_ROTARY_DIM 2048
+
+/* Fill the host table that rope_apply takes. All pointers are host memory.
+ *   table             [rotary_dim/2] out: one opaque word a pair, for the descriptor's angle mode
+ *   inv_freq          [rotary_dim/2] out, may be NULL: radians per position, nearest double
+ *   attention_factor  out, may be NULL: what the scaling multiplies cos and sin with */
+ROPEROPE_API rope_status rope_frequencies(const rope_frequencies_desc* desc, uint64_t* table, double* inv_freq,
+                                          double* attention_factor);
+
+/* ---- rotation --------------------------------------------------------------------------------------------------- */
+
+/* Elements [token, head, i] at data + token * token_stride + head * head_stride + i. */
+typedef struct rope_tensor {
+  void* data;           /* aligned to the element size; NULL: see the field's own comment */
+  int64_t token_stride; /* elements; 0: num_heads * head_stride */
+  int64_t head_stride;  /* elements; 0: head_dim */
+} rope_tensor;
+
+typedef struct rope_apply_desc {
+  uint32_t struct_size; /* sizeof(rope_apply_desc) */
+  uint32_t flags;       /* ROPE_FLAG_* */
+  int32_t backend;      /* rope_backend */
+  int32_t dtype;        /* rope_dtype of q, k and their outputs */
+  int32_t layout;       /* rope_layout */
+  int32_t angle;        /* rope_angle; the one that table was made for */
+  int32_t head_dim;     /* 1 to 2^20 */
+  int32_t rotary_dim;   /* even, at most head_dim and ROPE_MAX_ROTARY_DIM; 0: head_dim */
+  int32_t rotary_offset; /* first rotated element of a head; rotary_offset + rotary_dim <= head_dim */
+  int32_t num_q_heads;  /* > 0 where q.data is set */
+  int32_t num_k_heads;  /* > 0 where k.data is set */
+  int32_t num_threads;  /* CPU backend: threads to use; 0: all of the process's. CUDA: 0 */
+  int64_t num_tokens;   /* 0 to 2^31 - 1; 0 does nothing */
+  rope_tensor q;        /* [num_tokens, num_q_heads, head_dim]; NULL: k only */
+  rope_tensor k;        /* [num_tokens, num_k_heads, head_dim]; NULL: q only */
+  rope_tensor q_out;    /* as q; NULL: in place. In place, elements outside the rotated part are neither read nor */
+  rope_tensor k_out;    /* written; out of place they are copied. An output may not overlap anything else. */
+  const uint64_t* table; /* host, [rotary_dim/2], from rope_frequencies; copied before the call returns */
+  float attention_factor; /* multiplies cos and sin; 0: 1 */
+  int32_t position_dtype; /* rope_index_dtype of positions, indptr and offsets */
+  /* The position of token t, in one of three forms:
+   *   positions                  positions[t]; -1 leaves the token alone: its output is not written
+   *   indptr, offsets            offsets[r] + t - indptr[r] where indptr[r] <= t < indptr[r+1]; a token outside
+   *                              every request is left alone
+   *   neither                    offset + t */
+  const void* positions; /* [num_tokens], memory of the backend */
+  const void* indptr;    /* [num_requests + 1], not decreasing, memory of the backend */
+  const void* offsets;   /* [num_requests], memory of the backend; NULL: zeros */
+  int64_t num_requests;  /* with indptr: 1 to 2^31 - 1 */
+  int64_t offset;        /* positions may be any int64, negative ones too */
+  void* stream;          /* cudaStream_t of the current device; NULL: the legacy default stream. CPU: NULL */
+} rope_apply_desc;
+
+/* Zero, then struct_size. */
+ROPEROPE_API void rope_frequencies_desc_init(rope_frequencies_desc* desc);
+ROPEROPE_API void rope_apply_desc_init(rope_apply_desc* desc);
+
+/* Rotate q and k. On CUDA the work is queued on the stream; on the CPU it is done when the call returns. */
+ROPEROPE_API rope_status rope_apply(const rope_apply_desc* desc);
+
+/* ---- what this library is --------------------------------------------------------------------------------------- */
+
+typedef struct rope_support_query {
+  uint32_t struct_size; /* sizeof(rope_support_query) */
+  int32_t backend, dtype, layout, angle;
+} rope_support_query;
+
+/* *supported: 1 if rope_apply is compiled for the combination, else 0. Says nothing about a device being there. */
+ROPEROPE_API rope_status rope_query_support(const rope_support_query* query, int32_t* supported);
+
+/* Number of CUDA devices that this library can use: 0 without a driver, or built without CUDA. */
+ROPEROPE_API int32_t rope_device_count(void);
+
+ROPEROPE_API uint32_t rope_version(void);                 /* major << 16 | minor << 8 | patch */
+ROPEROPE_API const char* rope_build_info(void);           /* static text: compilers, architectures, CPU code path */
+ROPEROPE_API const char* rope_status_string(rope_status); /* static text */
+ROPEROPE_API const char* rope_last_error(void);           /* this thread's last failure; "" if none */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

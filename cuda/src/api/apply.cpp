@@ -1,0 +1,191 @@
+// rope_apply: the descriptor checked once for both backends, then the compiled rotation.
+#include <cmath>
+
+#include "../kernels/device.h"
+#include "memory.h"
+#include "status.h"
+#include "support.h"
+
+namespace rope::api {
+namespace {
+
+constexpr int64_t kMaxTokens = INT32_MAX;
+constexpr int32_t kMaxHeadDim = 1 << 20, kMaxHeads = 1 << 20;
+
+rope_status check_shape(rope_apply_desc* d) {
+  if (d->flags & ~uint32_t(ROPE_FLAG_INVERSE | ROPE_FLAG_PDL))
+    return fail(ROPE_ERR_INVALID_ARG, "flags: %#x has bits other than ROPE_FLAG_INVERSE (1), ROPE_FLAG_PDL (2)",
+                d->flags);
+  if (d->head_dim < 1 || d->head_dim > kMaxHeadDim)
+    return fail(ROPE_ERR_INVALID_ARG, "head_dim: %d, must be 1 to %d", d->head_dim, kMaxHeadDim);
+  if (d->rotary_dim == 0) d->rotary_dim = d->head_dim;
+  if (d->rotary_dim < 2 || d->rotary_dim % 2 || d->rotary_dim > d->head_dim || d->rotary_dim > ROPE_MAX_ROTARY_DIM)
+    return fail(ROPE_ERR_INVALID_ARG, "rotary_dim: %d, must be even, at least 2, at most head_dim (%d) and %d",
+                d->rotary_dim, d->head_dim, ROPE_MAX_ROTARY_DIM);
+  if (d->rotary_offset < 0 || d->rotary_offset > d->head_dim - d->rotary_dim)
+    return fail(ROPE_ERR_INVALID_ARG, "rotary_offset: %d, must be 0 to head_dim - rotary_dim (%d)", d->rotary_offset,
+                d->head_dim - d->rotary_dim);
+  if (d->num_tokens < 0 || d->num_tokens > kMaxTokens)
+    return fail(ROPE_ERR_INVALID_ARG, "num_tokens: %lld, must be 0 to %lld", static_cast<long long>(d->num_tokens),
+                static_cast<long long>(kMaxTokens));
+  if (!std::isfinite(d->attention_factor))
+    return fail(ROPE_ERR_INVALID_ARG, "attention_factor: %g, must be finite", double(d->attention_factor));
+  if (!d->table) return fail(ROPE_ERR_INVALID_ARG, "table: NULL, must be what rope_frequencies filled");
+  if (d->backend == ROPE_BACKEND_CPU && d->stream)
+    return fail(ROPE_ERR_INVALID_ARG, "stream: must be NULL on the CPU backend");
+  if (d->backend == ROPE_BACKEND_CPU ? d->num_threads < 0 : d->num_threads != 0)
+    return fail(ROPE_ERR_INVALID_ARG, "num_threads: %d, must be %s", d->num_threads,
+                d->backend == ROPE_BACKEND_CPU ? "0 (all) or more" : "0 on the CUDA backend");
+  return ROPE_OK;
+}
+
+rope_status check_index_pointer(const char* name, const void* pointer, int32_t dtype) {
+  const unsigned bytes = dtype == ROPE_INDEX_INT32 ? 4 : 8;
+  if (reinterpret_cast<uintptr_t>(pointer) % bytes)
+    return fail(ROPE_ERR_INVALID_ARG, "%s: pointer %p is misaligned, must be a multiple of %u bytes", name, pointer,
+                bytes);
+  return ROPE_OK;
+}
+
+rope_status read_positions(const rope_apply_desc& d, Positions* p) {
+  if (d.position_dtype != ROPE_INDEX_INT64 && d.position_dtype != ROPE_INDEX_INT32)
+    return fail(ROPE_ERR_INVALID_ARG, "position_dtype: %d, must be one of ROPE_INDEX_INT64 (0), ROPE_INDEX_INT32 (1)",
+                d.position_dtype);
+  const bool is_int32 = d.position_dtype == ROPE_INDEX_INT32;
+  if (d.positions && d.indptr) return fail(ROPE_ERR_INVALID_ARG, "indptr: not allowed together with positions");
+  if (d.offset && (d.positions || d.indptr))
+    return fail(ROPE_ERR_INVALID_ARG, "offset: %lld, must be 0 with positions or indptr",
+                static_cast<long long>(d.offset));
+  if (d.offsets && !d.indptr) return fail(ROPE_ERR_INVALID_ARG, "offsets: only allowed with indptr");
+  if (!d.indptr && d.num_requests)
+    return fail(ROPE_ERR_INVALID_ARG, "num_requests: %lld, must be 0 without indptr",
+                static_cast<long long>(d.num_requests));
+  *p = {PositionKind::kOffset, 0, d.offset, nullptr, nullptr};
+  if (d.positions) {
+    ROPE_TRY(check_index_pointer("positions", d.positions, d.position_dtype));
+    p->kind = is_int32 ? PositionKind::kIds32 : PositionKind::kIds64;
+    p->ids = d.positions;
+  } else if (d.indptr) {
+    if (d.num_requests < 1 || d.num_requests > INT32_MAX)
+      return fail(ROPE_ERR_INVALID_ARG, "num_requests: %lld, must be 1 to %d with indptr",
+                  static_cast<long long>(d.num_requests), INT32_MAX);
+    ROPE_TRY(check_index_pointer("indptr", d.indptr, d.position_dtype));
+    ROPE_TRY(check_index_pointer("offsets", d.offsets, d.position_dtype));
+    *p = {is_int32 ? PositionKind::kRagged32 : PositionKind::kRagged64, int32_t(d.num_requests), 0, d.indptr,
+          d.offsets};
+  }
+  return ROPE_OK;
+}
+
+// One of q and k with its output.
+struct Operand {
+  const char *name, *out_name;
+  Rows in, out;
+  bool present;
+
+  bool in_place() const { return same_rows(in, out); }
+  const char* written() const { return in_place() ? name : out_name; }
+};
+
+rope_status check_apart(const char* x_name, const Rows& x, const char* y_name, const Rows& y) {
+  if (are_apart(x, y)) return ROPE_OK;
+  return fail(ROPE_ERR_INVALID_ARG,
+              "%s: overlaps %s in memory; pass the same pointer and strides to work in place, or memory that is apart",
+              x_name, y_name);
+}
+
+rope_status read_operand(const rope_apply_desc& d, const rope_tensor& in, const rope_tensor& out, int32_t heads,
+                         Operand* o) {
+  o->present = in.data != nullptr;
+  if (!o->present) {
+    if (out.data) return fail(ROPE_ERR_INVALID_ARG, "%s: given without %s", o->out_name, o->name);
+    return ROPE_OK;
+  }
+  if (heads < 1 || heads > kMaxHeads)
+    return fail(ROPE_ERR_INVALID_ARG, "num_%s_heads: %d, must be 1 to %d", o->name, heads, kMaxHeads);
+  const int64_t bytes = dtype_bytes(d.dtype);
+  ROPE_TRY(read_rows(o->name, in, d.num_tokens, heads, d.head_dim, bytes, &o->in));
+  o->out = o->in;
+  if (out.data) ROPE_TRY(read_rows(o->out_name, out, d.num_tokens, heads, d.head_dim, bytes, &o->out));
+  if (!rows_are_distinct(o->out))
+    return fail(ROPE_ERR_INVALID_ARG,
+                "%s: strides overlap (token %lld, head %lld, row %lld bytes), every row that is written must be its own "
+                "memory",
+                o->written(), static_cast<long long>(o->out.token_stride), static_cast<long long>(o->out.head_stride),
+                static_cast<long long>(o->out.row));
+  return o->in_place() ? ROPE_OK : check_apart(o->out_name, o->out, o->name, o->in);
+}
+
+rope_status check_operands(const Operand& q, const Operand& k) {
+  if (!q.present && !k.present) return fail(ROPE_ERR_INVALID_ARG, "q: NULL and k: NULL, at least one must be given");
+  if (!q.present || !k.present) return ROPE_OK;
+  ROPE_TRY(check_apart(k.written(), k.out, q.written(), q.out));
+  if (!k.in_place()) ROPE_TRY(check_apart(k.out_name, k.out, q.name, q.in));
+  if (!q.in_place()) ROPE_TRY(check_apart(q.out_name, q.out, k.name, k.in));
+  return ROPE_OK;
+}
+
+rope_status check_device_memory(const rope_apply_desc& d) {
+  const struct {
+    const char* name;
+    const void* pointer;
+  } pointers[] = {{"q", d.q.data},         {"k", d.k.data},           {"q_out", d.q_out.data}, {"k_out", d.k_out.data},
+                  {"positions", d.positions}, {"indptr", d.indptr}, {"offsets", d.offsets}};
+  for (const auto& p : pointers)
+    if (p.pointer && cuda::is_host_only(p.pointer))
+      return fail(ROPE_ERR_INVALID_ARG, "%s: %p is host memory, which the CUDA backend cannot read", p.name,
+                  p.pointer);
+  return ROPE_OK;
+}
+
+Heads heads_of(const Operand& o) {
+  return {o.in.data,           const_cast<char*>(o.out.data), o.in.token_stride, o.in.head_stride,
+          o.out.token_stride, o.out.head_stride};
+}
+
+rope_status apply(const rope_apply_desc* desc) {
+  rope_apply_desc d;
+  ROPE_TRY(read_descriptor(desc, offsetof(rope_apply_desc, attention_factor), "rope_apply_desc", &d));
+  RotateFn rotation;
+  ROPE_TRY(find_rotation(d.backend, d.dtype, d.layout, d.angle, &rotation));
+  ROPE_TRY(check_shape(&d));
+  RotateParams p = {};
+  ROPE_TRY(read_positions(d, &p.positions));
+  if (d.num_tokens == 0) return ROPE_OK;
+
+  Operand q = {"q", "q_out", {}, {}, false}, k = {"k", "k_out", {}, {}, false};
+  ROPE_TRY(read_operand(d, d.q, d.q_out, d.num_q_heads, &q));
+  ROPE_TRY(read_operand(d, d.k, d.k_out, d.num_k_heads, &k));
+  ROPE_TRY(check_operands(q, k));
+  if (d.backend == ROPE_BACKEND_CUDA) ROPE_TRY(check_device_memory(d));
+
+  p.q = heads_of(q);
+  p.k = heads_of(k);
+  p.num_q_heads = q.present ? d.num_q_heads : 0;
+  p.num_k_heads = k.present ? d.num_k_heads : 0;
+  p.num_tokens = d.num_tokens;
+  p.head_dim = d.head_dim;
+  p.rotary_dim = d.rotary_dim;
+  p.rotary_offset = d.rotary_offset;
+  p.cos_scale = d.attention_factor == 0 ? 1.0f : d.attention_factor;
+  p.sin_scale = d.flags & ROPE_FLAG_INVERSE ? -p.cos_scale : p.cos_scale;
+
+  const int error = rotation(p, d.table, {d.stream, (d.flags & ROPE_FLAG_PDL) != 0, d.num_threads});
+  if (error == 0) return ROPE_OK;
+  return fail(cuda::is_no_device(error) ? ROPE_ERR_NO_DEVICE : ROPE_ERR_CUDA, "launch failed: %s",
+              cuda::error_name(error));
+}
+
+}  // namespace
+}  // namespace rope::api
+
+extern "C" {
+
+void rope_apply_desc_init(rope_apply_desc* desc) {
+  *desc = {};
+  desc->struct_size = sizeof(*desc);
+}
+
+rope_status rope_apply(const rope_apply_desc* desc) { return rope::api::apply(desc); }
+
+}  // extern "C"

@@ -1,0 +1,80 @@
+#include "support.h"
+
+#include <cstdio>
+
+#include "../cpu/rotate.h"
+#include "../kernels/device.h"
+#include "../kernels/rotate.h"
+#include "status.h"
+
+namespace rope::api {
+namespace {
+
+#ifdef ROPEROPE_WITH_CUDA
+#define ROPE_ENTRY(dtype) &cuda::kRotate##dtype,
+const RotateTable* const kCudaTables[kNumDtypes] = {ROPE_FOR_EACH_DTYPE(ROPE_ENTRY)};
+#undef ROPE_ENTRY
+#endif
+
+#define ROPE_ENTRY(dtype) int32_t(sizeof(dtype::Storage)),
+constexpr int32_t kDtypeBytes[kNumDtypes] = {ROPE_FOR_EACH_DTYPE(ROPE_ENTRY)};
+#undef ROPE_ENTRY
+
+rope_status check_enum(const char* name, int32_t value, int32_t count, const char* allowed) {
+  if (value >= 0 && value < count) return ROPE_OK;
+  return fail(ROPE_ERR_INVALID_ARG, "%s: %d, must be one of %s", name, value, allowed);
+}
+
+}  // namespace
+
+int32_t dtype_bytes(int32_t dtype) { return kDtypeBytes[dtype]; }
+
+rope_status find_rotation(int32_t backend, int32_t dtype, int32_t layout, int32_t angle, RotateFn* rotation) {
+  ROPE_TRY(check_enum("backend", backend, 2, "ROPE_BACKEND_CUDA (0), ROPE_BACKEND_CPU (1)"));
+  ROPE_TRY(check_enum("dtype", dtype, kNumDtypes, "ROPE_DTYPE_F32 (0), ROPE_DTYPE_F16 (1), ROPE_DTYPE_BF16 (2)"));
+  ROPE_TRY(check_enum("layout", layout, kNumLayouts, "ROPE_LAYOUT_NEOX (0), ROPE_LAYOUT_GPTJ (1)"));
+  ROPE_TRY(check_enum("angle", angle, kNumAngles, "ROPE_ANGLE_EXACT (0), ROPE_ANGLE_FP32 (1)"));
+  const RotateTable* table = &cpu::rotate_set().tables[dtype];
+  if (backend == ROPE_BACKEND_CUDA) {
+#ifdef ROPEROPE_WITH_CUDA
+    table = kCudaTables[dtype];
+#else
+    return fail(ROPE_ERR_UNSUPPORTED, "backend: this library was built without CUDA; use ROPE_BACKEND_CPU");
+#endif
+  }
+  *rotation = table->entries[layout][angle];
+  if (!*rotation)
+    return fail(ROPE_ERR_UNSUPPORTED, "dtype %d with layout %d and angle %d is not compiled", dtype, layout, angle);
+  return ROPE_OK;
+}
+
+}  // namespace rope::api
+
+extern "C" {
+
+rope_status rope_query_support(const rope_support_query* query, int32_t* supported) {
+  rope_support_query q;
+  ROPE_TRY(rope::api::read_descriptor(query, sizeof(rope_support_query), "rope_support_query", &q));
+  if (!supported) return rope::api::fail(ROPE_ERR_INVALID_ARG, "supported: NULL");
+  rope::RotateFn rotation;
+  const rope_status status = rope::api::find_rotation(q.backend, q.dtype, q.layout, q.angle, &rotation);
+  if (status == ROPE_ERR_INVALID_ARG) return status;
+  *supported = status == ROPE_OK;
+  rope::api::clear_last_error();
+  return ROPE_OK;
+}
+
+int32_t rope_device_count(void) { return rope::cuda::device_count(); }
+
+uint32_t rope_version(void) { return ROPE_VERSION_MAJOR << 16 | ROPE_VERSION_MINOR << 8 | ROPE_VERSION_PATCH; }
+
+const char* rope_build_info(void) {
+  static char text[256];
+  static const int length =
+      std::snprintf(text, sizeof(text), "%s; CPU %s; gcc %s", rope::cuda::toolkit_info(),
+                    rope::cpu::rotate_set().name, __VERSION__);
+  (void)length;
+  return text;
+}
+
+}  // extern "C"

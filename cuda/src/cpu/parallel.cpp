@@ -1,0 +1,54 @@
+#include "parallel.h"
+
+#include <omp.h>
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
+namespace rope::cpu {
+namespace {
+
+// Below this, starting a thread costs more than it saves.
+constexpr int64_t kBytesPerThread = 64 << 10;
+
+// OpenMP's threads do not survive fork(), and a child that used them would wait for ever: it runs on one thread.
+std::atomic<bool> forked{false};
+const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+
+// Rounding to nearest and denormals kept, for the lifetime of the object.
+class DefaultFloatEnvironment {
+#if defined(__SSE__)
+ public:
+  DefaultFloatEnvironment() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+  ~DefaultFloatEnvironment() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#endif
+};
+
+}  // namespace
+
+void for_token_ranges(int64_t num_tokens, int64_t bytes_per_token, int32_t num_threads, TokenRangeFn fn,
+                      const void* context) {
+  const int64_t deserved = std::max<int64_t>(1, num_tokens * bytes_per_token / kBytesPerThread);
+  const int64_t allowed = forked ? 1 : num_threads ? num_threads : omp_get_max_threads();
+  const int threads = int(std::min({deserved, allowed, num_tokens}));
+  if (threads <= 1) {
+    const DefaultFloatEnvironment environment;
+    fn(context, 0, num_tokens);
+    return;
+  }
+#pragma omp parallel num_threads(threads)
+  {
+    const DefaultFloatEnvironment environment;
+    const int64_t part = omp_get_thread_num(), parts = omp_get_num_threads();
+    fn(context, num_tokens * part / parts, num_tokens * (part + 1) / parts);
+  }
+}
+
+}  // namespace rope::cpu

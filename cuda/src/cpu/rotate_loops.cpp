@@ -1,0 +1,79 @@
+// The rotation on the CPU. Built several times, for ROPEROPE_CPU_SET = Baseline, V3 (AVX2, FMA, F16C) and V4 (AVX-512);
+// the results are the same bits, since every operation is written out (math/).
+#include <cstring>
+
+#include "parallel.h"
+#include "rotate.h"
+#include "rows.h"
+
+#define ROPE_CONCAT_(a, b) a##b
+#define ROPE_CONCAT(a, b) ROPE_CONCAT_(a, b)
+#define ROPE_STRING_(a) #a
+#define ROPE_STRING(a) ROPE_STRING_(a)
+
+namespace rope::cpu {
+namespace {
+
+struct Job {
+  const RotateParams& params;
+  const uint64_t* table;
+};
+
+template <class D, Layout kLayout>
+void rotate_heads(const RotateParams& p, const Heads& x, int32_t heads, int64_t token, const float* cos,
+                  const float* sin) {
+  using Storage = typename D::Storage;
+  for (int32_t head = 0; head < heads; ++head) {
+    const auto* in = reinterpret_cast<const Storage*>(x.in + token * x.in_token_stride + head * x.in_head_stride);
+    auto* out = reinterpret_cast<Storage*>(x.out + token * x.out_token_stride + head * x.out_head_stride);
+    if (in != out) {
+      const int32_t end = p.rotary_offset + p.rotary_dim;
+      std::memcpy(out, in, sizeof(Storage) * size_t(p.rotary_offset));
+      std::memcpy(out + end, in + end, sizeof(Storage) * size_t(p.head_dim - end));
+    }
+    rotate_row<D, kLayout>(in + p.rotary_offset, out + p.rotary_offset, p.rotary_dim / 2, cos, sin);
+  }
+}
+
+template <class D, Layout kLayout, Angle kAngle>
+void rotate_tokens(const void* context, int64_t begin, int64_t end) {
+  const auto& [p, table] = *static_cast<const Job*>(context);
+  float cos[kMaxRotaryDim / 2], sin[kMaxRotaryDim / 2];
+  for (int64_t token = begin; token < end; ++token) {
+    int64_t position;
+    if (!position_of(p.positions, token, &position)) continue;
+    for (int32_t i = 0; i < p.rotary_dim / 2; ++i) {
+      const CosSin a = angle_at<kAngle>(position, table[i], p.cos_scale, p.sin_scale);
+      cos[i] = a.cos;
+      sin[i] = a.sin;
+    }
+    rotate_heads<D, kLayout>(p, p.q, p.num_q_heads, token, cos, sin);
+    rotate_heads<D, kLayout>(p, p.k, p.num_k_heads, token, cos, sin);
+  }
+}
+
+template <class D>
+struct ForDtype {
+  template <Layout kLayout, Angle kAngle>
+  struct Instance {
+    static int run(const RotateParams& p, const uint64_t* table, const Execution& e) {
+      const int64_t row = int64_t(p.head_dim) * int64_t(sizeof(typename D::Storage));
+      const Job job{p, table};
+      for_token_ranges(p.num_tokens, row * (int64_t(p.num_q_heads) + p.num_k_heads), e.num_threads,
+                       rotate_tokens<D, kLayout, kAngle>, &job);
+      return 0;
+    }
+  };
+};
+
+}  // namespace
+
+extern const RotateSet ROPE_CONCAT(kRotate, ROPEROPE_CPU_SET) = {
+    ROPE_STRING(ROPEROPE_CPU_SET),
+    {
+#define ROPE_TABLE(dtype) rotate_table<ForDtype<dtype>::Instance>(),
+        ROPE_FOR_EACH_DTYPE(ROPE_TABLE)
+#undef ROPE_TABLE
+    }};
+
+}  // namespace rope::cpu

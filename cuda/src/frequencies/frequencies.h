@@ -1,0 +1,26 @@
+// Scalings: each turns its parameters into one frequency per pair and one magnitude.
+#pragma once
+
+#include <cstdint>
+
+#include "double_double.h"
+
+namespace rope {
+
+enum class Scaling : int32_t { kNone = 0, kLinear = 1, kLlama3 = 2, kCustom = 3 };
+
+// Validated.
+struct ScalingParams {
+  Scaling scaling;
+  int32_t rotary_dim;
+  double theta, factor, low_freq_factor, high_freq_factor, original_max_position;
+  const double* inv_freq;
+};
+
+// inv_freq[rotary_dim / 2], radians per position. Returns what cos and sin are multiplied with.
+double scaled_frequencies(const ScalingParams& s, DoubleDouble* inv_freq);
+
+// inv_freq / (2 pi) modulo 1 as a 64-bit fraction of a turn, to the nearest. |inv_freq| < 2^30.
+uint64_t turns_per_position(DoubleDouble inv_freq);
+
+}  // namespace rope

@@ -1,0 +1,19 @@
+// The few questions that the library asks the CUDA runtime. Defined in device.cpp, or in device_none.cpp without CUDA.
+#pragma once
+
+#include <cstdint>
+
+namespace rope::cuda {
+
+int32_t device_count();
+
+// Text for a cudaError_t that a launch returned; `no_device` says whether it means that there is no usable device.
+const char* error_name(int error);
+bool is_no_device(int error);
+
+// Known to be host memory that the current device cannot read.
+bool is_host_only(const void* pointer);
+
+const char* toolkit_info();  // "CUDA 13.0, sm_80 sm_90 ...", or "no CUDA"
+
+}  // namespace rope::cuda

@@ -1,0 +1,18 @@
+// Without CUDA, and for kernels that run on the CPU (one "device" there).
+#include "device.h"
+
+namespace rope::cuda {
+
+#ifdef ROPEROPE_CUDA_EMULATED
+int32_t device_count() { return 1; }
+const char* toolkit_info() { return "CUDA kernels compiled for the CPU"; }
+#else
+int32_t device_count() { return 0; }
+const char* toolkit_info() { return "no CUDA"; }
+#endif
+
+const char* error_name(int) { return "cudaErrorUnknown"; }
+bool is_no_device(int) { return false; }
+bool is_host_only(const void*) { return false; }
+
+}  // namespace rope::cuda

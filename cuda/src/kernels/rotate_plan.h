@@ -1,0 +1,17 @@
+// How a rotation is laid out on the device: pure arithmetic on its shape, the same for every dtype.
+#pragma once
+
+#include "../params.h"
+
+namespace rope::cuda {
+
+struct RotatePlan {
+  int access_bytes;     // 16 or 8 where everything is a multiple of it, else one element
+  int unroll;           // heads whose loads a thread has in flight: 1, 2 or 4
+  int32_t copy_slots;   // see RotateArgs
+  unsigned block_x, block_y, block_z, grid_x, grid_y;
+};
+
+RotatePlan plan_rotate(const RotateParams& p, int element_bytes);
+
+}  // namespace rope::cuda

@@ -1,0 +1,23 @@
+"""Rotary position embedding on raw device pointers: exact at every position, the same bits on CPU and GPU.
+
+The work is done by :class:`Rope`; see its docstring. ``python -m pyrope`` says what this installation can do.
+"""
+
+from pyrope._core import Rope, build_info, device_count, supported, version
+from pyrope.errors import CudaError, RopeError, UnsupportedError
+from pyrope.scaling import Linear, Llama3, Scaling
+
+__version__ = version()
+__all__ = [
+    "CudaError",
+    "Linear",
+    "Llama3",
+    "Rope",
+    "RopeError",
+    "Scaling",
+    "UnsupportedError",
+    "__version__",
+    "build_info",
+    "device_count",
+    "supported",
+]

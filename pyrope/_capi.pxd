@@ -1,0 +1,103 @@
+# The public header, as far as Python needs it. Ships in the wheel, for cimport.
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+
+cdef extern from "roperope/roperope.h" nogil:
+    ctypedef int32_t rope_status
+    enum:
+        ROPE_OK
+        ROPE_ERR_INVALID_ARG
+        ROPE_ERR_UNSUPPORTED
+        ROPE_ERR_CUDA
+        ROPE_ERR_NO_DEVICE
+        ROPE_ERR_VERSION
+        ROPE_ERR_INTERNAL
+    enum:
+        ROPE_BACKEND_CUDA
+        ROPE_BACKEND_CPU
+    enum:
+        ROPE_DTYPE_F32
+        ROPE_DTYPE_F16
+        ROPE_DTYPE_BF16
+    enum:
+        ROPE_LAYOUT_NEOX
+        ROPE_LAYOUT_GPTJ
+    enum:
+        ROPE_ANGLE_EXACT
+        ROPE_ANGLE_FP32
+    enum:
+        ROPE_INDEX_INT64
+        ROPE_INDEX_INT32
+    enum:
+        ROPE_FLAG_INVERSE
+        ROPE_FLAG_PDL
+    enum:
+        ROPE_SCALING_NONE
+        ROPE_SCALING_LINEAR
+        ROPE_SCALING_LLAMA3
+        ROPE_SCALING_CUSTOM
+    enum:
+        ROPE_MAX_ROTARY_DIM
+
+    ctypedef struct rope_frequencies_desc:
+        uint32_t struct_size
+        int32_t scaling
+        int32_t angle
+        int32_t rotary_dim
+        double theta
+        double factor
+        double low_freq_factor
+        double high_freq_factor
+        int64_t original_max_position
+        const double* inv_freq
+
+    ctypedef struct rope_tensor:
+        void* data
+        int64_t token_stride
+        int64_t head_stride
+
+    ctypedef struct rope_apply_desc:
+        uint32_t struct_size
+        uint32_t flags
+        int32_t backend
+        int32_t dtype
+        int32_t layout
+        int32_t angle
+        int32_t head_dim
+        int32_t rotary_dim
+        int32_t rotary_offset
+        int32_t num_q_heads
+        int32_t num_k_heads
+        int32_t num_threads
+        int64_t num_tokens
+        rope_tensor q
+        rope_tensor k
+        rope_tensor q_out
+        rope_tensor k_out
+        const uint64_t* table
+        float attention_factor
+        int32_t position_dtype
+        const void* positions
+        const void* indptr
+        const void* offsets
+        int64_t num_requests
+        int64_t offset
+        void* stream
+
+    ctypedef struct rope_support_query:
+        uint32_t struct_size
+        int32_t backend
+        int32_t dtype
+        int32_t layout
+        int32_t angle
+
+    void rope_frequencies_desc_init(rope_frequencies_desc* desc)
+    void rope_apply_desc_init(rope_apply_desc* desc)
+    rope_status rope_frequencies(const rope_frequencies_desc* desc, uint64_t* table, double* inv_freq,
+                                 double* attention_factor)
+    rope_status rope_apply(const rope_apply_desc* desc)
+    rope_status rope_query_support(const rope_support_query* query, int32_t* supported)
+    int32_t rope_device_count()
+    uint32_t rope_version()
+    const char* rope_build_info()
+    const char* rope_status_string(rope_status status)
+    const char* rope_last_error()

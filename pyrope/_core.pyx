@@ -1,0 +1,507 @@
+# cython: language_level=3, embedsignature=True, freethreading_compatible=True
+"""pyrope.Rope: Cython over roperope.h, and nothing else."""
+
+from libc.stdint cimport int32_t, int64_t, uint64_t, uintptr_t
+from libc.stdlib cimport free, malloc
+
+from pyrope._capi cimport *
+from pyrope._view cimport (
+    KIND_BFLOAT, KIND_FLOAT, KIND_INT, KIND_OPAQUE, View, is_array, read_pointer, read_stream, read_view,
+)
+
+from pyrope.errors import CudaError, RopeError, UnsupportedError
+from pyrope.scaling import Scaling
+
+_DTYPES = {"float32": ROPE_DTYPE_F32, "float16": ROPE_DTYPE_F16, "bfloat16": ROPE_DTYPE_BF16}
+_LAYOUTS = {"neox": ROPE_LAYOUT_NEOX, "gptj": ROPE_LAYOUT_GPTJ}
+_ANGLES = {"exact": ROPE_ANGLE_EXACT, "fp32": ROPE_ANGLE_FP32}
+_DEVICES = {"cuda": ROPE_BACKEND_CUDA, "cpu": ROPE_BACKEND_CPU}
+_INDEX_DTYPES = {"int64": ROPE_INDEX_INT64, "int32": ROPE_INDEX_INT32}
+
+
+cdef int check(rope_status status) except -1 nogil:
+    if status == ROPE_OK:
+        return 0
+    with gil:
+        text = rope_last_error().decode()
+        if status == ROPE_ERR_INVALID_ARG:
+            raise ValueError(text)
+        if status == ROPE_ERR_UNSUPPORTED or status == ROPE_ERR_VERSION:
+            raise UnsupportedError(text)
+        if status == ROPE_ERR_NO_DEVICE:
+            raise CudaError(f"no CUDA device: {text}")
+        raise (CudaError if status == ROPE_ERR_CUDA else RopeError)(text)
+
+
+cdef int32_t choose(str name, object value, dict allowed) except -1:
+    if not isinstance(value, str):  # also torch.bfloat16, numpy.float32, ...
+        value = getattr(value, "__name__", None) or str(value).rpartition(".")[2]
+    try:
+        return allowed[value]
+    except KeyError:
+        raise ValueError(f"{name}: {value!r}, must be one of {', '.join(map(repr, allowed))}") from None
+
+
+cdef int64_t as_integer(str name, object value) except? -1:
+    if isinstance(value, (bool, float)) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: {value!r} is not an integer")
+    value = value.__index__()
+    if not -(1 << 63) <= value < 1 << 63:
+        raise ValueError(f"{name}: {value} does not fit 64 bits")
+    return value
+
+
+cdef int32_t as_count(str name, object value, int64_t low, int64_t high) except? -1:
+    cdef int64_t number = as_integer(name, value)
+    if not low <= number <= high:
+        raise ValueError(f"{name}: {number}, must be {low} to {high}")
+    return <int32_t>number
+
+
+cdef int read_strides(str name, object strides, rope_tensor* tensor) except -1:
+    """(token stride, head stride) in elements; None: contiguous."""
+    if strides is None:
+        return 0
+    if not isinstance(strides, (tuple, list)) or len(strides) != 2:
+        raise TypeError(f"{name}: {strides!r}, must be (token stride, head stride) in elements")
+    tensor.token_stride = as_integer(name, strides[0])
+    tensor.head_stride = as_integer(name, strides[1])
+    if tensor.token_stride == 0 or tensor.head_stride == 0:
+        raise ValueError(f"{name}: {tuple(strides)!r}, a stride must not be 0")
+    return 0
+
+
+cdef class Rope:
+    """Rotary position embedding of fixed shape and parameters (RoFormer, arXiv:2104.09864).
+
+    Every pair ``i`` of the rotated part of a head turns by ``position * inv_freq[i]`` radians. A ``Rope`` holds no device
+    memory and no reference to what it is applied to; it is immutable, and any number of threads may use it at once.
+
+    Parameters
+    ----------
+    head_dim : int
+        Elements of a head, 1 to 2**20.
+    num_q_heads, num_k_heads : int
+        Heads of q and of k. ``num_k_heads`` may be 0 if k is never given, ``num_q_heads`` likewise.
+    rotary_dim : int, optional
+        Elements of a head that are rotated: even, at most ``head_dim`` and 2048. Default: ``head_dim``.
+    rotary_offset : int
+        First rotated element of a head.
+    theta : float
+        Base of the frequencies ``theta ** (-2 i / rotary_dim)``; > 0. Not allowed with ``inv_freq``.
+    scaling : pyrope.Scaling, optional
+        ``pyrope.Linear(...)``, ``pyrope.Llama3(...)``.
+    inv_freq : sequence of float, optional
+        ``[rotary_dim / 2]`` frequencies in radians per position instead of theta and scaling, each taken as exactly
+        the number it is.
+    attention_factor : float, optional
+        What cos and sin are multiplied with. Default: what the scaling says, 1 for those above.
+    layout : {"neox", "gptj"}
+        Which elements form a pair: ``i`` with ``i + rotary_dim / 2``, or ``2 i`` with ``2 i + 1``.
+    dtype : {"float32", "float16", "bfloat16"}
+        Of q, k and their outputs. The rotation is computed in float32 and rounded once.
+    angle : {"exact", "fp32"}
+        ``exact``: cos and sin within 1e-7 of the true ones at every position up to 2**31 - 1. ``fp32``: of the float32
+        product ``float32(position) * float32(inv_freq)``, as the tables of Hugging Face and vLLM hold.
+    device : {"cuda", "cpu"}
+        Backend. Their results are the same bits.
+    position_dtype : {"int64", "int32"}
+        Of ``positions``, ``indptr`` and ``offsets`` given as pointers; arrays bring their own.
+    num_threads : int
+        CPU: threads to use at most; 0: all of the process's.
+    enable_pdl : bool
+        CUDA: programmatic dependent launch (compute capability 9.0 and later, ignored elsewhere). The kernel may be
+        scheduled before the previous one of the stream has ended, and waits for it before it touches memory. A kernel
+        that is launched the same way behind it must wait likewise (``griddepcontrol.wait``).
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument is not allowed; the text names it.
+    pyrope.UnsupportedError
+        This build has no such kernel, for example ``device="cuda"`` without CUDA.
+
+    Examples
+    --------
+    >>> import numpy as np, pyrope
+    >>> rope = pyrope.Rope(head_dim=64, num_q_heads=2, num_k_heads=1, device="cpu")
+    >>> q, k = np.ones((3, 2, 64), np.float32), np.ones((3, 1, 64), np.float32)
+    >>> rope.apply(q, k, offset=7)  # in place, positions 7, 8, 9
+    """
+
+    cdef rope_apply_desc base
+    cdef uint64_t* table
+    cdef readonly str layout, dtype, angle, device, position_dtype
+    cdef readonly double attention_factor
+    cdef readonly object theta, scaling
+    cdef tuple frequencies
+    cdef int itemsize
+
+    def __cinit__(self):
+        rope_apply_desc_init(&self.base)
+
+    def __init__(self, head_dim, num_q_heads, num_k_heads, *, rotary_dim=None, rotary_offset=0, theta=10000.0,
+                 scaling=None, inv_freq=None, attention_factor=None, layout="neox", dtype="bfloat16", angle="exact",
+                 device="cuda", position_dtype="int64", num_threads=0, enable_pdl=False):
+        if self.table != NULL:
+            raise RopeError("a Rope is immutable and cannot be initialised again")
+        cdef rope_apply_desc* d = &self.base
+        d.backend = choose("device", device, _DEVICES)
+        d.dtype = choose("dtype", dtype, _DTYPES)
+        d.layout = choose("layout", layout, _LAYOUTS)
+        d.angle = choose("angle", angle, _ANGLES)
+        d.position_dtype = choose("position_dtype", position_dtype, _INDEX_DTYPES)
+        d.head_dim = as_count("head_dim", head_dim, 2, 1 << 20)
+        d.rotary_dim = as_count("rotary_dim", d.head_dim if rotary_dim is None else rotary_dim, 2,
+                                min(d.head_dim, ROPE_MAX_ROTARY_DIM))
+        if d.rotary_dim % 2:
+            raise ValueError(f"rotary_dim: {d.rotary_dim}, must be even")
+        d.rotary_offset = as_count("rotary_offset", rotary_offset, 0, d.head_dim - d.rotary_dim)
+        d.num_q_heads = as_count("num_q_heads", num_q_heads, 0, 1 << 20)
+        d.num_k_heads = as_count("num_k_heads", num_k_heads, 0, 1 << 20)
+        if d.num_q_heads == 0 and d.num_k_heads == 0:
+            raise ValueError("num_q_heads: 0 and num_k_heads: 0, at least one must be above 0")
+        d.num_threads = as_count("num_threads", num_threads, 0, 1 << 20)
+        if d.num_threads and d.backend == ROPE_BACKEND_CUDA:
+            raise ValueError(f"num_threads: {num_threads}, only allowed with device='cpu'")
+        if not isinstance(enable_pdl, bool):
+            raise TypeError(f"enable_pdl: {enable_pdl!r} is not a bool")
+        if enable_pdl and d.backend == ROPE_BACKEND_CUDA:
+            d.flags |= ROPE_FLAG_PDL
+
+        self.dtype = {value: name for name, value in _DTYPES.items()}[d.dtype]
+        self.layout, self.angle, self.device, self.position_dtype = layout, angle, device, position_dtype
+        self.scaling, self.theta = scaling, None if inv_freq is not None else float(theta)
+        self.itemsize = 4 if d.dtype == ROPE_DTYPE_F32 else 2
+        self._make_table(theta, scaling, inv_freq)
+        if attention_factor is not None:
+            self.attention_factor = attention_factor
+            if not 0 < self.attention_factor < 3.0e38:
+                raise ValueError(f"attention_factor: {attention_factor}, must be a finite number above 0")
+        d.attention_factor = self.attention_factor
+        self._check_compiled()
+
+    cdef int _make_table(self, theta, scaling, inv_freq) except -1:
+        cdef rope_frequencies_desc f
+        cdef int pairs = self.base.rotary_dim // 2, i
+        rope_frequencies_desc_init(&f)
+        f.angle, f.rotary_dim = self.base.angle, self.base.rotary_dim
+        cdef double* custom = <double*>malloc(2 * pairs * sizeof(double))
+        cdef double* out = custom + pairs
+        self.table = <uint64_t*>malloc(pairs * sizeof(uint64_t))
+        if custom == NULL or self.table == NULL:
+            free(custom)
+            raise MemoryError
+        try:
+            if inv_freq is not None:
+                if scaling is not None or theta != 10000.0:
+                    raise ValueError("inv_freq: not allowed together with theta or scaling")
+                if len(inv_freq) != pairs:
+                    raise ValueError(f"inv_freq: {len(inv_freq)} values, must be rotary_dim / 2 = {pairs}")
+                for i in range(pairs):
+                    custom[i] = inv_freq[i]
+                f.scaling, f.inv_freq = ROPE_SCALING_CUSTOM, custom
+            else:
+                f.theta = theta
+                if not f.theta > 0:
+                    raise ValueError(f"theta: {theta}, must be a finite number above 0")
+                if scaling is not None:
+                    self._read_scaling(scaling, &f)
+            check(rope_frequencies(&f, self.table, out, &self.attention_factor))
+            self.frequencies = tuple([out[i] for i in range(pairs)])
+        finally:
+            free(custom)
+        return 0
+
+    cdef int _read_scaling(self, scaling, rope_frequencies_desc* f) except -1:
+        if not isinstance(scaling, Scaling) or type(scaling) is Scaling:
+            raise TypeError(f"scaling: {scaling!r} is not a pyrope.Scaling such as pyrope.Llama3(factor=8.0)")
+        f.scaling = scaling.kind
+        for name in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position"):
+            if getattr(scaling, name, 1) == 0:  # zero is the descriptor's word for "default"
+                raise ValueError(f"{name}: 0, must be above 0")
+        f.factor = getattr(scaling, "factor", 0)
+        f.low_freq_factor = getattr(scaling, "low_freq_factor", 0)
+        f.high_freq_factor = getattr(scaling, "high_freq_factor", 0)
+        f.original_max_position = getattr(scaling, "original_max_position", 0)
+        return 0
+
+    cdef int _check_compiled(self) except -1:
+        """Refuse a combination that is not built, with the library's own words."""
+        cdef rope_apply_desc d = self.base
+        d.table = self.table
+        d.num_tokens = 0
+        return check(rope_apply(&d))
+
+    def __dealloc__(self):
+        free(self.table)
+
+    @property
+    def head_dim(self):
+        """Elements of a head."""
+        return self.base.head_dim
+
+    @property
+    def rotary_dim(self):
+        """Elements of a head that are rotated."""
+        return self.base.rotary_dim
+
+    @property
+    def rotary_offset(self):
+        """First rotated element of a head."""
+        return self.base.rotary_offset
+
+    @property
+    def num_q_heads(self):
+        """Heads of q."""
+        return self.base.num_q_heads
+
+    @property
+    def num_k_heads(self):
+        """Heads of k."""
+        return self.base.num_k_heads
+
+    @property
+    def inv_freq(self):
+        """float64 array [rotary_dim / 2]: radians per position, after scaling."""
+        import numpy
+        return numpy.array(self.frequencies)
+
+    def __repr__(self):
+        scaling = f", scaling={self.scaling}" if self.scaling is not None else ""
+        base = f"theta={self.theta}" if self.theta is not None else "inv_freq=..."
+        return (f"Rope(head_dim={self.head_dim}, num_q_heads={self.num_q_heads}, num_k_heads={self.num_k_heads}, "
+                f"rotary_dim={self.rotary_dim}, rotary_offset={self.rotary_offset}, {base}{scaling}, "
+                f"layout={self.layout!r}, dtype={self.dtype!r}, angle={self.angle!r}, device={self.device!r})")
+
+    def apply(self, q, k=None, num_tokens=None, *, positions=None, offset=0, indptr=None, offsets=None,
+              num_requests=None, q_out=None, k_out=None, q_strides=None, k_strides=None, q_out_strides=None,
+              k_out_strides=None, stream=None):
+        """Rotate q and k by their tokens' positions.
+
+        Parameters
+        ----------
+        q, k : pointer, array or None
+            ``[num_tokens, heads, head_dim]`` of the Rope's dtype, the last dimension contiguous. A pointer is an int or
+            a cuda-python handle; an array is anything with ``__array_interface__`` (NumPy), ``__dlpack__`` or
+            ``__cuda_array_interface__``, with any leading dimensions that fold into one, or
+            ``[num_tokens, heads * head_dim]``. None leaves that one out.
+        num_tokens : int
+            0 to 2**31 - 1. Required with pointers; arrays bring it.
+        positions : pointer or array, optional
+            ``[num_tokens]`` int32 or int64: the position of every token. -1 leaves a token alone, its output unwritten.
+            Other negative positions turn backwards.
+        offset : int
+            Without positions and indptr, token ``t`` has position ``offset + t``. Any 64-bit integer.
+        indptr, offsets : pointer or array, optional
+            Ragged requests: token ``t`` with ``indptr[r] <= t < indptr[r + 1]`` has position
+            ``offsets[r] + t - indptr[r]``; without offsets, requests start at 0. ``[num_requests + 1]`` and
+            ``[num_requests]``, int32 or int64, both the same. Tokens outside every request are left alone.
+        num_requests : int
+            Required with indptr as a pointer; an array brings it.
+        q_out, k_out : pointer or array, optional
+            Where to put the results, in the form of q and k; what is not rotated is copied. Default: in place, where
+            what is not rotated is neither read nor written. Memory must be exactly the input's, or apart from
+            everything else in the call.
+        q_strides, k_strides, q_out_strides, k_out_strides : (int, int), optional
+            With pointers: (token stride, head stride) in elements. Default: contiguous.
+        stream : int or object, optional
+            CUDA stream of the current device, as a handle or an object with ``__cuda_stream__``. Default: the legacy
+            default stream.
+
+        Notes
+        -----
+        On CUDA the call queues one kernel and returns; it allocates nothing, never synchronises, and can be captured in
+        a CUDA graph. Memory and stream must stay valid until the work is done. On the CPU the work is done when the call
+        returns. The GIL is released either way.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An argument is not allowed; the text names it. Nothing is written.
+        pyrope.CudaError
+            There is no CUDA device, or the launch failed.
+        """
+        self._run(0, q, k, num_tokens, positions, offset, indptr, offsets, num_requests, q_out, k_out, q_strides,
+                  k_strides, q_out_strides, k_out_strides, stream)
+
+    def inverse(self, q, k=None, num_tokens=None, *, positions=None, offset=0, indptr=None, offsets=None,
+                num_requests=None, q_out=None, k_out=None, q_strides=None, k_strides=None, q_out_strides=None,
+                k_out_strides=None, stream=None):
+        """The transposed rotation, with the arguments of :meth:`apply`.
+
+        It is the gradient of :meth:`apply`: pass the gradients of its outputs. With an attention factor of 1 it also
+        undoes the rotation, up to one rounding a pass.
+        """
+        self._run(ROPE_FLAG_INVERSE, q, k, num_tokens, positions, offset, indptr, offsets, num_requests, q_out, k_out,
+                  q_strides, k_strides, q_out_strides, k_out_strides, stream)
+
+    cdef int _run(self, int flags, q, k, num_tokens, positions, offset, indptr, offsets, num_requests, q_out, k_out,
+                  q_strides, k_strides, q_out_strides, k_out_strides, stream) except -1:
+        cdef rope_apply_desc d = self.base
+        cdef uintptr_t stream_handle = read_stream(stream)
+        d.flags |= flags
+        d.table = self.table
+        d.stream = <void*>stream_handle
+        if stream_handle and d.backend == ROPE_BACKEND_CPU:
+            raise ValueError("stream: only allowed with device='cuda'")
+        d.num_tokens = -1
+        if num_tokens is not None:
+            d.num_tokens = as_integer("num_tokens", num_tokens)
+            if d.num_tokens < 0:
+                raise ValueError(f"num_tokens: {num_tokens}, must be 0 to 2**31 - 1")
+        if q is None and k is None:
+            raise TypeError("q and k: both None, at least one must be given")
+        if q is not None:
+            self._read_heads("q", q, q_strides, d.num_q_heads, q_out is None, &d, &d.q)
+        if k is not None:
+            self._read_heads("k", k, k_strides, d.num_k_heads, k_out is None, &d, &d.k)
+        if q_out is not None:
+            if q is None:
+                raise ValueError("q_out: given without q")
+            self._read_heads("q_out", q_out, q_out_strides, d.num_q_heads, True, &d, &d.q_out)
+        if k_out is not None:
+            if k is None:
+                raise ValueError("k_out: given without k")
+            self._read_heads("k_out", k_out, k_out_strides, d.num_k_heads, True, &d, &d.k_out)
+        if d.num_tokens < 0:
+            raise TypeError("num_tokens: required with pointers")
+        if positions is not None:
+            d.positions = self._read_index("positions", positions, d.num_tokens, &d)
+        elif indptr is not None:
+            self._read_ragged(indptr, offsets, num_requests, &d)
+        if indptr is None and (offsets is not None or num_requests is not None):
+            raise ValueError(f"{'num_requests' if offsets is None else 'offsets'}: only allowed with indptr")
+        if positions is not None and indptr is not None:
+            raise ValueError("indptr: not allowed together with positions")
+        d.offset = as_integer("offset", offset)
+        with nogil:
+            check(rope_apply(&d))
+        return 0
+
+    cdef int _read_heads(self, str name, object x, object strides, int64_t heads, bint written, rope_apply_desc* d,
+                         rope_tensor* tensor) except -1:
+        if heads == 0:
+            raise ValueError(f"{name}: given, but the Rope has num_{name[0]}_heads=0")
+        if not is_array(x):
+            tensor.data = <void*>read_pointer(x, name)
+            return read_strides(name + "_strides", strides, tensor)
+        if strides is not None:
+            raise ValueError(f"{name}_strides: only allowed with pointers, an array has its own")
+        cdef View v
+        read_view(x, name, <uintptr_t>d.stream, &v)
+        self._check_device(name, &v, d)
+        cdef bint right = v.itemsize == self.itemsize and (
+            v.kind == KIND_OPAQUE or v.kind == (KIND_BFLOAT if d.dtype == ROPE_DTYPE_BF16 else KIND_FLOAT))
+        if not right:
+            raise TypeError(f"{name}: dtype {getattr(x, 'dtype', 'unknown')}, must be {self.dtype}")
+        if written and v.read_only:
+            raise ValueError(f"{name}: the array is read-only")
+
+        # [..., heads, head_dim] or [..., heads * head_dim]
+        cdef int leading = v.ndim - 2
+        cdef int64_t head_dim = d.head_dim
+        tensor.head_stride = head_dim
+        if v.ndim >= 3 and v.shape[v.ndim - 2] == heads and v.shape[v.ndim - 1] == head_dim:
+            if heads > 1:
+                tensor.head_stride = v.strides[v.ndim - 2]
+        elif v.ndim >= 2 and v.shape[v.ndim - 1] == heads * head_dim:
+            leading = v.ndim - 1
+        else:
+            raise ValueError(f"{name}: shape {tuple([v.shape[i] for i in range(v.ndim)])}, must be "
+                             f"[num_tokens, {heads}, {head_dim}] or [num_tokens, {heads * head_dim}]")
+        if v.strides[v.ndim - 1] != 1:
+            raise ValueError(f"{name}: the last dimension has stride {v.strides[v.ndim - 1]}, must be contiguous (1)")
+        cdef int64_t tokens = 1, stride = 0
+        cdef int i
+        for i in range(leading - 1, -1, -1):
+            if v.shape[i] == 1:
+                continue
+            if tokens == 1:
+                stride = v.strides[i]
+            elif v.strides[i] != stride * tokens:
+                raise ValueError(f"{name}: the leading dimensions do not fold into one dimension of tokens; "
+                                 "call once for each index of the outer ones")
+            tokens *= v.shape[i]
+        if tokens > 1 and (stride == 0 or tensor.head_stride == 0):
+            raise ValueError(f"{name}: a broadcast array (stride 0) is not supported")
+        tensor.token_stride = stride
+        tensor.data = v.data
+        if d.num_tokens >= 0 and tokens != d.num_tokens:
+            raise ValueError(f"{name}: {tokens} tokens, must be {d.num_tokens} as num_tokens or the other arguments")
+        d.num_tokens = tokens
+        return 0
+
+    cdef int _check_device(self, str name, View* v, rope_apply_desc* d) except -1:
+        if d.backend == ROPE_BACKEND_CUDA and not v.on_cuda:
+            raise ValueError(f"{name}: the array is in host memory, must be on the CUDA device (device='cuda')")
+        if d.backend == ROPE_BACKEND_CPU and not v.on_cpu:
+            raise ValueError(f"{name}: the array is on a CUDA device, must be in host memory (device='cpu')")
+        return 0
+
+    cdef void* _read_index(self, str name, object x, int64_t length, rope_apply_desc* d) except? NULL:
+        """A pointer to `length` integers; an array's own dtype replaces position_dtype. -1: any length but 0."""
+        if not is_array(x):
+            return <void*>read_pointer(x, name)
+        cdef View v
+        read_view(x, name, <uintptr_t>d.stream, &v)
+        self._check_device(name, &v, d)
+        if v.kind != KIND_INT or v.itemsize not in (4, 8):
+            raise TypeError(f"{name}: dtype {getattr(x, 'dtype', 'unknown')}, must be int32 or int64")
+        if v.ndim != 1 or (v.shape[0] != length and length >= 0) or (v.shape[0] > 1 and v.strides[0] != 1):
+            raise ValueError(f"{name}: shape {tuple([v.shape[i] for i in range(v.ndim)])}, must be contiguous "
+                             f"[{length if length >= 0 else 'num_requests + 1'}]")
+        d.position_dtype = ROPE_INDEX_INT32 if v.itemsize == 4 else ROPE_INDEX_INT64
+        return v.data
+
+    cdef int _read_ragged(self, indptr, offsets, num_requests, rope_apply_desc* d) except -1:
+        cdef int32_t dtype
+        if is_array(indptr):
+            d.num_requests = len(indptr) - 1
+            if num_requests is not None and as_integer("num_requests", num_requests) != d.num_requests:
+                raise ValueError(f"num_requests: {num_requests}, but indptr has {d.num_requests + 1} values")
+            if d.num_requests < 1:
+                raise ValueError(f"indptr: {len(indptr)} values, must be num_requests + 1, at least 2")
+        elif num_requests is None:
+            raise TypeError("num_requests: required with indptr as a pointer")
+        else:
+            d.num_requests = as_integer("num_requests", num_requests)
+        d.indptr = self._read_index("indptr", indptr, d.num_requests + 1, d)
+        if offsets is not None:
+            dtype = d.position_dtype
+            d.offsets = self._read_index("offsets", offsets, d.num_requests, d)
+            if dtype != d.position_dtype:
+                raise TypeError("offsets: must have the dtype of indptr")
+        return 0
+
+
+def device_count():
+    """Number of CUDA devices that this library can use; 0 without a driver, or if built without CUDA."""
+    return rope_device_count()
+
+
+def build_info():
+    """One line: what the library was built with, and the instruction set its CPU backend runs."""
+    return rope_build_info().decode()
+
+
+def version():
+    """Version of the library, "major.minor.patch"."""
+    cdef int v = rope_version()
+    return f"{v >> 16}.{v >> 8 & 255}.{v & 255}"
+
+
+def supported():
+    """Every compiled combination, as (device, dtype, layout, angle)."""
+    cdef rope_support_query query
+    cdef int32_t yes
+    found = []
+    query.struct_size = sizeof(query)
+    for device, query.backend in _DEVICES.items():
+        for dtype, query.dtype in _DTYPES.items():
+            for layout, query.layout in _LAYOUTS.items():
+                for angle, query.angle in _ANGLES.items():
+                    check(rope_query_support(&query, &yes))
+                    if yes:
+                        found.append((device, dtype, layout, angle))
+    return found

@@ -1,0 +1,27 @@
+from libc.stdint cimport int64_t, uintptr_t
+
+cdef enum:
+    MAX_DIMS = 8
+
+cdef enum ElementKind:
+    KIND_OTHER
+    KIND_INT
+    KIND_FLOAT
+    KIND_BFLOAT
+    KIND_OPAQUE  # of known size only: two-byte types that the producer has no name for
+
+cdef struct View:
+    void* data
+    int ndim
+    int64_t shape[MAX_DIMS]
+    int64_t strides[MAX_DIMS]  # elements
+    ElementKind kind
+    int itemsize               # bytes
+    bint on_cpu                # a CPU may read it
+    bint on_cuda               # a CUDA device may read it
+    bint read_only
+
+cdef bint is_array(object x)
+cdef uintptr_t read_pointer(object x, str name) except? 0
+cdef uintptr_t read_stream(object x) except? 0
+cdef int read_view(object x, str name, uintptr_t stream, View* view) except -1

@@ -1,0 +1,172 @@
+# cython: language_level=3, freethreading_compatible=True
+"""What callers may pass for memory and streams, read into plain C values. Keeps no reference to anything."""
+
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_SetName
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t, uintptr_t
+
+# The part of the DLPack ABI (version 0, which every producer speaks) that is read here.
+cdef struct DLTensor:
+    void* data
+    int32_t device_type
+    int32_t device_id
+    int32_t ndim
+    uint8_t code
+    uint8_t bits
+    uint16_t lanes
+    int64_t* shape
+    int64_t* strides
+    uint64_t byte_offset
+
+cdef struct DLManagedTensor:
+    DLTensor tensor
+    void* context
+    void (*deleter)(DLManagedTensor*) noexcept
+
+cdef enum:
+    DEVICE_CPU = 1
+    DEVICE_CUDA = 2
+    DEVICE_CUDA_HOST = 3
+    DEVICE_CUDA_MANAGED = 13
+
+
+cdef bint is_cuda_python(object x):
+    return type(x).__module__.startswith("cuda.")
+
+
+cdef bint is_array(object x):
+    """Whether x describes its own memory. A pointer, in whatever form, does not."""
+    if type(x) is int or x is None or is_cuda_python(x):
+        return False
+    if hasattr(x, "__array_interface__"):
+        return len(x.shape) > 0  # a NumPy scalar has the attribute too
+    return hasattr(x, "__dlpack__") or hasattr(x, "__cuda_array_interface__")
+
+
+cdef uintptr_t read_pointer(object x, str name) except? 0:
+    """An address given as an int, anything with __index__, or a cuda-python handle or buffer."""
+    if isinstance(x, (bool, float)) or x is None:
+        raise TypeError(f"{name}: {x!r} is not a pointer; pass an int, a cuda-python handle or an array")
+    if type(x) is not int:
+        if is_cuda_python(x):
+            if hasattr(x, "handle"):
+                x = x.handle
+            x = int(x)
+        elif hasattr(x, "__index__"):
+            x = x.__index__()
+        else:
+            raise TypeError(f"{name}: {type(x).__name__} is not a pointer; pass an int, a cuda-python handle or "
+                            "an array with __dlpack__, __array_interface__ or __cuda_array_interface__")
+    if x <= 0 or x > <uintptr_t>-1:
+        raise ValueError(f"{name}: {x:#x} is not the address of any memory"
+                         + ("; pass None to leave the argument out" if x == 0 else ""))
+    return x
+
+
+cdef uintptr_t read_stream(object x) except? 0:
+    """A stream given as None, an int, an object with __cuda_stream__, or a cuda-python handle. 0: legacy default."""
+    if x is None:
+        return 0
+    if isinstance(x, (bool, float)):
+        raise TypeError(f"stream: {x!r} is not a stream; pass an int, None or an object with __cuda_stream__")
+    if type(x) is not int:
+        if hasattr(x, "__cuda_stream__"):
+            version, x = x.__cuda_stream__()
+            if version != 0:
+                raise ValueError(f"stream: __cuda_stream__ protocol version {version}, must be 0")
+        elif is_cuda_python(x):
+            x = int(x)
+        elif hasattr(x, "__index__"):
+            x = x.__index__()
+        else:
+            raise TypeError(f"stream: {type(x).__name__} is not a stream; pass an int, None or an object with "
+                            "__cuda_stream__")
+    if x < 0 or x > <uintptr_t>-1:
+        raise ValueError(f"stream: {x} is not a stream handle")
+    return x
+
+
+cdef int check_ndim(str name, int ndim) except -1:
+    if ndim > MAX_DIMS:
+        raise ValueError(f"{name}: {ndim} dimensions, must be at most {MAX_DIMS}")
+    return 0
+
+
+cdef int read_interface(object x, dict interface, str name, View* view) except -1:
+    """The array interface of NumPy, and its CUDA twin."""
+    cdef tuple shape = interface["shape"]
+    cdef object strides = interface.get("strides")
+    cdef str typestr = interface["typestr"]
+    cdef int i
+    cdef int64_t step
+    check_ndim(name, len(shape))
+    address, read_only = interface["data"]
+    view.data = <void*><uintptr_t>address
+    view.read_only = read_only
+    view.ndim = len(shape)
+    view.itemsize = int(typestr[2:])
+    kind = typestr[1]
+    if typestr[0] == ">":
+        view.kind = KIND_OTHER
+    elif kind == "i":
+        view.kind = KIND_INT
+    elif getattr(getattr(x, "dtype", None), "name", "") == "bfloat16":
+        view.kind = KIND_BFLOAT
+    elif view.on_cuda and view.itemsize == 2 and kind in "fVu":
+        view.kind = KIND_OPAQUE  # the interface has no name for bfloat16, and producers make do
+    else:
+        view.kind = KIND_FLOAT if kind == "f" else KIND_OTHER
+    step = 1
+    for i in range(view.ndim - 1, -1, -1):
+        view.shape[i] = shape[i]
+        if strides is None:
+            view.strides[i] = step
+            step *= view.shape[i]
+        else:
+            if strides[i] % view.itemsize:
+                raise ValueError(f"{name}: a stride of {strides[i]} bytes is not a multiple of the element size")
+            view.strides[i] = strides[i] // view.itemsize
+    return 0
+
+
+cdef int read_dlpack(object x, str name, uintptr_t stream, View* view) except -1:
+    device_type = int(x.__dlpack_device__()[0])
+    if device_type in (DEVICE_CUDA, DEVICE_CUDA_MANAGED):
+        capsule = x.__dlpack__(stream=stream if stream else 1)  # 1: the legacy default stream
+    else:
+        capsule = x.__dlpack__()
+    if not PyCapsule_IsValid(capsule, "dltensor"):
+        raise TypeError(f"{name}: __dlpack__ of {type(x).__name__} did not return a 'dltensor' capsule")
+    cdef DLManagedTensor* managed = <DLManagedTensor*>PyCapsule_GetPointer(capsule, "dltensor")
+    cdef DLTensor* t = &managed.tensor
+    cdef int i
+    cdef int64_t step = 1
+    check_ndim(name, t.ndim)
+    view.data = <char*>t.data + t.byte_offset
+    view.read_only = False
+    view.ndim = t.ndim
+    view.itemsize = t.bits // 8
+    view.kind = KIND_OTHER
+    if t.lanes == 1:
+        view.kind = {0: KIND_INT, 2: KIND_FLOAT, 4: KIND_BFLOAT}.get(t.code, KIND_OTHER)
+    view.on_cuda = t.device_type in (DEVICE_CUDA, DEVICE_CUDA_HOST, DEVICE_CUDA_MANAGED)
+    view.on_cpu = t.device_type in (DEVICE_CPU, DEVICE_CUDA_HOST, DEVICE_CUDA_MANAGED)
+    for i in range(t.ndim - 1, -1, -1):
+        view.shape[i] = t.shape[i]
+        view.strides[i] = t.strides[i] if t.strides != NULL else step
+        step *= t.shape[i]
+    # The caller's object keeps the memory; the capsule's own claim on it is over.
+    PyCapsule_SetName(capsule, "used_dltensor")
+    if managed.deleter != NULL:
+        managed.deleter(managed)
+    return 0
+
+
+cdef int read_view(object x, str name, uintptr_t stream, View* view) except -1:
+    view.on_cpu = view.on_cuda = False
+    if hasattr(x, "__array_interface__"):
+        view.on_cpu = True
+        return read_interface(x, x.__array_interface__, name, view)
+    if hasattr(x, "__dlpack__"):
+        return read_dlpack(x, name, stream, view)
+    view.on_cuda = True
+    return read_interface(x, x.__cuda_array_interface__, name, view)
