@@ -1,0 +1,22 @@
+import numpy as np
+import pyrope
+import pytest
+from memory import REQUIRE_GPU
+
+
+def pytest_collection_modifyitems(items):
+    if pyrope.device_count() > 0 or REQUIRE_GPU:
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device that this pyrope can use"))
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    return request.param
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20260717)

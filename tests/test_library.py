@@ -1,0 +1,201 @@
+"""The built library as its users meet it: symbols, dependencies, header, C interface, floating point, import.
+
+Needs gcc and, for the C project, cmake; what lacks its tool is skipped.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+from reference import DTYPES
+
+import pyrope
+
+ROOT = Path(__file__).parent.parent
+HEADER = ROOT / "cuda/include/roperope/roperope.h"
+INSTALLED = Path(pyrope._core.__file__).parent
+SEARCH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+
+
+def run(*command, **options):
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def tool(name):
+    found = shutil.which(name, path=SEARCH)
+    if not found:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+# ---- shared objects
+
+
+def test_only_the_interface_is_exported():
+    symbols = run(tool("nm"), "-D", "--defined-only", "--format=posix", INSTALLED / "libroperope.so").splitlines()
+    exported = {line.split()[0] for line in symbols}
+    assert exported == set(re.findall(r"^ROPEROPE_API [^;(]*?(\w+)\(", HEADER.read_text(), re.M))
+
+
+@pytest.mark.parametrize("path", sorted(INSTALLED.glob("*.so")), ids=lambda path: path.name.partition(".")[0])
+def test_dependencies(path):
+    """The C and C++ runtimes alone: no CUDA, which is linked statically, and no framework."""
+    dynamic = run(tool("readelf"), "-d", path)
+    needed = re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic)
+    allowed = r"(lib(stdc\+\+|m|gcc_s|gomp|c|pthread|dl|rt)|ld-linux[\w-]*)\.so\.\d+|libroperope\.so"
+    assert needed and [name for name in needed if not re.fullmatch(allowed, name)] == []
+    assert set(re.findall(r"\((?:RUNPATH|RPATH)\).*\[(.*)\]", dynamic)) <= {"$ORIGIN"}
+
+
+# ---- the header
+
+
+@pytest.mark.parametrize(("compiler", "language"), [("gcc", "c99"), ("g++", "c++17")])
+def test_header_compiles(compiler, language, tmp_path):
+    source = tmp_path / ("twice.c" if compiler == "gcc" else "twice.cpp")
+    source.write_text("#include <roperope/roperope.h>\n" * 2 + "int main(void) { return (int)rope_version(); }\n")
+    run(tool(compiler), f"-std={language}", "-pedantic", "-Wall", "-Wextra", "-Werror", "-fsyntax-only",
+        f"-I{ROOT / 'cuda/include'}", source)  # fmt: skip
+
+
+# ---- the C library by itself
+
+
+@pytest.fixture(scope="module")
+def standalone(tmp_path_factory):
+    """Build folder of the library without Python and CUDA, with the C tests."""
+    tool("g++")
+    generator = ["-G", "Ninja"] if shutil.which("ninja", path=SEARCH) else []
+    build = tmp_path_factory.mktemp("standalone")
+    run(tool("cmake"), "-S", ROOT, "-B", build, *generator, "-DROPEROPE_CUDA=OFF", "-DROPEROPE_TESTS=ON",
+        "-DROPEROPE_WERROR=ON", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", env=os.environ | {"PATH": SEARCH})  # fmt: skip
+    run(tool("cmake"), "--build", build, "--parallel", "2")
+    return build
+
+
+def test_c_tests(standalone):
+    """cuda/tests: the layout of the ABI, and calls from C."""
+    listing = run(tool("ctest"), "--test-dir", standalone, "--output-on-failure")
+    assert "100% tests passed, 0 tests failed out of 2" in listing
+
+
+def test_installed_library_serves_a_c_project(standalone, tmp_path):
+    prefix, build = tmp_path / "prefix", tmp_path / "build"
+    run(tool("cmake"), "--install", standalone, "--prefix", prefix)
+    consumer = ROOT / "cuda/tests/consumer"
+    run(tool("cmake"), "-S", consumer, "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}")
+    run(tool("cmake"), "--build", build)
+    assert "no CUDA" in run(build / "consumer")
+
+
+# ---- floating point
+
+FAST_MATH = r"fast[-_]math|-Ofast|-funsafe|-ffinite|-fassociative|-freciprocal|-fno-signed|-ftz|-prec-(div|sqrt)=false"
+
+
+def test_no_fast_math_in_the_build(standalone):
+    for entry in json.loads((standalone / "compile_commands.json").read_text()):
+        assert not re.search(FAST_MATH, entry["command"])
+        assert "rope" not in entry["file"].rpartition("/")[2] or "-ffp-contract=off" in entry["command"]
+    for path in [ROOT / "CMakeLists.txt", ROOT / "pyproject.toml", *ROOT.glob("*/CMakeLists.txt")]:
+        assert not re.search(FAST_MATH, path.read_text()), path
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_denormals_are_kept(dtype):
+    rope = pyrope.Rope(head_dim=64, num_q_heads=1, num_k_heads=0, dtype=dtype, device="cpu")
+    storage = np.uint32 if dtype == "float32" else np.uint16
+    bits = np.arange(1, 65, dtype=storage).reshape(1, 1, 64)
+    x = bits.view(DTYPES[dtype]).copy()
+    rope.apply(x)  # at position 0
+    assert (x.view(storage) == bits).all()
+
+    x = bits.view(DTYPES[dtype]).copy()
+    rope.apply(x, offset=1)
+    exact = bits.astype(np.float64)  # in units of the smallest denormal
+    angle = rope.inv_freq
+    first, second = exact[..., :32], exact[..., 32:]
+    expected = np.concatenate([first * np.cos(angle) - second * np.sin(angle),
+                               second * np.cos(angle) + first * np.sin(angle)], axis=-1)  # fmt: skip
+    got = x.view(storage).astype(np.int64)
+    sign = 1 << (31 if dtype == "float32" else 15)
+    got = np.where(got & sign, sign - got, got)
+    assert np.abs(got - expected).max() <= 1.5  # two roundings for float32: the product is denormal too
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_infinities_and_nans(dtype):
+    rope = pyrope.Rope(head_dim=4, num_q_heads=1, num_k_heads=0, theta=1.0, dtype=dtype, device="cpu")
+    inf, nan = np.inf, np.nan
+    x = np.array([[inf, 1, 1, -inf], [nan, 1, 1, nan], [inf, 1, inf, 1]], DTYPES[dtype]).reshape(3, 1, 4)
+    rope.apply(x, positions=np.full(3, 1))  # both pairs, (0, 2) and (1, 3), turn by one radian
+    expected = [[inf, inf, inf, -inf], [nan, nan, nan, nan], [nan, x[2, 0, 1], inf, x[2, 0, 3]]]
+    np.testing.assert_array_equal(x[:, 0].astype(np.float64), np.array(expected, np.float64))
+    assert np.isfinite(x[2, 0, [1, 3]].astype(np.float64)).all()
+
+
+# ---- import
+
+IMPORT = """
+import sys, time
+start = time.perf_counter()
+import pyrope
+seconds = time.perf_counter() - start
+heavy = {"cuda", "cupy", "jax", "ml_dtypes", "numpy", "torch"} & {name.partition(".")[0] for name in sys.modules}
+# A library linked with fast math would have set flush-to-zero for the process.
+print(seconds, 2.0**-1030 * 0.5 * 2 == 2.0**-1030, *sorted(heavy))
+"""
+
+
+def test_import_is_light():
+    """Under 30 ms, as the least of several runs: the others waited for the disk or another process."""
+    runs = [run(sys.executable, "-P", "-c", IMPORT).split() for _ in range(7)]
+    assert {tuple(words[1:]) for words in runs} == {("True",)}
+    assert min(float(words[0]) for words in runs) < 0.030
+
+
+# ---- layers of the sources
+
+FLOORS = {"math": 0, "": 1, "cpu": 2, "frequencies": 2, "kernels": 2, "api": 3}
+
+
+def test_includes_go_downwards():
+    """math, then what src/ itself holds, then the backends, then the C interface; the backends are apart."""
+    source = ROOT / "cuda/src"
+
+    def folder(path):
+        parts = path.relative_to(source).parts
+        return parts[0] if len(parts) > 1 else ""
+
+    wrong, count = [], 0
+    for path in sorted(p for p in source.rglob("*") if p.is_file()):
+        here = folder(path)
+        for quote, name in re.findall(r'^\s*#\s*include\s*([<"])([^>"]+)', path.read_text(), re.M):
+            count += 1
+            target = path.parent / name
+            if quote == "<":
+                fine = here == "kernels" or not name.startswith("cuda")
+            elif name == "roperope/roperope.h":
+                fine = here == "api"
+            elif name == "cuda_on_cpu.h":
+                fine = here == "kernels"
+            else:
+                there = folder(target.resolve())
+                fine = target.exists() and (there == here or FLOORS[there] < FLOORS[here])
+            if not fine:
+                wrong.append(f"{path.relative_to(ROOT)}: {name}")
+    assert count > 50 and wrong == []
+
+
+def test_cython_knows_the_public_header_alone():
+    text = "".join(path.read_text() for path in (ROOT / "pyrope").glob("*.p[yx][xd]"))
+    assert re.findall(r"cdef extern from (\S+)", text) == ['"roperope/roperope.h"']

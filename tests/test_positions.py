@@ -1,0 +1,61 @@
+"""Where positions come from, and tokens that are left alone."""
+
+import numpy as np
+import pyrope
+import pytest
+from memory import Tensor, run
+from test_rotation import check_both_ways
+
+
+def make(device, **options):
+    return pyrope.Rope(64, 3, 2, dtype="bfloat16", device=device, **options)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 100_000, 2**31 - 4, 2**40, -2])
+def test_offset(device, offset, rng):
+    check_both_ways(make(device), rng, positions=offset + np.arange(3), offset=offset)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+@pytest.mark.parametrize("tokens", [4, 40, 300])
+def test_ids_with_padding(device, dtype, tokens, rng):
+    positions = rng.integers(0, 2**31, tokens).astype(dtype)
+    positions[[1, 3, tokens - 1]] = -1
+    check_both_ways(make(device, position_dtype=dtype), rng, tokens=tokens, positions=positions, moved=positions != -1)
+
+
+
+def test_other_negative_ids_turn_backwards(device, rng):
+    positions = np.array([-2, -3, -(2**31)])
+    check_both_ways(make(device), rng, positions=positions)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+@pytest.mark.parametrize("with_offsets", [True, False])
+@pytest.mark.parametrize(
+    ("tokens", "indptr"),
+    [
+        (5, [0, 5]),
+        (9, [0, 0, 2, 2, 2, 7, 7]),  # empty requests; two tokens behind the last one
+        (6, [2, 3, 3, 5]),  # two tokens before the first one, one behind the last
+        (700, [0, 1, 2, *range(10, 700, 13)]),
+    ],
+)
+def test_ragged(device, tokens, indptr, with_offsets, dtype, rng):
+    indptr = np.array(indptr, dtype)
+    offsets = rng.integers(0, 2**20, len(indptr) - 1).astype(dtype)
+    positions, moved = np.zeros(tokens, np.int64), np.zeros(tokens, bool)
+    for request, (begin, end) in enumerate(zip(indptr[:-1], indptr[1:], strict=True)):
+        positions[begin:end] = np.arange(end - begin) + (offsets[request] if with_offsets else 0)
+        moved[begin:end] = True
+    arguments = {"offsets": offsets} if with_offsets else {}
+    check_both_ways(make(device, position_dtype=dtype), rng, tokens=tokens, positions=positions, moved=moved,
+                    indptr=indptr, num_requests=len(indptr) - 1, **arguments)
+
+
+def test_ragged_equals_ids(device, rng):
+    rope = make(device)
+    q = Tensor("bfloat16", (7, 3, 64), rng=rng)
+    ragged = run(rope, {"q": q}, indptr=np.array([0, 4, 7]), offsets=np.array([10, 0]), num_requests=2)["q"]
+    ids = run(rope, {"q": q}, positions=np.array([10, 11, 12, 13, 0, 1, 2]))["q"]
+    np.testing.assert_array_equal(ragged, ids)

@@ -1,0 +1,132 @@
+"""The machine code of the kernels, per architecture: wide accesses, no spills, nothing missing.
+
+$ROPEROPE_LIBRARY names the library to read; default: the installed one. Reading it takes cuobjdump and nvdisasm, from the
+CUDA toolkit or from PyPI (nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm). Without them, and for a library without CUDA, the
+tests skip; with PYROPE_REQUIRE_CUDA_BUILD=1 they fail.
+"""
+
+import functools
+import importlib.util
+import itertools
+import os
+import re
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import pyrope
+
+ROOT = Path(__file__).parent.parent
+LIBRARY = Path(os.environ.get("ROPEROPE_LIBRARY") or Path(pyrope._core.__file__).parent / "libroperope.so")
+ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+KERNEL = re.compile(
+    r"^_ZN4rope4cuda13rotate_kernelINS_\d+(?P<dtype>[A-Z]+\d+)ELNS_6LayoutE(?P<layout>\d)ELNS_5AngleE(?P<angle>\d)E"
+    r"Li(?P<vec>\d+)E(?P<rest>.*)$"
+)
+INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", re.M)
+
+
+class Kernel(NamedTuple):
+    key: tuple[str, str, str]  # dtype, layout, angle
+    access_bytes: int
+    variant: str  # the other template arguments
+    opcodes: Counter[str]
+
+
+@functools.cache
+def tools():
+    """PATH with cuobjdump and nvdisasm, or None."""
+    spec = importlib.util.find_spec("nvidia")
+    wheels = [str(Path(place) / "cu13/bin") for place in (spec.submodule_search_locations if spec else [])]
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *wheels, "/usr/local/cuda/bin"])
+    return path if shutil.which("cuobjdump", path=path) and shutil.which("nvdisasm", path=path) else None
+
+
+def cuobjdump(*arguments):
+    command = [shutil.which("cuobjdump", path=tools()), *arguments, str(LIBRARY)]
+    environment = os.environ | {"PATH": tools()}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+
+
+@functools.cache
+def architectures():
+    return sorted(set(re.findall(r"\.(sm_\w+)\.cubin", cuobjdump("-lelf")))) if tools() else []
+
+
+@functools.cache
+def kernels(architecture):
+    parts = re.split(r"^\s*Function : (\S+)$", cuobjdump("-sass", "-arch", architecture), flags=re.M)
+    found = []
+    for name, sass in zip(parts[1::2], parts[2::2], strict=True):
+        match = KERNEL.match(name)
+        assert match, f"a kernel that these tests do not know: {name}"
+        access_bytes = int(match["vec"]) * ELEMENT_BYTES[match["dtype"]]
+        found.append(Kernel(match.group("dtype", "layout", "angle"), access_bytes, match["rest"],
+                            Counter(INSTRUCTION.findall(sass))))  # fmt: skip
+    return found
+
+
+@pytest.fixture(params=architectures() or ["none"])
+def architecture(request):
+    if request.param != "none":
+        return request.param
+    reason = "cuobjdump or nvdisasm is missing" if not tools() else f"{LIBRARY.name} holds no machine code"
+    if os.environ.get("PYROPE_REQUIRE_CUDA_BUILD") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def compiled_keys():
+    """What cuda/src/instances.h lists."""
+    text = (ROOT / "cuda/src/instances.h").read_text()
+    dtypes = re.findall(r"X\((\w+)\)", re.search(r"#define ROPE_FOR_EACH_DTYPE\(X\) (.*)", text)[1])
+    layouts, angles = (int(re.search(rf"kNum{name} = (\d+)", text)[1]) for name in ("Layouts", "Angles"))
+    return set(itertools.product(dtypes, map(str, range(layouts)), map(str, range(angles))))
+
+
+def test_every_instance_is_there(architecture):
+    """Each listed combination, and each of them with the same variants."""
+    found = kernels(architecture)
+    assert {k.key for k in found} == compiled_keys()
+    variants = {}
+    for k in found:
+        width = "element" if k.access_bytes == ELEMENT_BYTES[k.key[0]] else k.access_bytes
+        variants.setdefault(k.key, []).append((width, k.variant.partition("EEv")[0]))
+    expected = sorted(map(str, variants["F32", "0", "0"]))
+    assert len(set(expected)) == len(expected)
+    assert {width for width, _ in variants["F32", "0", "0"]} == {16, 8, "element"}
+    for key, present in variants.items():
+        assert sorted(map(str, present)) == expected, key
+
+
+def test_the_same_kernels_on_every_architecture(architecture):
+    first = kernels(architectures()[0])
+    assert [k[:3] for k in kernels(architecture)] == [k[:3] for k in first]
+
+
+def width(opcode):
+    """Bytes that a thread moves."""
+    for part, size in {"128": 16, "64": 8, "U16": 2, "S16": 2, "16": 2, "U8": 1, "S8": 1}.items():
+        if part in opcode.split("."):
+            return size
+    return 4
+
+
+def test_accesses_are_as_wide_as_they_should_be(architecture):
+    """q and k move in accesses of the instance's width. Loads may also fetch a position or the request of a token."""
+    for k in kernels(architecture):
+        stores = {width(opcode) for opcode in k.opcodes if opcode.startswith("STG")}
+        loads = {width(opcode) for opcode in k.opcodes if opcode.startswith("LDG")}
+        assert stores == {k.access_bytes}, k
+        assert k.access_bytes in loads and loads <= {k.access_bytes, 8, 4}, k
+        assert not any(opcode.startswith(("LD.", "ST.")) for opcode in k.opcodes), k  # of unknown memory
+
+
+def test_nothing_is_in_local_memory(architecture):
+    for k in kernels(architecture):
+        assert not any(opcode.startswith(("LDL", "STL")) for opcode in k.opcodes), k
