@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "../float_environment.h"
 #include "../math/annotate.h"
 #include "../params.h"
 #include "status.h"
@@ -59,6 +60,7 @@ rope_status frequencies(const rope_frequencies_desc* desc, uint64_t* table, doub
   rope_frequencies_desc d;
   ROPE_TRY(read_descriptor(desc, offsetof(rope_frequencies_desc, factor), "rope_frequencies_desc", &d));
   if (!table) return fail(ROPE_ERR_INVALID_ARG, "table: NULL");
+  const DefaultFloatEnvironment environment;
   ScalingParams s;
   ROPE_TRY(validate(d, &s));
   DoubleDouble exact[kMaxRotaryDim / 2] = {};

@@ -5,9 +5,8 @@
 
 #include <algorithm>
 #include <atomic>
-#if defined(__SSE__)
-#include <xmmintrin.h>
-#endif
+
+#include "../float_environment.h"
 
 namespace rope::cpu {
 namespace {
@@ -18,18 +17,6 @@ constexpr int64_t kBytesPerThread = 64 << 10;
 // OpenMP's threads do not survive fork(), and a child that used them would wait for ever: it runs on one thread.
 std::atomic<bool> forked{false};
 const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
-
-// Rounding to nearest and denormals kept, for the lifetime of the object.
-class DefaultFloatEnvironment {
-#if defined(__SSE__)
- public:
-  DefaultFloatEnvironment() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
-  ~DefaultFloatEnvironment() { _mm_setcsr(saved_); }
-
- private:
-  unsigned saved_;
-#endif
-};
 
 }  // namespace
 

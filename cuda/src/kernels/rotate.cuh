@@ -1,13 +1,15 @@
 // The rotation kernel. Why it is mapped this way, with measurements: ../../KERNELS.md.
 //
 // A thread owns one slot of a head, two chunks that hold whole pairs (math/rotate.h): it computes their cos and sin once,
-// keeps them in registers, and applies them to every head of its token that is its own. threadIdx.x runs over slots,
-// y over heads, z over tokens; blockIdx.x over tokens, y over heads.
+// keeps them in registers, and applies them to every head of its token that is its own. Behind the rotated slots come
+// those that are only copied, out of place. threadIdx.x runs over slots, y over heads, z over tokens; blockIdx.x over
+// tokens, y over heads, z over slots that do not fit one block.
 #pragma once
 
 #include "../params.h"
 #include "chunk.h"
 #include "launch.h"
+#include "rotate_plan.h"
 
 namespace rope::cuda {
 
@@ -15,107 +17,146 @@ namespace rope::cuda {
 template <int kMaxPairs>
 struct RotateArgs {
   RotateParams params;
-  int32_t copy_slots;  // behind the rotated ones: one chunk each of what is only copied
-  uint64_t table[kMaxPairs];
+  int32_t copy_slots;  // two chunks each of what is only copied
+  alignas(16) uint64_t table[kMaxPairs];
 };
 
 namespace detail {
 
+// One head of one token. Without `live` there is none.
 struct Row {
   const char* in;
   char* out;
+  bool live;
 };
 
-// Row of `head` of the token, q heads first, then k heads.
+// Heads of a token count q heads first, then k heads.
 __device__ __forceinline__ Row row_of(const RotateParams& p, int64_t token, int32_t head) {
   const bool is_q = head < p.num_q_heads;
   const Heads& x = is_q ? p.q : p.k;
   const int64_t h = is_q ? head : head - p.num_q_heads;
   return {x.in + token * x.in_token_stride + h * x.in_head_stride,
-          x.out + token * x.out_token_stride + h * x.out_head_stride};
+          x.out + token * x.out_token_stride + h * x.out_head_stride,
+          token < p.num_tokens && head < p.num_q_heads + p.num_k_heads};
 }
 
-// The heads that a thread works on: every head_step-th one from head_begin.
-struct HeadRange {
-  int32_t begin, end, step;
+// The table's words for the pairs of a slot, two at a time where two are neighbours.
+template <Layout kLayout, int kVec>
+__device__ __forceinline__ void load_words(const uint64_t* table, PairMap<kLayout, kVec> map, uint64_t* word) {
+  struct alignas(16) Two {
+    uint64_t x, y;
+  };
+  constexpr bool kNeighbours = kLayout == Layout::kNeox ? kVec >= 2 : kVec >= 4;
+#pragma unroll
+  for (int j = 0; j < kVec; j += kNeighbours ? 2 : 1) {
+    if constexpr (kNeighbours) {
+      const Two two = *reinterpret_cast<const Two*>(table + map.pair(j));
+      word[j] = two.x;
+      word[j + 1] = two.y;
+    } else {
+      word[j] = table[map.pair(j)];
+    }
+  }
+}
+
+// Element offsets within a head of a slot's two chunks.
+struct Slot {
+  bool rotated;
+  int32_t first, second;
 };
 
-// Rotates one slot of the thread's heads, kUnroll of them in flight.
-template <class D, Layout kLayout, Angle kAngle, int kVec, int kUnroll>
-__device__ __forceinline__ void rotate_slot(const RotateParams& p, const uint64_t* table, int64_t token,
-                                            int64_t position, int32_t slot, HeadRange heads) {
-  using C = Chunk<D, kVec>;
-  const PairMap<kLayout, kVec> map{slot, p.rotary_dim / 2};
-  const int64_t first = int64_t(p.rotary_offset + map.first()) * C::kElementBytes;
-  const int64_t second = int64_t(p.rotary_offset + map.second()) * C::kElementBytes;
-  CosSin angle[kVec];
-#pragma unroll
-  for (int j = 0; j < kVec; ++j)
-    angle[j] = angle_at<kAngle>(position, table[map.pair(j)], p.cos_scale, p.sin_scale);
-
-  for (int32_t head = heads.begin; head < heads.end; head += heads.step * kUnroll) {
-    C a[kUnroll], b[kUnroll];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      if (head + u * heads.step >= heads.end) break;
-      const Row row = row_of(p, token, head + u * heads.step);
-      a[u] = *reinterpret_cast<const C*>(row.in + first);
-      b[u] = *reinterpret_cast<const C*>(row.in + second);
-    }
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      if (head + u * heads.step >= heads.end) break;
-      float x[2 * kVec];
-      a[u].widen(x);
-      b[u].widen(x + kVec);
-#pragma unroll
-      for (int j = 0; j < kVec; ++j) {
-        const Pair y = rotate({x[map.element0(j)], x[map.element1(j)]}, angle[j]);
-        x[map.element0(j)] = y.first;
-        x[map.element1(j)] = y.second;
-      }
-      a[u].narrow(x);
-      b[u].narrow(x + kVec);
-      const Row row = row_of(p, token, head + u * heads.step);
-      *reinterpret_cast<C*>(row.out + first) = a[u];
-      *reinterpret_cast<C*>(row.out + second) = b[u];
-    }
+template <Layout kLayout, int kVec, bool kCopy>
+__device__ __forceinline__ Slot slot_of(const RotateParams& p, int32_t copy_slots, int32_t slot) {
+  const int32_t rotated_slots = p.rotary_dim / 2 / kVec;
+  if (!kCopy || slot < rotated_slots) {
+    const PairMap<kLayout, kVec> map{slot, p.rotary_dim / 2};
+    return {true, p.rotary_offset + map.first(), p.rotary_offset + map.second()};
   }
-}
-
-// Copies the n-th chunk of those that are not rotated, for heads that are out of place.
-template <class D, int kVec>
-__device__ __forceinline__ void copy_slot(const RotateParams& p, int64_t token, int32_t n, HeadRange heads) {
-  using C = Chunk<D, kVec>;
-  int64_t element = int64_t(n) * kVec;
-  if (element >= p.rotary_offset) element += p.rotary_dim;
-  const int64_t at = element * C::kElementBytes;
-  for (int32_t head = heads.begin; head < heads.end; head += heads.step) {
-    const Row row = row_of(p, token, head);
-    if (row.in != row.out) *reinterpret_cast<C*>(row.out + at) = *reinterpret_cast<const C*>(row.in + at);
-  }
+  // Chunk n of what is not rotated; the last slot may have one chunk only, and copies it twice.
+  const auto element = [&](int32_t n) { return n * kVec < p.rotary_offset ? n * kVec : n * kVec + p.rotary_dim; };
+  const int32_t n = slot - rotated_slots, chunks = (p.head_dim - p.rotary_dim) / kVec;
+  return {false, element(n), element(n + copy_slots < chunks ? n + copy_slots : n)};
 }
 
 }  // namespace detail
 
-template <class D, Layout kLayout, Angle kAngle, int kVec, int kUnroll, int kMaxPairs>
-__global__ void __launch_bounds__(512) rotate_kernel(const __grid_constant__ RotateArgs<kMaxPairs> args) {
+// kCopy: out of place with elements that are not rotated.
+template <class D, Layout kLayout, Angle kAngle, int kVec, int kUnroll, bool kCopy, int kMaxPairs>
+__global__ void __launch_bounds__(kMaxBlock) rotate_kernel(const __grid_constant__ RotateArgs<kMaxPairs> args) {
+  using C = Chunk<D, kVec>;
   const RotateParams& p = args.params;
   const int64_t token = int64_t(blockIdx.x) * blockDim.z + threadIdx.z;
-  const detail::HeadRange heads = {int32_t(blockIdx.y * blockDim.y + threadIdx.y), p.num_q_heads + p.num_k_heads,
-                                   int32_t(gridDim.y * blockDim.y)};
-  const int32_t rotated = p.rotary_dim / 2 / kVec, slots = rotated + args.copy_slots;
+  const int32_t heads = p.num_q_heads + p.num_k_heads, step = gridDim.y * blockDim.y;
+  int32_t head = blockIdx.y * blockDim.y + threadIdx.y;
+  const int32_t slot_index = blockIdx.z * blockDim.x + threadIdx.x;
+  if (slot_index >= p.rotary_dim / 2 / kVec + args.copy_slots) return;
 
-  wait_for_previous();
+  // Everything that needs no memory but the arguments comes before the wait.
+  const detail::Slot slot = detail::slot_of<kLayout, kVec, kCopy>(p, args.copy_slots, slot_index);
+  const PairMap<kLayout, kVec> map{slot.rotated ? slot_index : 0, p.rotary_dim / 2};
+  const int64_t first = int64_t(slot.first) * C::kElementBytes, second = int64_t(slot.second) * C::kElementBytes;
+  uint64_t word[kVec];
+  detail::load_words(as_memory(args.table), map, word);
+  detail::Row row[kUnroll];
+  const auto take_rows = [&] {
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      row[u] = detail::row_of(p, token, head + u * step);
+      if (kCopy) row[u].live &= slot.rotated || row[u].in != row[u].out;
+    }
+  };
+  take_rows();
+  uint64_t digest = uint64_t(bit_cast<uint32_t>(p.cos_scale)) << 32 ^ bit_cast<uint32_t>(p.sin_scale) ^
+                    uint64_t(p.positions.kind) ^ reinterpret_cast<uint64_t>(p.positions.ids) ^ first ^ second;
+#pragma unroll
+  for (int j = 0; j < kVec; ++j) digest ^= word[j];
+#pragma unroll
+  for (int u = 0; u < kUnroll; ++u)
+    digest ^= reinterpret_cast<uint64_t>(row[u].in) ^ reinterpret_cast<uint64_t>(row[u].out) ^ row[u].live;
+  wait_for_previous(digest);
   release_next();
+
+  C a[kUnroll], b[kUnroll];
+  const auto load_rows = [&] {
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      if (!row[u].live) continue;
+      a[u] = *reinterpret_cast<const C*>(row[u].in + first);
+      b[u] = *reinterpret_cast<const C*>(row[u].in + second);
+    }
+  };
+  load_rows();  // in flight while the position arrives
+
   int64_t position;
   if (token >= p.num_tokens || !position_of(p.positions, token, &position)) return;
-  for (int32_t slot = threadIdx.x; slot < slots; slot += blockDim.x) {
-    if (slot < rotated) {
-      detail::rotate_slot<D, kLayout, kAngle, kVec, kUnroll>(p, args.table, token, position, slot, heads);
-    } else {
-      detail::copy_slot<D, kVec>(p, token, slot - rotated, heads);
+  CosSin angle[kVec];
+#pragma unroll
+  for (int j = 0; j < kVec; ++j) angle[j] = angle_at<kAngle>(position, word[j], p.cos_scale, p.sin_scale);
+
+  while (true) {
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      if (!row[u].live) continue;
+      if (slot.rotated) {
+        float x[2 * kVec];
+        a[u].widen(x);
+        b[u].widen(x + kVec);
+#pragma unroll
+        for (int j = 0; j < kVec; ++j) {
+          const Pair y = rotate({x[map.element0(j)], x[map.element1(j)]}, angle[j]);
+          x[map.element0(j)] = y.first;
+          x[map.element1(j)] = y.second;
+        }
+        a[u].narrow(x);
+        b[u].narrow(x + kVec);
+      }
+      *reinterpret_cast<C*>(row[u].out + first) = a[u];
+      *reinterpret_cast<C*>(row[u].out + second) = b[u];
     }
+    head += step * kUnroll;
+    if (head >= heads) return;
+    take_rows();
+    load_rows();
   }
 }
 

@@ -24,35 +24,69 @@ bool aligned(const RotateParams& p, int element_bytes, int bytes) {
   return (bits & (bytes - 1)) == 0;
 }
 
+// Threads along the heads of a token, of at most `columns`: an equal share for every block, exact where that leaves at
+// least half of the columns in use.
+int32_t share_heads(int32_t head_threads, int32_t columns) {
+  for (int32_t y = std::min(columns, head_threads); 2 * y >= columns; --y)
+    if (head_threads % y == 0) return y;
+  return divide_up(head_threads, divide_up(head_threads, columns));
+}
+
+// How work is spread, by the bytes of all heads.
+struct Regime {
+  int64_t max_bytes;
+  int elements;          // of one access, at most
+  int unroll;            // heads in flight, at most
+  int32_t head_threads;  // threads of a block over which the heads of a token are shared out
+  int32_t threads;       // of a block; what the heads leave goes to more tokens
+  bool loop;             // a block takes all heads of its tokens, else more blocks do
+};
+
+// Measured on an H100 (KERNELS.md): from a few KB, where latency is all and work is spread thin, to far beyond the
+// second-level cache, where a thread takes several heads with much in flight.
+constexpr Regime kRegimes[] = {
+    {700'000, 4, 2, 96, 96, false},
+    {6'000'000, 4, 2, 64, kMaxBlock, false},
+    {32'000'000, 8, 4, 32, 64, false},
+    {INT64_MAX, 8, 4, kMaxBlock, kMaxBlock, true},
+};
+
 }  // namespace
 
 RotatePlan plan_rotate(const RotateParams& p, int element_bytes) {
   RotatePlan plan = {};
   const int32_t heads = p.num_q_heads + p.num_k_heads;
-  const bool few = p.num_tokens <= 16;
+  const int64_t bytes = p.num_tokens * heads * p.head_dim * element_bytes;
+  const bool copies = p.rotary_dim < p.head_dim &&
+                      ((p.num_q_heads && p.q.in != p.q.out) || (p.num_k_heads && p.k.in != p.k.out));
+  const Regime* regime = kRegimes;
+  while (bytes > regime->max_bytes) ++regime;
 
   plan.access_bytes = element_bytes;
-  for (int bytes : {16, 8}) {
-    if (bytes == 16 && few) continue;  // more, smaller threads
-    if (bytes > element_bytes && aligned(p, element_bytes, bytes)) {
-      plan.access_bytes = bytes;
+  for (const int access : {16, 8}) {
+    const bool compiled = access == 16 || !copies;
+    if (compiled && (access <= regime->elements * element_bytes || copies) && aligned(p, element_bytes, access)) {
+      plan.access_bytes = access;
       break;
     }
   }
   const int32_t vec = plan.access_bytes / element_bytes;
-  const bool copies = (p.num_q_heads && p.q.in != p.q.out) || (p.num_k_heads && p.k.in != p.k.out);
-  plan.copy_slots = copies ? (p.head_dim - p.rotary_dim) / vec : 0;
+  plan.copy_slots = copies ? divide_up((p.head_dim - p.rotary_dim) / vec, 2) : 0;
+  plan.unroll = plan.access_bytes < 16 ? 2 : copies ? 4 : heads == 1 ? 1 : heads < 4 ? 2 : regime->unroll;
 
   const int32_t slots = p.rotary_dim / 2 / vec + plan.copy_slots;
-  plan.block_x = unsigned(divide_up(slots, divide_up(slots, 128)));
-  plan.unroll = few ? 1 : p.num_tokens <= 256 ? 2 : 4;
+  plan.grid_z = unsigned(divide_up(slots, kMaxBlock));
+  plan.block_x = unsigned(divide_up(slots, plan.grid_z));
   const int32_t head_threads = divide_up(heads, plan.unroll);
-  const int32_t block_threads = few ? 32 : 128;
-  plan.block_y = unsigned(std::clamp<int32_t>(block_threads / int32_t(plan.block_x), 1, head_threads));
-  plan.block_z = unsigned(
-      few ? 1 : std::clamp<int32_t>(block_threads / int32_t(plan.block_x * plan.block_y), 1, 64));
+  const auto columns = [&](int32_t threads) { return std::max<int32_t>(1, threads / int32_t(plan.block_x)); };
+  const int32_t y = regime->loop ? std::min(columns(regime->head_threads), head_threads)
+                                 : share_heads(head_threads, columns(regime->head_threads));
+  // Two tokens side by side are enough where there are heads to fill the block.
+  const int32_t z = heads < 4 ? columns(kMaxBlock) / y : std::min(2, columns(regime->threads) / y);
+  plan.block_y = unsigned(y);
+  plan.block_z = unsigned(std::clamp<int64_t>(z, 1, p.num_tokens));
   plan.grid_x = unsigned(divide_up(p.num_tokens, plan.block_z));
-  plan.grid_y = p.num_tokens > 256 ? 1 : unsigned(std::min(divide_up(head_threads, plan.block_y), 65535));
+  plan.grid_y = regime->loop ? 1 : unsigned(std::min(divide_up(head_threads, y), 65535));
   return plan;
 }
 

@@ -23,7 +23,7 @@ namespace detail {
 // 2^e / (2 pi) modulo 1 is a 64-bit window into the stream. The window is cut below 2^-64 and m < 2^24, so the phase is
 // within 2^-40 turns. |a| < 2^96.
 ROPE_INLINE uint64_t phase_of_radians(float a) {
-  const uint32_t stream[8] = ROPE_INV_TWO_PI_STREAM;
+  static constexpr uint32_t stream[8] = ROPE_INV_TWO_PI_STREAM;
   const uint32_t bits = bit_cast<uint32_t>(a);
   const uint32_t mantissa = (bits & 0x007fffffu) | 0x00800000u;
   const int32_t first = int32_t((bits >> 23) & 0xffu) - 150 + 64;  // e + 64: where the window starts
