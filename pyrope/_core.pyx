@@ -1,6 +1,7 @@
 # cython: language_level=3, embedsignature=True, freethreading_compatible=True
 """pyrope.Rope: Cython over roperope.h, and nothing else."""
 
+from cpython.long cimport PyLong_AsLongLongAndOverflow
 from libc.stdint cimport int32_t, int64_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 
@@ -43,6 +44,12 @@ cdef int32_t choose(str name, object value, dict allowed) except -1:
 
 
 cdef int64_t as_integer(str name, object value) except? -1:
+    cdef int overflow = 0
+    cdef long long number
+    if type(value) is int:
+        number = PyLong_AsLongLongAndOverflow(value, &overflow)
+        if overflow == 0:
+            return number
     if isinstance(value, (bool, float)) or not hasattr(value, "__index__"):
         raise TypeError(f"{name}: {value!r} is not an integer")
     value = value.__index__()
@@ -59,9 +66,7 @@ cdef int32_t as_count(str name, object value, int64_t low, int64_t high) except?
 
 
 cdef int read_strides(str name, object strides, rope_tensor* tensor) except -1:
-    """(token stride, head stride) in elements; None: contiguous."""
-    if strides is None:
-        return 0
+    """(token stride, head stride) in elements."""
     if not isinstance(strides, (tuple, list)) or len(strides) != 2:
         raise TypeError(f"{name}: {strides!r}, must be (token stride, head stride) in elements")
     tensor.token_stride = as_integer(name, strides[0])
@@ -385,7 +390,7 @@ cdef class Rope:
             raise ValueError(f"{name}: given, but the Rope has num_{name[0]}_heads=0")
         if not is_array(x):
             tensor.data = <void*>read_pointer(x, name)
-            return read_strides(name + "_strides", strides, tensor)
+            return 0 if strides is None else read_strides(name + "_strides", strides, tensor)
         if strides is not None:
             raise ValueError(f"{name}_strides: only allowed with pointers, an array has its own")
         cdef View v

@@ -1,6 +1,7 @@
 # cython: language_level=3, freethreading_compatible=True
 """What callers may pass for memory and streams, read into plain C values. Keeps no reference to anything."""
 
+from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_SetName
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t, uintptr_t
 
@@ -44,6 +45,12 @@ cdef bint is_array(object x):
 
 cdef uintptr_t read_pointer(object x, str name) except? 0:
     """An address given as an int, anything with __index__, or a cuda-python handle or buffer."""
+    cdef int overflow = 0
+    cdef long long address
+    if type(x) is int:  # nearly always, and on the path of every call
+        address = PyLong_AsLongLongAndOverflow(x, &overflow)
+        if overflow == 0 and address > 0:
+            return <uintptr_t>address
     if isinstance(x, (bool, float)) or x is None:
         raise TypeError(f"{name}: {x!r} is not a pointer; pass an int, a cuda-python handle or an array")
     if type(x) is not int:

@@ -3,6 +3,8 @@
 // AddressSanitizer and UBSan), not races.
 #pragma once
 
+#include <cstdint>
+
 #define __global__
 #define __device__
 #define __forceinline__ inline
@@ -21,19 +23,28 @@ template <class Args>
 int launch(void (*kernel)(Args), dim3 grid, dim3 block, const Args& args, void*, bool) {
   gridDim = grid;
   blockDim = block;
-  for (unsigned by = 0; by < grid.y; ++by)
-    for (unsigned bx = 0; bx < grid.x; ++bx)
-      for (unsigned z = 0; z < block.z; ++z)
-        for (unsigned y = 0; y < block.y; ++y)
-          for (unsigned x = 0; x < block.x; ++x) {
-            blockIdx = {bx, by, 0};
-            threadIdx = {x, y, z};
-            kernel(args);
-          }
+  const auto for_each = [](dim3 size, auto body) {
+    for (unsigned z = 0; z < size.z; ++z)
+      for (unsigned y = 0; y < size.y; ++y)
+        for (unsigned x = 0; x < size.x; ++x) body(dim3{x, y, z});
+  };
+  for_each(grid, [&](dim3 b) {
+    blockIdx = b;
+    for_each(block, [&](dim3 t) {
+      threadIdx = t;
+      kernel(args);
+    });
+  });
   return 0;
 }
 
+inline void wait_for_previous(uint64_t) {}
 inline void wait_for_previous() {}
 inline void release_next() {}
+
+template <class T>
+const T* as_memory(const T* argument) {
+  return argument;
+}
 
 }  // namespace rope::cuda

@@ -31,19 +31,22 @@ void rotate_heads(const RotateParams& p, const Heads& x, int32_t heads, int64_t 
       std::memcpy(out, in, sizeof(Storage) * size_t(p.rotary_offset));
       std::memcpy(out + end, in + end, sizeof(Storage) * size_t(p.head_dim - end));
     }
-    rotate_row<D, kLayout>(in + p.rotary_offset, out + p.rotary_offset, p.rotary_dim / 2, cos, sin);
+    Row<D, kLayout>::rotate(in + p.rotary_offset, out + p.rotary_offset, p.rotary_dim / 2, cos, sin);
   }
 }
 
 template <class D, Layout kLayout, Angle kAngle>
 void rotate_tokens(const void* context, int64_t begin, int64_t end) {
   const auto& [p, table] = *static_cast<const Job*>(context);
+  const int32_t pairs = p.rotary_dim / 2;
+  uint64_t words[kMaxRotaryDim / 2];  // the table in the order that rows want
   float cos[kMaxRotaryDim / 2], sin[kMaxRotaryDim / 2];
+  for (int32_t i = 0; i < pairs; ++i) words[Row<D, kLayout>::order(i, pairs)] = table[i];
   for (int64_t token = begin; token < end; ++token) {
     int64_t position;
     if (!position_of(p.positions, token, &position)) continue;
-    for (int32_t i = 0; i < p.rotary_dim / 2; ++i) {
-      const CosSin a = angle_at<kAngle>(position, table[i], p.cos_scale, p.sin_scale);
+    for (int32_t i = 0; i < pairs; ++i) {
+      const CosSin a = angle_at<kAngle>(position, words[i], p.cos_scale, p.sin_scale);
       cos[i] = a.cos;
       sin[i] = a.sin;
     }

@@ -1,0 +1,217 @@
+/* What a C program may rely on when it calls the library, on the CPU backend. */
+#include <roperope/roperope.h>
+#include <stdio.h>
+#include <string.h>
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
+static int failures;
+
+#define CHECK(condition)                                                                            \
+  do {                                                                                              \
+    if (!(condition)) {                                                                             \
+      fprintf(stderr, "%s:%d: not true: %s (last error: \"%s\")\n", __FILE__, __LINE__, #condition, \
+              rope_last_error());                                                                   \
+      ++failures;                                                                                   \
+    }                                                                                               \
+  } while (0)
+
+/* A call that must fail with `status`, name `text`, and leave q and k as they are. */
+#define CHECK_REFUSED(call, status, text)             \
+  do {                                                \
+    CHECK((call) == (status));                        \
+    CHECK(strstr(rope_last_error(), (text)) != NULL); \
+    CHECK(memcmp(q, original, sizeof(q)) == 0);       \
+    CHECK(memcmp(k, original, sizeof(k)) == 0);       \
+  } while (0)
+
+enum { TOKENS = 2, HEAD_DIM = 4 };
+
+static const float original[TOKENS][HEAD_DIM] = {{1, 2, 3, 4}, {1, 2, 3, 4}};
+static float q[TOKENS][HEAD_DIM], k[TOKENS][HEAD_DIM];
+static uint64_t table[HEAD_DIM / 2];
+
+/* Descriptor of a rotation of q, in place. */
+static rope_apply_desc plain(void) {
+  rope_apply_desc d;
+  memcpy(q, original, sizeof(q));
+  memcpy(k, original, sizeof(k));
+  rope_apply_desc_init(&d);
+  d.backend = ROPE_BACKEND_CPU;
+  d.head_dim = HEAD_DIM;
+  d.num_q_heads = d.num_k_heads = 1;
+  d.num_tokens = TOKENS;
+  d.q.data = q;
+  d.table = table;
+  return d;
+}
+
+static int is_near(const float x[HEAD_DIM], float a, float b, float c, float d) {
+  const float expected[HEAD_DIM] = {a, b, c, d};
+  for (int i = 0; i < HEAD_DIM; ++i)
+    if (!(x[i] - expected[i] < 1e-6f && expected[i] - x[i] < 1e-6f)) return 0;
+  return 1;
+}
+
+/* (1, 2, 3, 4) with the pairs turned by 1 and 0.01 radians. */
+static int is_rotated(const float x[HEAD_DIM], rope_layout layout) {
+  return layout == ROPE_LAYOUT_NEOX ? is_near(x, -1.98411064f, 1.95990067f, 2.46237790f, 4.01979967f)
+                                    : is_near(x, -1.14263966f, 1.92207560f, 2.95985067f, 4.02979950f);
+}
+
+static void test_version(void) {
+  CHECK(rope_version() == (ROPE_VERSION_MAJOR << 16 | ROPE_VERSION_MINOR << 8 | ROPE_VERSION_PATCH));
+  CHECK(rope_build_info()[0] != '\0');
+  CHECK(rope_device_count() >= 0);
+  for (rope_status s = ROPE_OK; s <= ROPE_ERR_INTERNAL; ++s)
+    CHECK(strcmp(rope_status_string(s), rope_status_string(-1)) != 0);
+}
+
+static void test_frequencies(void) {
+  rope_frequencies_desc d;
+  double inv_freq[HEAD_DIM / 2] = {-1, -1}, magnitude = -1;
+  memset(&d, 0xff, sizeof(d));
+  rope_frequencies_desc_init(&d);
+  CHECK(d.struct_size == sizeof(d) && d.scaling == 0 && d.theta == 0 && d.inv_freq == NULL);
+
+  d.rotary_dim = HEAD_DIM + 1;
+  CHECK(rope_frequencies(&d, table, inv_freq, &magnitude) == ROPE_ERR_INVALID_ARG);
+  CHECK(strstr(rope_last_error(), "rotary_dim") != NULL);
+  CHECK(table[0] == 0 && inv_freq[0] == -1 && magnitude == -1);
+  CHECK(rope_frequencies(NULL, table, inv_freq, &magnitude) == ROPE_ERR_INVALID_ARG);
+  CHECK(rope_frequencies(&d, NULL, inv_freq, &magnitude) == ROPE_ERR_INVALID_ARG);
+
+  d.rotary_dim = HEAD_DIM;
+  CHECK(rope_frequencies(&d, table, inv_freq, &magnitude) == ROPE_OK);
+  CHECK(inv_freq[0] == 1.0 && inv_freq[1] == 0.01 && magnitude == 1.0);
+  CHECK(rope_frequencies(&d, table, NULL, NULL) == ROPE_OK);
+}
+
+static void test_rotation(void) {
+  rope_apply_desc d = plain();
+  CHECK(rope_apply(&d) == ROPE_OK);
+  CHECK(memcmp(q[0], original[0], sizeof(q[0])) == 0);
+  CHECK(is_rotated(q[1], ROPE_LAYOUT_NEOX));
+
+  d = plain();
+  d.layout = ROPE_LAYOUT_GPTJ;
+  d.q_out.data = k;
+  CHECK(rope_apply(&d) == ROPE_OK);
+  CHECK(memcmp(q, original, sizeof(q)) == 0);
+  CHECK(is_rotated(k[1], ROPE_LAYOUT_GPTJ));
+}
+
+static void test_struct_sizes(void) {
+  struct {
+    rope_apply_desc d;
+    unsigned char tail[64];
+  } newer;
+  rope_apply_desc d = plain();
+  const size_t oldest = offsetof(rope_apply_desc, attention_factor);
+
+  /* An older program knows nothing of what lies behind its descriptor. */
+  memset((char*)&d + oldest, 0xa5, sizeof(d) - oldest);
+  d.struct_size = (uint32_t)oldest;
+  CHECK(rope_apply(&d) == ROPE_OK);
+  CHECK(memcmp(q[0], original[0], sizeof(q[0])) == 0);
+  CHECK(is_rotated(q[1], ROPE_LAYOUT_NEOX));
+
+  memset(&newer, 0, sizeof(newer));
+  newer.d = plain();
+  newer.d.struct_size = (uint32_t)sizeof(newer);
+  CHECK(rope_apply(&newer.d) == ROPE_OK);
+  CHECK(is_rotated(q[1], ROPE_LAYOUT_NEOX));
+
+  newer.d = plain();
+  newer.d.struct_size = (uint32_t)sizeof(newer);
+  newer.tail[sizeof(newer.tail) - 1] = 1;
+  CHECK_REFUSED(rope_apply(&newer.d), ROPE_ERR_VERSION, "rope_apply_desc");
+  newer.d.struct_size = (uint32_t)sizeof(newer) - 1;
+  CHECK(rope_apply(&newer.d) == ROPE_OK);
+
+  d = plain();
+  d.struct_size = 0;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "struct_size");
+  d.struct_size = (uint32_t)oldest - 1;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "struct_size");
+  d.struct_size = 0xcccccccc;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "struct_size");
+  CHECK_REFUSED(rope_apply(NULL), ROPE_ERR_INVALID_ARG, "NULL");
+}
+
+static void test_refusals(void) {
+  rope_apply_desc d = plain();
+  d.backend = 7;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "backend");
+  d = plain();
+  d.flags = 1u << 31;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "flags");
+  d = plain();
+  d.rotary_dim = HEAD_DIM + 2;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "rotary_dim");
+  d = plain();
+  d.table = NULL;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "table");
+  d = plain();
+  d.q.data = (char*)q + 1;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "q");
+  d = plain();
+  d.k.data = k;
+  d.k_out.data = q;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "k_out");
+}
+
+static void test_support(void) {
+  rope_support_query query = {sizeof(query), ROPE_BACKEND_CPU, ROPE_DTYPE_BF16, ROPE_LAYOUT_GPTJ, ROPE_ANGLE_FP32};
+  int32_t supported = -1;
+  CHECK(rope_query_support(&query, &supported) == ROPE_OK && supported == 1);
+  supported = -1;
+  query.dtype = 99;
+  CHECK(rope_query_support(&query, &supported) == ROPE_ERR_INVALID_ARG && supported == -1);
+  CHECK(strstr(rope_last_error(), "dtype") != NULL);
+  query.struct_size = 0;
+  CHECK(rope_query_support(&query, &supported) == ROPE_ERR_INVALID_ARG && supported == -1);
+  CHECK(rope_query_support(NULL, &supported) == ROPE_ERR_INVALID_ARG && supported == -1);
+}
+
+/* Neither the caller's flush-to-zero nor its rounding mode changes a result, and both are as they were afterwards. */
+static void test_float_environment(void) {
+#if defined(__SSE__)
+  enum { FLUSH_TO_ZERO = 0x8000, DENORMALS_ARE_ZERO = 0x0040, ROUND_UP = 0x4000 };
+  const unsigned saved = _mm_getcsr(), unusual = saved | FLUSH_TO_ZERO | DENORMALS_ARE_ZERO | ROUND_UP;
+  const uint32_t denormal[HEAD_DIM] = {1, 2, 0x007fffff, 0x80000003};
+  float expected[TOKENS][HEAD_DIM];
+  rope_frequencies_desc frequencies;
+  uint64_t here[HEAD_DIM / 2];
+  rope_apply_desc d = plain();
+  CHECK(rope_apply(&d) == ROPE_OK);
+  memcpy(expected, q, sizeof(q));
+  rope_frequencies_desc_init(&frequencies);
+  frequencies.rotary_dim = HEAD_DIM;
+
+  d = plain();
+  memcpy(q[0], denormal, sizeof(denormal)); /* at position 0 */
+  _mm_setcsr(unusual);
+  const rope_status frequencies_status = rope_frequencies(&frequencies, here, NULL, NULL);
+  const rope_status status = rope_apply(&d);
+  const unsigned after = _mm_getcsr();
+  _mm_setcsr(saved);
+  CHECK(frequencies_status == ROPE_OK && memcmp(here, table, sizeof(table)) == 0);
+  CHECK(status == ROPE_OK && (after & 0xffc0u) == (unusual & 0xffc0u));
+  CHECK(memcmp(q[0], denormal, sizeof(denormal)) == 0);
+  CHECK(memcmp(q[1], expected[1], sizeof(q[1])) == 0);
+#endif
+}
+
+int main(void) {
+  test_version();
+  test_frequencies();
+  test_rotation();
+  test_struct_sizes();
+  test_refusals();
+  test_support();
+  test_float_environment();
+  printf("%d failures\n", failures);
+  return failures != 0;
+}

@@ -1,0 +1,115 @@
+/* The binary interface, pinned: where every published field lies, what every enumerator is worth, and what every
+ * function takes. A program that was compiled against an older header relies on all of it, so a line here is never
+ * changed; a field appended to a descriptor adds one. The checks are made by the compiler. */
+#include <roperope/roperope.h>
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define CHECK(condition) typedef char JOIN(check_on_line_, __LINE__)[(condition) ? 1 : -1]
+#define SIZE_OF_FIELD(type, field) sizeof(((type*)0)->field)
+#define FIELD(type, field, offset, size) \
+  CHECK(offsetof(type, field) == (offset) && SIZE_OF_FIELD(type, field) == (size))
+
+CHECK(sizeof(rope_frequencies_desc) == 64);
+FIELD(rope_frequencies_desc, struct_size, 0, 4);
+FIELD(rope_frequencies_desc, scaling, 4, 4);
+FIELD(rope_frequencies_desc, angle, 8, 4);
+FIELD(rope_frequencies_desc, rotary_dim, 12, 4);
+FIELD(rope_frequencies_desc, theta, 16, 8);
+FIELD(rope_frequencies_desc, factor, 24, 8);
+FIELD(rope_frequencies_desc, low_freq_factor, 32, 8);
+FIELD(rope_frequencies_desc, high_freq_factor, 40, 8);
+FIELD(rope_frequencies_desc, original_max_position, 48, 8);
+FIELD(rope_frequencies_desc, inv_freq, 56, 8);
+
+CHECK(sizeof(rope_tensor) == 24);
+FIELD(rope_tensor, data, 0, 8);
+FIELD(rope_tensor, token_stride, 8, 8);
+FIELD(rope_tensor, head_stride, 16, 8);
+
+CHECK(sizeof(rope_apply_desc) == 216);
+FIELD(rope_apply_desc, struct_size, 0, 4);
+FIELD(rope_apply_desc, flags, 4, 4);
+FIELD(rope_apply_desc, backend, 8, 4);
+FIELD(rope_apply_desc, dtype, 12, 4);
+FIELD(rope_apply_desc, layout, 16, 4);
+FIELD(rope_apply_desc, angle, 20, 4);
+FIELD(rope_apply_desc, head_dim, 24, 4);
+FIELD(rope_apply_desc, rotary_dim, 28, 4);
+FIELD(rope_apply_desc, rotary_offset, 32, 4);
+FIELD(rope_apply_desc, num_q_heads, 36, 4);
+FIELD(rope_apply_desc, num_k_heads, 40, 4);
+FIELD(rope_apply_desc, num_threads, 44, 4);
+FIELD(rope_apply_desc, num_tokens, 48, 8);
+FIELD(rope_apply_desc, q, 56, 24);
+FIELD(rope_apply_desc, k, 80, 24);
+FIELD(rope_apply_desc, q_out, 104, 24);
+FIELD(rope_apply_desc, k_out, 128, 24);
+FIELD(rope_apply_desc, table, 152, 8);
+FIELD(rope_apply_desc, attention_factor, 160, 4);
+FIELD(rope_apply_desc, position_dtype, 164, 4);
+FIELD(rope_apply_desc, positions, 168, 8);
+FIELD(rope_apply_desc, indptr, 176, 8);
+FIELD(rope_apply_desc, offsets, 184, 8);
+FIELD(rope_apply_desc, num_requests, 192, 8);
+FIELD(rope_apply_desc, offset, 200, 8);
+FIELD(rope_apply_desc, stream, 208, 8);
+
+CHECK(sizeof(rope_support_query) == 20);
+FIELD(rope_support_query, struct_size, 0, 4);
+FIELD(rope_support_query, backend, 4, 4);
+FIELD(rope_support_query, dtype, 8, 4);
+FIELD(rope_support_query, layout, 12, 4);
+FIELD(rope_support_query, angle, 16, 4);
+
+CHECK(ROPE_OK == 0);
+CHECK(ROPE_ERR_INVALID_ARG == 1);
+CHECK(ROPE_ERR_UNSUPPORTED == 2);
+CHECK(ROPE_ERR_CUDA == 3);
+CHECK(ROPE_ERR_NO_DEVICE == 4);
+CHECK(ROPE_ERR_VERSION == 5);
+CHECK(ROPE_ERR_INTERNAL == 6);
+CHECK(ROPE_BACKEND_CUDA == 0);
+CHECK(ROPE_BACKEND_CPU == 1);
+CHECK(ROPE_DTYPE_F32 == 0);
+CHECK(ROPE_DTYPE_F16 == 1);
+CHECK(ROPE_DTYPE_BF16 == 2);
+CHECK(ROPE_LAYOUT_NEOX == 0);
+CHECK(ROPE_LAYOUT_GPTJ == 1);
+CHECK(ROPE_ANGLE_EXACT == 0);
+CHECK(ROPE_ANGLE_FP32 == 1);
+CHECK(ROPE_INDEX_INT64 == 0);
+CHECK(ROPE_INDEX_INT32 == 1);
+CHECK(ROPE_FLAG_INVERSE == 1);
+CHECK(ROPE_FLAG_PDL == 2);
+CHECK(ROPE_SCALING_NONE == 0);
+CHECK(ROPE_SCALING_LINEAR == 1);
+CHECK(ROPE_SCALING_LLAMA3 == 2);
+CHECK(ROPE_SCALING_CUSTOM == 3);
+CHECK(ROPE_MAX_ROTARY_DIM == 2048);
+
+CHECK(sizeof(rope_status) == 4);
+CHECK(sizeof(rope_backend) == 4);
+CHECK(sizeof(rope_dtype) == 4);
+CHECK(sizeof(rope_layout) == 4);
+CHECK(sizeof(rope_angle) == 4);
+CHECK(sizeof(rope_index_dtype) == 4);
+CHECK(sizeof(rope_scaling) == 4);
+
+/* An incompatible pointer is a warning, and warnings are errors here. */
+static const struct {
+  void (*frequencies_desc_init)(rope_frequencies_desc*);
+  void (*apply_desc_init)(rope_apply_desc*);
+  int32_t (*frequencies)(const rope_frequencies_desc*, uint64_t*, double*, double*);
+  int32_t (*apply)(const rope_apply_desc*);
+  int32_t (*query_support)(const rope_support_query*, int32_t*);
+  int32_t (*device_count)(void);
+  uint32_t (*version)(void);
+  const char* (*build_info)(void);
+  const char* (*status_string)(int32_t);
+  const char* (*last_error)(void);
+} functions = {rope_frequencies_desc_init, rope_apply_desc_init, rope_frequencies, rope_apply,
+               rope_query_support,         rope_device_count,    rope_version,     rope_build_info,
+               rope_status_string,         rope_last_error};
+
+int main(void) { return functions.apply == 0; }
