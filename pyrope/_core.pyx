@@ -58,11 +58,26 @@ cdef int64_t as_integer(str name, object value) except? -1:
     return value
 
 
+cdef double as_real(str name, object value) except? -1:
+    try:
+        if not isinstance(value, bool):
+            return value
+    except (TypeError, OverflowError):
+        pass
+    raise TypeError(f"{name}: {value!r}, must be a real number")
+
+
 cdef int32_t as_count(str name, object value, int64_t low, int64_t high) except? -1:
     cdef int64_t number = as_integer(name, value)
     if not low <= number <= high:
         raise ValueError(f"{name}: {number}, must be {low} to {high}")
     return <int32_t>number
+
+
+cdef bint as_bool(str name, object value) except -1:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: {value!r} is not a bool")
+    return value
 
 
 cdef int read_strides(str name, object strides, rope_tensor* tensor) except -1:
@@ -118,6 +133,10 @@ cdef class Rope:
         CUDA: programmatic dependent launch (compute capability 9.0 and later, ignored elsewhere). The kernel may be
         scheduled before the previous one of the stream has ended, and waits for it before it touches memory. A kernel
         that is launched the same way behind it must wait likewise (``griddepcontrol.wait``).
+    positions_ready : bool
+        CUDA, with ``enable_pdl``: a promise that no kernel which may still be running at that early start writes
+        ``positions``, ``indptr`` or ``offsets``, as when a model computes them once for all its layers. They are then
+        read before the wait, which takes their latency off the call's.
 
     Raises
     ------
@@ -147,7 +166,8 @@ cdef class Rope:
 
     def __init__(self, head_dim, num_q_heads, num_k_heads, *, rotary_dim=None, rotary_offset=0, theta=10000.0,
                  scaling=None, inv_freq=None, attention_factor=None, layout="neox", dtype="bfloat16", angle="exact",
-                 device="cuda", position_dtype="int64", num_threads=0, enable_pdl=False):
+                 device="cuda", position_dtype="int64", num_threads=0, enable_pdl=False,
+                 positions_ready=False):
         if self.table != NULL:
             raise RopeError("a Rope is immutable and cannot be initialised again")
         cdef rope_apply_desc* d = &self.base
@@ -169,21 +189,22 @@ cdef class Rope:
         d.num_threads = as_count("num_threads", num_threads, 0, 1 << 20)
         if d.num_threads and d.backend == ROPE_BACKEND_CUDA:
             raise ValueError(f"num_threads: {num_threads}, only allowed with device='cpu'")
-        if not isinstance(enable_pdl, bool):
-            raise TypeError(f"enable_pdl: {enable_pdl!r} is not a bool")
-        if enable_pdl and d.backend == ROPE_BACKEND_CUDA:
+        if as_bool("enable_pdl", enable_pdl):
             d.flags |= ROPE_FLAG_PDL
+        if as_bool("positions_ready", positions_ready):
+            d.flags |= ROPE_FLAG_POSITIONS_READY
 
-        self.dtype = {value: name for name, value in _DTYPES.items()}[d.dtype]
-        self.layout, self.angle, self.device, self.position_dtype = layout, angle, device, position_dtype
-        self.scaling, self.theta = scaling, None if inv_freq is not None else float(theta)
+        self.dtype, self.layout = list(_DTYPES)[d.dtype], list(_LAYOUTS)[d.layout]
+        self.angle, self.device = list(_ANGLES)[d.angle], list(_DEVICES)[d.backend]
+        self.position_dtype = list(_INDEX_DTYPES)[d.position_dtype]
+        self.scaling, self.theta = scaling, None if inv_freq is not None else as_real("theta", theta)
         self.itemsize = 4 if d.dtype == ROPE_DTYPE_F32 else 2
         self._make_table(theta, scaling, inv_freq)
         if attention_factor is not None:
-            self.attention_factor = attention_factor
-            if not 0 < self.attention_factor < 3.0e38:
-                raise ValueError(f"attention_factor: {attention_factor}, must be a finite number above 0")
-        d.attention_factor = self.attention_factor
+            self.attention_factor = as_real("attention_factor", attention_factor)
+        d.attention_factor = <float>self.attention_factor
+        if not 0 < d.attention_factor < 3.0e38:
+            raise ValueError(f"attention_factor: {attention_factor}, must be above 0 and finite as a float32")
         self._check_compiled()
 
     cdef int _make_table(self, theta, scaling, inv_freq) except -1:
@@ -201,13 +222,15 @@ cdef class Rope:
             if inv_freq is not None:
                 if scaling is not None or theta != 10000.0:
                     raise ValueError("inv_freq: not allowed together with theta or scaling")
+                if not hasattr(inv_freq, "__len__"):
+                    raise TypeError(f"inv_freq: {inv_freq!r} is not a sequence of numbers")
                 if len(inv_freq) != pairs:
                     raise ValueError(f"inv_freq: {len(inv_freq)} values, must be rotary_dim / 2 = {pairs}")
-                for i in range(pairs):
-                    custom[i] = inv_freq[i]
+                for i, value in enumerate(inv_freq):
+                    custom[i] = as_real("inv_freq", value)
                 f.scaling, f.inv_freq = ROPE_SCALING_CUSTOM, custom
             else:
-                f.theta = theta
+                f.theta = self.theta
                 if not f.theta > 0:
                     raise ValueError(f"theta: {theta}, must be a finite number above 0")
                 if scaling is not None:
@@ -225,10 +248,10 @@ cdef class Rope:
         for name in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position"):
             if getattr(scaling, name, 1) == 0:  # zero is the descriptor's word for "default"
                 raise ValueError(f"{name}: 0, must be above 0")
-        f.factor = getattr(scaling, "factor", 0)
-        f.low_freq_factor = getattr(scaling, "low_freq_factor", 0)
-        f.high_freq_factor = getattr(scaling, "high_freq_factor", 0)
-        f.original_max_position = getattr(scaling, "original_max_position", 0)
+        f.factor = as_real("factor", getattr(scaling, "factor", 0))
+        f.low_freq_factor = as_real("low_freq_factor", getattr(scaling, "low_freq_factor", 0))
+        f.high_freq_factor = as_real("high_freq_factor", getattr(scaling, "high_freq_factor", 0))
+        f.original_max_position = as_integer("original_max_position", getattr(scaling, "original_max_position", 0))
         return 0
 
     cdef int _check_compiled(self) except -1:
@@ -345,6 +368,7 @@ cdef class Rope:
                   q_strides, k_strides, q_out_strides, k_out_strides, stream) except -1:
         cdef rope_apply_desc d = self.base
         cdef uintptr_t stream_handle = read_stream(stream)
+        cdef int64_t length
         d.flags |= flags
         d.table = self.table
         d.stream = <void*>stream_handle
@@ -359,20 +383,29 @@ cdef class Rope:
             raise TypeError("q and k: both None, at least one must be given")
         if q is not None:
             self._read_heads("q", q, q_strides, d.num_q_heads, q_out is None, &d, &d.q)
+        elif q_strides is not None:
+            raise ValueError("q_strides: given without q")
         if k is not None:
             self._read_heads("k", k, k_strides, d.num_k_heads, k_out is None, &d, &d.k)
+        elif k_strides is not None:
+            raise ValueError("k_strides: given without k")
         if q_out is not None:
             if q is None:
                 raise ValueError("q_out: given without q")
             self._read_heads("q_out", q_out, q_out_strides, d.num_q_heads, True, &d, &d.q_out)
+        elif q_out_strides is not None:
+            raise ValueError("q_out_strides: given without q_out")
         if k_out is not None:
             if k is None:
                 raise ValueError("k_out: given without k")
             self._read_heads("k_out", k_out, k_out_strides, d.num_k_heads, True, &d, &d.k_out)
+        elif k_out_strides is not None:
+            raise ValueError("k_out_strides: given without k_out")
         if d.num_tokens < 0:
             raise TypeError("num_tokens: required with pointers")
         if positions is not None:
-            d.positions = self._read_index("positions", positions, d.num_tokens, &d)
+            length = d.num_tokens
+            d.positions = self._read_index("positions", positions, &length, &d)
         elif indptr is not None:
             self._read_ragged(indptr, offsets, num_requests, &d)
         if indptr is None and (offsets is not None or num_requests is not None):
@@ -424,11 +457,11 @@ cdef class Rope:
                 continue
             if tokens == 1:
                 stride = v.strides[i]
-            elif v.strides[i] != stride * tokens:
+            elif tokens and v.strides[i] != stride * tokens:
                 raise ValueError(f"{name}: the leading dimensions do not fold into one dimension of tokens; "
                                  "call once for each index of the outer ones")
             tokens *= v.shape[i]
-        if tokens > 1 and (stride == 0 or tensor.head_stride == 0):
+        if (tokens > 1 and stride == 0) or tensor.head_stride == 0:
             raise ValueError(f"{name}: a broadcast array (stride 0) is not supported")
         tensor.token_stride = stride
         tensor.data = v.data
@@ -444,8 +477,8 @@ cdef class Rope:
             raise ValueError(f"{name}: the array is on a CUDA device, must be in host memory (device='cpu')")
         return 0
 
-    cdef void* _read_index(self, str name, object x, int64_t length, rope_apply_desc* d) except? NULL:
-        """A pointer to `length` integers; an array's own dtype replaces position_dtype. -1: any length but 0."""
+    cdef void* _read_index(self, str name, object x, int64_t* length, rope_apply_desc* d) except? NULL:
+        """A pointer to `length` integers; an array's own dtype replaces position_dtype. -1: becomes the array's."""
         if not is_array(x):
             return <void*>read_pointer(x, name)
         cdef View v
@@ -453,28 +486,29 @@ cdef class Rope:
         self._check_device(name, &v, d)
         if v.kind != KIND_INT or v.itemsize not in (4, 8):
             raise TypeError(f"{name}: dtype {getattr(x, 'dtype', 'unknown')}, must be int32 or int64")
-        if v.ndim != 1 or (v.shape[0] != length and length >= 0) or (v.shape[0] > 1 and v.strides[0] != 1):
+        if v.ndim != 1 or (v.shape[0] != length[0] and length[0] >= 0) or (v.shape[0] > 1 and v.strides[0] != 1):
             raise ValueError(f"{name}: shape {tuple([v.shape[i] for i in range(v.ndim)])}, must be contiguous "
-                             f"[{length if length >= 0 else 'num_requests + 1'}]")
+                             f"[{length[0] if length[0] >= 0 else 'num_requests + 1'}]")
+        length[0] = v.shape[0]
         d.position_dtype = ROPE_INDEX_INT32 if v.itemsize == 4 else ROPE_INDEX_INT64
         return v.data
 
     cdef int _read_ragged(self, indptr, offsets, num_requests, rope_apply_desc* d) except -1:
         cdef int32_t dtype
-        if is_array(indptr):
-            d.num_requests = len(indptr) - 1
-            if num_requests is not None and as_integer("num_requests", num_requests) != d.num_requests:
-                raise ValueError(f"num_requests: {num_requests}, but indptr has {d.num_requests + 1} values")
-            if d.num_requests < 1:
-                raise ValueError(f"indptr: {len(indptr)} values, must be num_requests + 1, at least 2")
-        elif num_requests is None:
+        cdef int64_t length = -1
+        if num_requests is not None:
+            length = as_count("num_requests", num_requests, 1, (1 << 31) - 1)
+            length += 1
+        d.indptr = self._read_index("indptr", indptr, &length, d)
+        if length < 0:
             raise TypeError("num_requests: required with indptr as a pointer")
-        else:
-            d.num_requests = as_integer("num_requests", num_requests)
-        d.indptr = self._read_index("indptr", indptr, d.num_requests + 1, d)
+        if length < 2:
+            raise ValueError(f"indptr: {length} values, must be num_requests + 1, at least 2")
+        d.num_requests = length - 1
         if offsets is not None:
             dtype = d.position_dtype
-            d.offsets = self._read_index("offsets", offsets, d.num_requests, d)
+            length = d.num_requests
+            d.offsets = self._read_index("offsets", offsets, &length, d)
             if dtype != d.position_dtype:
                 raise TypeError("offsets: must have the dtype of indptr")
         return 0

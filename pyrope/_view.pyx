@@ -39,7 +39,7 @@ cdef bint is_array(object x):
     if type(x) is int or x is None or is_cuda_python(x):
         return False
     if hasattr(x, "__array_interface__"):
-        return len(x.shape) > 0  # a NumPy scalar has the attribute too
+        return getattr(x, "ndim", 1) > 0  # a NumPy scalar has the attribute too
     return hasattr(x, "__dlpack__") or hasattr(x, "__cuda_array_interface__")
 
 
@@ -71,8 +71,14 @@ cdef uintptr_t read_pointer(object x, str name) except? 0:
 
 cdef uintptr_t read_stream(object x) except? 0:
     """A stream given as None, an int, an object with __cuda_stream__, or a cuda-python handle. 0: legacy default."""
+    cdef int overflow = 0
+    cdef long long handle
     if x is None:
         return 0
+    if type(x) is int:
+        handle = PyLong_AsLongLongAndOverflow(x, &overflow)
+        if overflow == 0 and handle >= 0:
+            return <uintptr_t>handle
     if isinstance(x, (bool, float)):
         raise TypeError(f"stream: {x!r} is not a stream; pass an int, None or an object with __cuda_stream__")
     if type(x) is not int:
@@ -106,6 +112,8 @@ cdef int read_interface(object x, dict interface, str name, View* view) except -
     cdef int i
     cdef int64_t step
     check_ndim(name, len(shape))
+    if not isinstance(interface.get("data"), tuple):
+        raise TypeError(f"{name}: the array interface of {type(x).__name__} gives no address")
     address, read_only = interface["data"]
     view.data = <void*><uintptr_t>address
     view.read_only = read_only

@@ -1,8 +1,8 @@
 """The machine code of the kernels, per architecture: wide accesses, no spills, nothing missing.
 
-$ROPEROPE_LIBRARY names the library to read; default: the installed one. Reading it takes cuobjdump and nvdisasm, from the
-CUDA toolkit or from PyPI (nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm). Without them, and for a library without CUDA, the
-tests skip; with PYROPE_REQUIRE_CUDA_BUILD=1 they fail.
+$ROPEROPE_LIBRARY names the library to read; default: the installed one. Reading it takes cuobjdump and nvdisasm, from
+the CUDA toolkit or from PyPI (nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm). Without them, and for a library without
+CUDA, the tests skip; with PYROPE_REQUIRE_CUDA_BUILD=1 they fail.
 """
 
 import functools
@@ -118,13 +118,14 @@ def width(opcode):
 
 
 def test_accesses_are_as_wide_as_they_should_be(architecture):
-    """q and k move in accesses of the instance's width. Loads may also fetch a position or the request of a token."""
+    """q and k move in accesses of the instance's width. Narrower loads fetch a position or the request of a token."""
     for k in kernels(architecture):
         stores = {width(opcode) for opcode in k.opcodes if opcode.startswith("STG")}
         loads = {width(opcode) for opcode in k.opcodes if opcode.startswith("LDG")}
         assert stores == {k.access_bytes}, k
         assert k.access_bytes in loads and loads <= {k.access_bytes, 8, 4}, k
-        assert not any(opcode.startswith(("LD.", "ST.")) for opcode in k.opcodes), k  # of unknown memory
+        # Loads of memory that the compiler does not know are those of the table in the arguments.
+        assert not any(opcode.startswith("ST.") for opcode in k.opcodes), k
 
 
 def test_nothing_is_in_local_memory(architecture):

@@ -21,6 +21,9 @@ namespace rope::cuda {
 
 template <class Args>
 int launch(void (*kernel)(Args), dim3 grid, dim3 block, const Args& args, void*, bool) {
+  const bool valid = grid.x - 1 < 0x7fffffffu && grid.y - 1 < 65535 && grid.z - 1 < 65535 && block.z - 1 < 64 &&
+                     block.x && block.y && block.x * block.y * block.z <= 1024;
+  if (!valid) return 1;  // cudaErrorInvalidValue
   gridDim = grid;
   blockDim = block;
   const auto for_each = [](dim3 size, auto body) {

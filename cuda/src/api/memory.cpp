@@ -61,8 +61,11 @@ rope_status read_rows(const char* name, const rope_tensor& x, int64_t tokens, in
   if (extent >= kMaxStrideBytes)
     return fail(ROPE_ERR_INVALID_ARG, "%s: strides (token %lld, head %lld elements) reach beyond 2^62 bytes", name,
                 static_cast<long long>(x.token_stride), static_cast<long long>(head_stride));
-  *rows = {static_cast<const char*>(x.data), tokens,        heads, int64_t(token_stride) * element_bytes,
-           head_stride * element_bytes,      head_dim * element_bytes};
+  // Without a second row a stride means nothing.
+  const int64_t head_step = heads == 1 ? head_dim : head_stride;
+  const int64_t token_step = tokens == 1 ? head_step * heads : int64_t(token_stride);
+  *rows = {static_cast<const char*>(x.data), tokens,      heads, token_step * element_bytes, head_step * element_bytes,
+           head_dim * element_bytes};
   return ROPE_OK;
 }
 
@@ -80,7 +83,10 @@ bool rows_are_distinct(const Rows& x) {
   return true;
 }
 
-bool are_apart(const Rows& x, const Rows& y) {
+bool are_apart(Rows x, Rows y) {
+  if (x.heads == 1) x.head_stride = y.head_stride;
+  if (y.heads == 1) y.head_stride = x.head_stride;
+  if (x.tokens == 1 && y.tokens == 1) x.token_stride = y.token_stride;
   const auto [x_low, x_high] = span(x);
   const auto [y_low, y_high] = span(y);
   const int64_t delta = y.data - x.data;

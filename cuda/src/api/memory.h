@@ -22,8 +22,9 @@ rope_status read_rows(const char* name, const rope_tensor& x, int64_t tokens, in
 // extent of the smaller. (Layouts that interleave rows in any other way do not occur.)
 bool rows_are_distinct(const Rows& x);
 
-// x and y share no byte. Exact where their ranges are apart or their strides equal; false where it cannot be told.
-bool are_apart(const Rows& x, const Rows& y);
+// x and y share no byte. Exact where their ranges are apart or their strides equal (one that is never taken, of a
+// single head or token, equals any); false where it cannot be told.
+bool are_apart(Rows x, Rows y);
 
 inline bool same_rows(const Rows& x, const Rows& y) {
   return x.data == y.data && x.token_stride == y.token_stride && x.head_stride == y.head_stride;

@@ -14,6 +14,9 @@ bool is_no_device(int error);
 // Known to be host memory that the current device cannot read.
 bool is_host_only(const void* pointer);
 
+// The current device knows programmatic dependent launch (compute capability 9.0).
+bool has_dependent_launch();
+
 const char* toolkit_info();  // "CUDA 13.0, sm_80 sm_90 ...", or "no CUDA"
 
 }  // namespace rope::cuda

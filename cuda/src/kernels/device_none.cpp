@@ -14,5 +14,6 @@ const char* toolkit_info() { return "no CUDA"; }
 const char* error_name(int) { return "cudaErrorUnknown"; }
 bool is_no_device(int) { return false; }
 bool is_host_only(const void*) { return false; }
+bool has_dependent_launch() { return false; }
 
 }  // namespace rope::cuda

@@ -6,6 +6,9 @@
 namespace rope::cuda {
 namespace {
 
+// Limits of every CUDA device.
+constexpr int32_t kMaxBlockZ = 64, kMaxGridY = 65535;
+
 constexpr int32_t divide_up(int64_t a, int64_t b) { return int32_t((a + b - 1) / b); }
 
 // Every address that the kernel forms with chunks of `bytes` is a multiple of `bytes`.
@@ -45,7 +48,8 @@ struct Regime {
 // Measured on an H100 (KERNELS.md): from a few KB, where latency is all and work is spread thin, to far beyond the
 // second-level cache, where a thread takes several heads with much in flight.
 constexpr Regime kRegimes[] = {
-    {700'000, 4, 2, 96, 96, false},
+    {20'000, 4, 2, 96, 96, false},
+    {700'000, 4, 2, 64, 64, false},
     {6'000'000, 4, 2, 64, kMaxBlock, false},
     {32'000'000, 8, 4, 32, 64, false},
     {INT64_MAX, 8, 4, kMaxBlock, kMaxBlock, true},
@@ -84,9 +88,9 @@ RotatePlan plan_rotate(const RotateParams& p, int element_bytes) {
   // Two tokens side by side are enough where there are heads to fill the block.
   const int32_t z = heads < 4 ? columns(kMaxBlock) / y : std::min(2, columns(regime->threads) / y);
   plan.block_y = unsigned(y);
-  plan.block_z = unsigned(std::clamp<int64_t>(z, 1, p.num_tokens));
+  plan.block_z = unsigned(std::clamp<int64_t>(z, 1, std::min<int64_t>(kMaxBlockZ, p.num_tokens)));
   plan.grid_x = unsigned(divide_up(p.num_tokens, plan.block_z));
-  plan.grid_y = regime->loop ? 1 : unsigned(std::min(divide_up(head_threads, y), 65535));
+  plan.grid_y = regime->loop ? 1 : unsigned(std::min(divide_up(head_threads, y), kMaxGridY));
   return plan;
 }
 

@@ -1,0 +1,154 @@
+"""One case: bind every implementation, check its result, then sample all of them in turns."""
+
+import dataclasses
+import gc
+from collections.abc import Callable
+
+import numpy as np
+from cases import OPS, Case
+from memory import THETA, Inputs
+from peers import PEERS, Peer, brief
+from reference import CHECKS, WrongResultError
+from timing import TURNS, interleave, plan, quantiles
+
+CHECKED_TOKENS = 128  # of a case, evenly spread
+
+
+def verify(peer: Peer, case: Case, inputs: Inputs, call: Callable) -> dict:
+    """Run the call once on fresh data and check it.
+
+    Returns {"error": the largest error as a fraction of its tolerance, "new_tensors": whether it returns such}.
+    """
+    inputs.fill()
+    slot = inputs.slots[0]
+    names = [name for name in OPS[case.op].inputs if name in slot]
+    tokens = np.unique(np.linspace(0, case.tokens - 1, CHECKED_TOKENS).astype(int))
+    before = {name: slot[name].rows(tokens) for name in names}
+    inputs.device.synchronize()
+    returned = call()
+    inputs.device.synchronize()
+    if returned is None:
+        after = {name: slot[name if case.in_place else f"{name}_out"].rows(tokens) for name in names}
+    else:
+        after = {name: host_rows(x, tokens, before[name]) for name, x in zip(names, returned, strict=True)}
+    allowed = peer.angle(int(inputs.positions.max()))
+    error = CHECKS[case.op](case, before, after, inputs.positions[tokens], THETA, allowed)
+    return {"error": error, "new_tensors": returned is not None}
+
+
+def host_rows(x, tokens: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Rows of a torch tensor as an array of the dtype of `like`."""
+    import torch
+
+    words = {2: torch.int16, 4: torch.int32}[x.element_size()]
+    rows = x[torch.as_tensor(tokens, device=x.device)].contiguous().view(words).cpu().numpy()
+    return rows.view(like.dtype).reshape(like.shape)
+
+
+def roofs(case: Case, inputs: Inputs) -> dict[str, tuple[str, list]]:
+    """{"ceiling", "copy": (what it is, one call a slot)} on the bytes that the case must move."""
+    device, nbytes = inputs.device, OPS[case.op].touched_bytes(case)
+    starts = [inputs.base + i * inputs.slot_bytes for i in range(len(inputs.slots))]
+    target = starts if case.in_place else [start + inputs.input_bytes for start in starts]
+    other = target if not case.in_place else starts[1:] + starts[:1]
+    copies = [device.copy(s, t, nbytes) for s, t in zip(starts, other, strict=True)]
+    flips = [device.elementwise(s, t, nbytes, case.itemsize) for s, t in zip(starts, target, strict=True)]
+    found = {"copy": (copies[0][0], [call for _, call in copies])}
+    if flips[0] is None:
+        return {"ceiling": (f"{copies[0][0]} (no torch or CuPy)", found["copy"][1]), **found}
+    return {"ceiling": (flips[0][0], [call for _, call in flips]), **found}
+
+
+def bind(peer: Peer, case: Case, inputs: Inputs, failed: dict) -> tuple[list, dict]:
+    """(a call for each slot, {"status": ...}): the calls of a peer whose result is right, else none and why."""
+    reason = peer.unable(case) or next((failed[key] for key in peer.builds(case) if key in failed), None)
+    if reason:
+        return [], {"status": "n/a", "reason": reason}
+    try:
+        first = peer.bind(case, inputs.slots[0], inputs)
+        found = {"status": "ok", **verify(peer, case, inputs, first)}
+        return [first, *(peer.bind(case, slot, inputs) for slot in inputs.slots[1:])], found
+    except WrongResultError as wrong:
+        found = {"status": "wrong", "reason": str(wrong)}
+    except Exception as error:  # a peer may raise anything, and the others still have their results
+        found = {"status": "failed", "reason": brief(error)}
+    if peer is PEERS[0]:
+        raise SystemExit(f"pyrope, {case}: {found['status']}: {found['reason']}; nothing was recorded")
+    try:
+        inputs.device.synchronize()
+    except Exception as error:
+        raise SystemExit(f"{peer.name} left the device unusable: {error}; leave it out with --peers ({case})") from None
+    return [], found
+
+
+def leaves_no_trace(case: Case, inputs: Inputs, sampler: Callable) -> bool:
+    """Whether a sample changes nothing in the last slot, as if its work were not on the device's stream."""
+    last = list(inputs.slots[-1].values())[-1]
+    row = np.array([case.tokens - 1])
+    before = last.rows(row).tobytes()
+    sampler()
+    return last.rows(row).tobytes() == before
+
+
+def samplers(case: Case, present: list[Peer], inputs: Inputs, failed: dict, tick: Callable) -> tuple[dict, dict]:
+    """({name: result so far}, {(name, "cold" | "warm" | "host"): sampler}) of the roofs and every implementation."""
+    device = inputs.device
+    calls = plan(device.footprint, inputs.slot_bytes, device.fewest_calls)[1]
+    kinds = ("cold", "warm", "host") if inputs.slot_bytes <= device.cache_bytes else ("cold", "host")
+    results, found = {}, {}
+
+    def make(slot_calls: list, kinds: tuple, host: Callable, host_calls: int | None = None) -> dict[str, Callable]:
+        order = [slot_calls[i % len(slot_calls)] for i in range(calls)]
+        return device.samplers(kinds, order, host, host_calls or device.host_calls)
+
+    for name, (what, slot_calls) in roofs(case, inputs).items():
+        results[name] = {"status": "ok", "what": what}
+        made = make(slot_calls, kinds if device.kind == "cuda" else kinds[:-1], slot_calls[0])
+        found |= {(name, kind): sampler for kind, sampler in made.items()}
+    for peer in present:
+        tick(f"{peer.name}: {case}")
+        slot_calls, results[peer.name] = bind(peer, case, inputs, failed)
+        if not slot_calls:
+            continue
+        try:
+            host = device.host_call(peer, case, inputs, slot_calls[0])
+            made = make(slot_calls, ("host",) if peer.host_only else kinds, host, peer.host_calls)
+            writes = "cold" in made and not results[peer.name]["new_tensors"]
+            if writes and leaves_no_trace(case, inputs, made["cold"]):
+                raise RuntimeError("what was to be timed changes nothing")
+        except Exception as error:
+            if peer is PEERS[0]:
+                raise
+            results[peer.name] = {"status": "failed", "reason": brief(error)}
+        else:
+            found |= {(peer.name, kind): sampler for kind, sampler in made.items()}
+    return results, found
+
+
+def measure(device, case: Case, present: list[Peer], failed: dict, seed: int, tick: Callable) -> dict:
+    """Everything about one case, as it is recorded.
+
+    present : implementations that this machine has
+    failed : why by key of those things that could not be built
+    tick : called with a text and a part of the case that has been done
+    """
+    op = OPS[case.op]
+    slots = plan(device.footprint, Inputs.bytes_of(case), device.fewest_calls)[0]
+    inputs = Inputs(device, case, slots, seed)
+    results, sources = samplers(case, present, inputs, failed, tick)
+    inputs.fill(slots)
+    for (name, kind), samples in interleave(sources, lambda: tick(str(case), 1 / TURNS)).items():
+        results[name][kind] = quantiles(samples)
+    sources.clear()
+    del inputs
+    gc.collect()
+    device.free()
+
+    ideal, touched = op.ideal_bytes(case), op.touched_bytes(case)
+    own, roof = results["pyrope"]["cold"]["q50"], results["ceiling"]["cold"]["q50"]
+    for name, entry in results.items():
+        if "cold" in entry:
+            took, moved = entry["cold"]["q50"], 2 * touched if name in ("ceiling", "copy") else ideal
+            entry |= {"gbps": moved / took / 1e3, "percent": 100 * roof / took, "ratio": took / own}
+    return {"title": str(case), **dataclasses.asdict(case), "tokens": case.tokens, "ideal_bytes": ideal,
+            "touched_bytes": touched, "slots": slots, "results": results}  # fmt: skip

@@ -1,0 +1,170 @@
+"""Typed memory of either device, and the tensors of one case."""
+
+import ctypes
+from functools import cached_property
+
+import numpy as np
+from cases import ITEMSIZE, OPS, Case
+from reference import inv_freq
+
+THETA = 10000.0
+MAX_START = 8192  # requests start at a position below this
+ALIGNMENT = 256  # bytes
+_WORDS = {2: np.int16, 4: np.int32, 8: np.int64}
+
+
+class Array:
+    """`shape` elements of `dtype` at address `ptr`, with views for NumPy, CuPy and torch; it owns nothing.
+
+    bfloat16 is unknown to the array protocols, so every view starts as integers of the same size.
+    """
+
+    def __init__(self, device, ptr: int, shape: tuple[int, ...], dtype: str):
+        self.device, self.ptr, self.shape, self.dtype = device, ptr, shape, dtype
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape)) * ITEMSIZE[self.dtype]
+
+    @property
+    def __cuda_array_interface__(self) -> dict:
+        """Integers of the element size, on a CUDA device."""
+        word = np.dtype(_WORDS[ITEMSIZE[self.dtype]]).str
+        return {"shape": self.shape, "typestr": word, "data": (self.ptr, False), "strides": None, "version": 3}
+
+    @cached_property
+    def numpy(self) -> np.ndarray:
+        """In host memory: the array itself."""
+        flat = np.frombuffer((ctypes.c_byte * self.nbytes).from_address(self.ptr), numpy_dtype(self.dtype))
+        return flat.reshape(self.shape)
+
+    @cached_property
+    def torch(self):
+        """The array as a torch tensor, sharing its memory."""
+        import torch
+
+        if self.device.kind == "cuda":
+            words = torch.as_tensor(self, device=self.device.name)
+        else:
+            words = torch.from_numpy(self.numpy.view(_WORDS[ITEMSIZE[self.dtype]]))
+        return words.view(getattr(torch, self.dtype))
+
+    def rows(self, tokens: np.ndarray) -> np.ndarray:
+        """A host copy of some rows of the first dimension."""
+        size = self.nbytes // self.shape[0]
+        data = b"".join(self.device.read(self.ptr + int(t) * size, size) for t in tokens)
+        return np.frombuffer(data, numpy_dtype(self.dtype)).reshape(len(tokens), *self.shape[1:])
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+class Inputs:
+    """The memory of one case: `slots` sets of its tensors, filled with normal random values, and what they share.
+
+    A slot is a dict from the op's tensor names to arrays. Slots lie behind each other, so that calls which go through
+    them find a cold cache.
+    """
+
+    def __init__(self, device, case: Case, slots: int, seed: int):
+        self.device, self.case, self.rng = device, case, np.random.default_rng(seed)
+        shapes, sizes = OPS[case.op].tensors(case), self._sizes(case)
+        self.slot_bytes = sum(sizes.values())
+        self.input_bytes = sum(size for name, size in sizes.items() if name in OPS[case.op].inputs)
+        self.base = device.allocate(max(slots * self.slot_bytes, 1))
+        self.slots = []
+        for i in range(slots):
+            ptr, slot = self.base + i * self.slot_bytes, {}
+            for name, shape in shapes.items():
+                slot[name] = Array(device, ptr, shape, case.dtype)
+                ptr += sizes[name]
+            self.slots.append(slot)
+        block = self.rng.standard_normal(min(1 << 20, max(self.slot_bytes, 1)), np.float32)
+        self._block = block.astype(numpy_dtype(case.dtype)).tobytes()
+        self.fill(slots)
+
+    @staticmethod
+    def _sizes(case: Case) -> dict[str, int]:
+        nbytes = {name: int(np.prod(shape)) * case.itemsize for name, shape in OPS[case.op].tensors(case).items()}
+        return {name: -(-size // ALIGNMENT) * ALIGNMENT for name, size in nbytes.items()}
+
+    @classmethod
+    def bytes_of(cls, case: Case) -> int:
+        """Bytes of one slot."""
+        return sum(cls._sizes(case).values())
+
+    def fill(self, slots: int = 1) -> None:
+        """Random values into the first slots."""
+        self.device.fill(self.base, slots * self.slot_bytes, self._block)
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """First position of each request."""
+        return self.rng.integers(0, MAX_START, self.case.batch_size)
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """Position of every token, int64."""
+        if self.case.positions == "offset":
+            return self.starts[:1].sum() + np.arange(self.case.tokens)
+        return (self.starts[:, None] + np.arange(self.case.seq_len)).reshape(-1)
+
+    @property
+    def table_rows(self) -> int:
+        return int(self.positions.max(initial=0)) + 1
+
+    def upload(self, values: np.ndarray) -> Array:
+        """A copy of a host array in the device's memory, freed with the case."""
+        array = Array(self.device, self.device.allocate(max(values.nbytes, 1)), values.shape, values.dtype.name)
+        self.device.write(array.ptr, np.ascontiguousarray(values))
+        return array
+
+    @cached_property
+    def ids(self) -> Array:
+        return self.upload(self.positions)
+
+    @cached_property
+    def indptr(self) -> Array:
+        return self.upload(np.arange(self.case.batch_size + 1) * self.case.seq_len)
+
+    @cached_property
+    def offsets(self) -> Array:
+        return self.upload(self.starts)
+
+    @cached_property
+    def angles(self) -> np.ndarray:
+        """float64 [table_rows, rotated / 2], radians."""
+        return np.arange(self.table_rows)[:, None] * inv_freq(self.case.rotated, THETA)
+
+    @cached_property
+    def cos(self) -> Array:
+        """float32 [table_rows, rotated / 2], rounded from the exact values."""
+        return self.upload(np.cos(self.angles).astype(np.float32))
+
+    @cached_property
+    def sin(self) -> Array:
+        return self.upload(np.sin(self.angles).astype(np.float32))
+
+    @cached_property
+    def cos_sin(self) -> Array:
+        """float32 [table_rows, rotated]: [cos | sin]."""
+        return self.upload(np.concatenate([np.cos(self.angles), np.sin(self.angles)], 1).astype(np.float32))
+
+    @cached_property
+    def token_cos(self) -> Array:
+        """float32 [tokens, rotated]: each token's row of cosines, twice."""
+        return self.upload(np.tile(np.cos(self.angles)[self.positions], 2).astype(np.float32))
+
+    @cached_property
+    def token_sin(self) -> Array:
+        return self.upload(np.tile(np.sin(self.angles)[self.positions], 2).astype(np.float32))
+
+    @cached_property
+    def frequencies(self) -> Array:
+        """float32 [rotated / 2]: radians per position."""
+        return self.upload(inv_freq(self.case.rotated, THETA).astype(np.float32))

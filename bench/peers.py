@@ -1,0 +1,108 @@
+"""The implementations that are measured: pyrope first, then its peers, as one table. bindings.py calls them."""
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import bindings as b
+from cases import Case
+from memory import Inputs
+
+HALF = ("float16", "bfloat16")
+CUDA, BOTH, CPU = ("cuda",), ("cuda", "cpu"), ("cpu",)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One implementation."""
+
+    name: str
+    what: str
+    ops: dict[str, Callable[[Case, dict, Inputs], Callable]]  # how it is called, by operation
+    modules: tuple[str, ...] = ()  # what must be importable; the first one's version is recorded
+    devices: tuple[str, ...] = CUDA
+    dtypes: tuple[str, ...] = ("float32", *HALF)
+    layouts: tuple[str, ...] = ("neox", "gptj")
+    refuses: Callable[[Case], str | None] = lambda case: None  # why it cannot do a case
+    angle: Callable[[int], float] = lambda position: 0.0  # extra error of cos and sin allowed at a position, absolute
+    builds: Callable[[Case], dict[object, Callable]] = lambda case: {}  # what must be compiled first, by key
+    host_calls: int | None = None  # calls between synchronisations for the host cost; None: the device's
+    host_only: bool = False  # another way to issue a kernel that is already timed
+
+    def unable(self, case: Case) -> str | None:
+        """Why this case is not for it, or None."""
+        if case.op not in self.ops:
+            return f"no {case.op}"
+        if case.dtype not in self.dtypes:
+            return f"no {case.dtype}"
+        if case.layout not in self.layouts:
+            return f"no {case.layout}"
+        return self.refuses(case)
+
+    def bind(self, case: Case, slot: dict, inputs: Inputs) -> Callable:
+        """A function without arguments that does the case's operation on one slot, or returns new tensors.
+
+        It is what is timed. Tables of cos and sin that a peer takes are made here.
+        """
+        return self.ops[case.op](case, slot, inputs)
+
+
+def absent(peer: Peer, device: str) -> str | None:
+    """Why the peer cannot be used on this machine, or None."""
+    if device not in peer.devices:
+        return f"not for {device}"
+    for module in peer.modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # a broken installation raises anything
+            return f"import {module}: {brief(error)}"
+    if device == "cuda" and peer.modules and not importlib.import_module("torch").cuda.is_available():
+        return "torch has no CUDA device"
+    return None
+
+
+def version(peer: Peer) -> str | None:
+    """Version of the first module's package, or None if it tells none."""
+    if not peer.modules:
+        return None
+    name = peer.modules[0].partition(".")[0]
+    try:
+        return getattr(importlib.import_module(name), "__version__", None) or importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def brief(error: BaseException) -> str:
+    """Its type and the first line of its text."""
+    return f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0]}"
+
+
+PEERS = (
+    Peer("pyrope", "pyrope.Rope.apply, raw pointers", {"apply": b.pyrope_apply}, devices=BOTH),
+    Peer("sglang", "SGLang's fused rope kernel, table, PDL; compiled module", {"apply": b.sglang},
+         ("sglang_rope", "torch"), dtypes=HALF, refuses=b.sglang_limits, builds=b.build_sglang),
+    Peer("flashinfer", "apply_rope_with_cos_sin_cache[_inplace]", {"apply": b.flashinfer_table},
+         ("flashinfer", "torch"), dtypes=HALF, refuses=b.flashinfer_limits, builds=b.build_flashinfer),
+    Peer("flashinfer-module", "the same kernel, its compiled module called without the Python wrapper",
+         {"apply": b.flashinfer_module}, ("flashinfer", "torch"), dtypes=HALF, refuses=b.flashinfer_limits,
+         builds=b.build_flashinfer, host_only=True),
+    Peer("flashinfer-fly", "apply_rope_pos_ids[_inplace], or apply_rope with ragged positions: no table",
+         {"apply": b.flashinfer_fly}, ("flashinfer", "torch"), dtypes=HALF, builds=b.build_flashinfer,
+         refuses=b.flashinfer_fly_limits,
+         angle=lambda position: position * 2.0**-21),
+    Peer("vllm", "vLLM's rotary_embedding, table", {"apply": b.vllm}, ("vllm", "vllm._custom_ops", "torch"),
+         refuses=b.in_place_only),
+    Peer("liger", "Liger's Triton kernel, rows of cos and sin gathered before", {"apply": b.liger},
+         ("liger_kernel", "liger_kernel.ops.rope", "torch"), layouts=("neox",),
+         refuses=lambda c: b.in_place_only(c) or b.needs_k(c)),
+    Peer("flash-attn", "flash-attn's Triton rotary, table; a launch each for q and k", {"apply": b.flash_attn},
+         ("flash_attn_rotary", "torch"), refuses=lambda c: None if c.head_dim <= 256 else "head_dim above 256"),
+    Peer("torch.compile", "torch.compile of the formula with a table, static shapes; new tensors",
+         {"apply": b.torch_compile}, ("torch",), devices=BOTH, host_calls=64),
+    Peer("torch-table", "torch eager with a table; new tensors", {"apply": b.torch_table}, ("torch",), devices=BOTH,
+         host_calls=32),
+    Peer("torch-naive", "torch eager that forms cos and sin in each call; new tensors", {"apply": b.torch_naive},
+         ("torch",), devices=BOTH, host_calls=32, angle=lambda position: position * 2.0**-23),
+    Peer("numpy", "NumPy with a table", {"apply": b.numpy_table}, devices=CPU, host_calls=32),
+)  # fmt: skip

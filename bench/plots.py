@@ -1,0 +1,124 @@
+"""Figures of one run: time and GB/s against size, and how many times pyrope's time each peer takes."""
+
+import math
+import pathlib
+
+from cases import FIELDS
+
+try:
+    import matplotlib
+except ImportError as error:
+    raise SystemExit(f"--plot needs matplotlib: {error}") from None
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+SHAPE = [field for field in FIELDS if field not in ("batch_size", "seq_len")]
+COLORS = plt.get_cmap("tab10").colors
+plt.rcParams |= {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+                 "grid.color": "#dddddd", "axes.axisbelow": True, "figure.dpi": 130}  # fmt: skip
+
+
+def groups(record: dict) -> dict[tuple, list[dict]]:
+    """Cases that differ in their tokens only, by size."""
+    found: dict[tuple, list[dict]] = {}
+    for case in sorted(record["cases"], key=lambda case: (case["tokens"], case["seq_len"])):
+        found.setdefault(tuple(case[field] for field in SHAPE), []).append(case)
+    return found
+
+
+def title(record: dict, case: dict) -> str:
+    """What is the same in all cases of a group, and the device."""
+    rotated = f", {case['rotary_dim']} rotated" if case["rotary_dim"] else ""
+    place = "in place" if case["in_place"] else "out of place"
+    heads = f"{case['num_heads']} query and {case['num_kv_heads']} key heads of {case['head_dim']}{rotated}"
+    kind = f"{case['op']}, {case['dtype']}, {case['layout']}"
+    return f"{kind}, {heads}, positions: {case['positions']}, {place}\n{record['device']['name']}"
+
+
+def size(case: dict) -> str:
+    """Name of a case within its group."""
+    tokens = case["tokens"]
+    short = f"{tokens >> 10}k" if tokens >= 1024 and tokens % 1024 == 0 else str(tokens)
+    return short if 1 in (case["batch_size"], case["seq_len"]) else f"{short} ({case['batch_size']}x{case['seq_len']})"
+
+
+def timed(cases: list[dict]) -> list[str]:
+    """Implementations that have a time in any of the cases, the roofs left out."""
+    names = dict.fromkeys(name for case in cases for name, entry in case["results"].items() if "cold" in entry)
+    return [name for name in names if name not in ("ceiling", "copy")]
+
+
+def against_size(record: dict, cases: list[dict], path: pathlib.Path) -> None:
+    """Two panels: microseconds and GB/s over the number of tokens, cold, the ceiling dashed."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
+    x = range(len(cases))
+    for i, name in enumerate([*timed(cases), "ceiling"]):
+        entries = [case["results"][name] for case in cases]
+        at = [j for j in x if "cold" in entries[j]]
+        times = [entries[j]["cold"] for j in at]
+        bulk = [case["ideal_bytes"] / 1e3 for case in cases]
+        style = {"color": COLORS[i % 10], "linestyle": ("-", ":")[i // 10], "marker": ".", "linewidth": 1.3}
+        if name == "ceiling":
+            style = {"color": "black", "linestyle": "--", "linewidth": 1.5}
+        elif name == "pyrope":
+            style |= {"linewidth": 2.8, "marker": "o", "zorder": 5}
+        left.plot(at, [t["q50"] for t in times], label=name, **style)
+        right.plot(at, [bulk[j] / t["q50"] for j, t in zip(at, times, strict=True)], **style)
+        if name == "pyrope":
+            low, high = ([t[q] for t in times] for q in ("q20", "q80"))
+            left.fill_between(at, low, high, color=style["color"], alpha=0.25)
+    for axes, label in ((left, "µs per call (caches cold, median)"), (right, "GB/s")):
+        axes.set_xticks(list(x), [size(case) for case in cases], rotation=45 if len(cases) > 10 else 0)
+        axes.set(xlabel="tokens", ylabel=label)
+    left.set_yscale("log")
+    right.set_ylim(bottom=0)
+    figure.legend(loc="outside right center", frameon=False)
+    figure.suptitle(title(record, cases[0]), fontsize=9)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def ratios(record: dict, cases: list[dict], path: pathlib.Path) -> None:
+    """A panel for each peer: bars of its time over pyrope's."""
+    names = [name for name in timed(cases) if name != "pyrope"]
+    if not names:
+        return
+    columns = min(len(names), 3)
+    rows = math.ceil(len(names) / columns)
+    height = 0.9 + 0.21 * len(cases)
+    figure, panels = plt.subplots(rows, columns, figsize=(3.6 * columns, 0.7 + height * rows), squeeze=False,
+                                  sharey=True, layout="constrained")  # fmt: skip
+    for axes in panels.flat[len(names) :]:
+        axes.set_visible(False)
+    for axes, name in zip(panels.flat, names, strict=False):
+        values = [case["results"][name].get("ratio") for case in cases]
+        faster = [v is not None and v >= 1 for v in values]
+        axes.barh(range(len(cases)), [v or 0 for v in values], color=["#2a7ab9" if f else "#d1603d" for f in faster])
+        top = max([v for v in values if v] + [1])
+        for j, v in enumerate(values):
+            text = f"{v:#.3g}".rstrip(".") if v else cases[j]["results"][name]["status"]
+            at, color = (max(v, 1), "black") if v else (0, "#888888")
+            axes.text(at + 0.02 * top, j, text, va="center", fontsize=8, color=color)
+        axes.axvline(1, color="black", linewidth=1)
+        axes.set(xlim=(0, 1.2 * top), title=name)
+        axes.set_yticks(range(len(cases)), [size(case) for case in cases])
+        axes.grid(visible=False, axis="y")
+    panels[0][0].invert_yaxis()
+    for row in panels:
+        row[0].set_ylabel("tokens")
+    figure.suptitle(f"{title(record, cases[0])}\ntime over pyrope's time, caches cold; blue, above 1: pyrope is faster",
+                    fontsize=9)  # fmt: skip
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def draw(record: dict, folder: pathlib.Path) -> list[pathlib.Path]:
+    """Write the figures of a run into a folder; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, cases in enumerate(groups(record).values(), 1):
+        for kind, function in (("size", against_size), ("ratio", ratios)):
+            path = folder / f"{cases[0]['op']}-{number:02}-{kind}.png"
+            function(record, cases, path)
+            paths.append(path)
+    return [path for path in paths if path.exists()]

@@ -1,0 +1,509 @@
+"""Bad input: each refusal names the argument and what is allowed, and nothing is written."""
+
+import re
+from types import SimpleNamespace
+
+import ml_dtypes
+import numpy as np
+import pytest
+from memory import EMULATED, CudaMemory, memory_of
+
+import pyrope
+
+NAN, INF = float("nan"), float("inf")
+V, T = ValueError, TypeError
+HAS_CUDA = any(row[0] == "cuda" for row in pyrope.supported())
+TOKENS, Q_HEADS, K_HEADS, DIM = 3, 2, 1, 64
+
+
+def make(device="cpu", **options):
+    shape = {"head_dim": DIM, "num_q_heads": Q_HEADS, "num_k_heads": K_HEADS}
+    return pyrope.Rope(**shape | {"dtype": "float32", "device": device} | options)
+
+
+def rows(*table):
+    """(id, ...) rows as pytest parameters."""
+    return [pytest.param(*row[1:], id=row[0]) for row in table]
+
+
+# ---- constructor
+
+LLAMA3, LINEAR = pyrope.Llama3, pyrope.Linear
+CONSTRUCTOR = rows(
+    ("head_dim small", {"head_dim": 1}, V, "head_dim: 1, must be 2 to 1048576"),
+    ("head_dim negative", {"head_dim": -64}, V, "head_dim: -64, must be 2 to"),
+    ("head_dim large", {"head_dim": 2**20 + 2, "rotary_dim": 64}, V, "head_dim: 1048578, must be 2 to 1048576"),
+    ("head_dim beyond 64 bits", {"head_dim": 2**64}, V, "head_dim: 18446744073709551616 does not fit 64 bits"),
+    ("head_dim float", {"head_dim": 64.0}, T, "head_dim: 64.0 is not an integer"),
+    ("head_dim bool", {"head_dim": True}, T, "head_dim: True is not an integer"),
+    ("head_dim str", {"head_dim": "64"}, T, "head_dim: '64' is not an integer"),
+    ("head_dim None", {"head_dim": None}, T, "head_dim: None is not an integer"),
+    ("rotary_dim odd", {"rotary_dim": 63}, V, "rotary_dim: 63, must be even"),
+    ("rotary_dim odd by default", {"head_dim": 63}, V, "rotary_dim: 63, must be even"),
+    ("rotary_dim above head_dim", {"rotary_dim": 66}, V, "rotary_dim: 66, must be 2 to 64"),
+    ("rotary_dim above 2048", {"head_dim": 4096}, V, "rotary_dim: 4096, must be 2 to 2048"),
+    ("rotary_dim zero", {"rotary_dim": 0}, V, "rotary_dim: 0, must be 2 to 64"),
+    ("rotary_dim float", {"rotary_dim": 32.0}, T, "rotary_dim: 32.0 is not an integer"),
+    ("rotary_offset negative", {"rotary_offset": -1}, V, "rotary_offset: -1, must be 0 to 0"),
+    ("rotary_offset far", {"rotary_dim": 32, "rotary_offset": 33}, V, "rotary_offset: 33, must be 0 to 32"),
+    ("num_q_heads negative", {"num_q_heads": -1}, V, "num_q_heads: -1, must be 0 to"),
+    ("num_k_heads large", {"num_k_heads": 2**20 + 1}, V, "num_k_heads: 1048577, must be 0 to 1048576"),
+    ("num_k_heads float", {"num_k_heads": 1.0}, T, "num_k_heads: 1.0 is not an integer"),
+    ("no heads", {"num_q_heads": 0, "num_k_heads": 0}, V, "num_q_heads: 0 and num_k_heads: 0, at least one"),
+    ("layout", {"layout": "neo"}, V, "layout: 'neo', must be one of 'neox', 'gptj'"),
+    ("layout None", {"layout": None}, V, "layout: 'None', must be one of 'neox', 'gptj'"),
+    ("dtype", {"dtype": "float64"}, V, "dtype: 'float64', must be one of 'float32', 'float16', 'bfloat16'"),
+    ("dtype type", {"dtype": np.float64}, V, "dtype: 'float64', must be one of 'float32'"),
+    ("angle", {"angle": "table"}, V, "angle: 'table', must be one of 'exact', 'fp32'"),
+    ("device", {"device": "gpu"}, V, "device: 'gpu', must be one of 'cuda', 'cpu'"),
+    ("position_dtype", {"position_dtype": "uint32"}, V, "position_dtype: 'uint32', must be one of 'int64'"),
+    ("theta zero", {"theta": 0.0}, V, "theta: 0.0, must be a finite number above 0"),
+    ("theta negative", {"theta": -1e4}, V, "theta: -10000.0, must be a finite number above 0"),
+    ("theta nan", {"theta": NAN}, V, "theta: nan, must be a finite number above 0"),
+    ("theta inf", {"theta": INF}, V, "theta: inf, must be a finite number above 0"),
+    ("theta tiny", {"theta": 1e-300}, V, "theta: frequency .* must be finite and below 2.30"),
+    ("theta str", {"theta": "1e4"}, T, "theta: '1e4', must be a real number"),
+    ("theta bool", {"theta": True}, T, "theta: True, must be a real number"),
+    ("theta None", {"theta": None}, T, "theta: None, must be a real number"),
+    ("theta complex", {"theta": 1j}, T, "theta: 1j, must be a real number"),
+    ("theta huge int", {"theta": 10**400}, T, "theta: 10*, must be a real number"),
+    ("scaling str", {"scaling": "llama3"}, T, "scaling: 'llama3' is not a pyrope.Scaling such as"),
+    ("scaling number", {"scaling": 8.0}, T, "scaling: 8.0 is not a pyrope.Scaling"),
+    ("scaling class", {"scaling": LLAMA3}, T, "scaling: .* is not a pyrope.Scaling"),
+    ("scaling base class", {"scaling": pyrope.Scaling()}, T, "scaling: .* is not a pyrope.Scaling"),
+    ("factor zero", {"scaling": LINEAR(0)}, V, "factor: 0, must be above 0"),
+    ("factor negative", {"scaling": LINEAR(-2)}, V, "factor: -2, must be a finite number above 0"),
+    ("factor nan", {"scaling": LLAMA3(NAN)}, V, "factor: nan, must be a finite number above 0"),
+    ("factor str", {"scaling": LINEAR("2")}, T, "factor: '2', must be a real number"),
+    ("low_freq_factor", {"scaling": LLAMA3(low_freq_factor=0)}, V, "low_freq_factor: 0, must be above 0"),
+    ("high_freq_factor", {"scaling": LLAMA3(high_freq_factor=0.5)}, V,
+     "high_freq_factor: 0.5, must be above low_freq_factor, 1"),
+    ("original_max_position", {"scaling": LLAMA3(original_max_position=-1)}, V,
+     "original_max_position: -1, must be a finite number above 0"),
+    ("original_max_position float", {"scaling": LLAMA3(original_max_position=0.5)}, T,
+     "original_max_position: 0.5 is not an integer"),
+    ("inv_freq and theta", {"inv_freq": [1.0] * 32, "theta": 5e5}, V, "inv_freq: not allowed together with theta"),
+    ("inv_freq and scaling", {"inv_freq": [1.0] * 32, "scaling": LINEAR(2)}, V, "inv_freq: not allowed .* scaling"),
+    ("inv_freq short", {"inv_freq": [1.0] * 31}, V, "inv_freq: 31 values, must be rotary_dim / 2 = 32"),
+    ("inv_freq number", {"inv_freq": 1.0}, T, "inv_freq: 1.0 is not a sequence of numbers"),
+    ("inv_freq nan", {"inv_freq": [NAN] * 32}, V, "inv_freq: frequency 0 is .*nan, must be finite and below"),
+    ("inv_freq large", {"inv_freq": [1.0] * 31 + [2.0**30]}, V, "inv_freq: frequency 31 is .*, must be .* below 2.30"),
+    ("inv_freq str", {"inv_freq": ["1"] * 32}, T, "inv_freq: '1', must be a real number"),
+    ("attention_factor zero", {"attention_factor": 0}, V, "attention_factor: 0, must be above 0 and finite"),
+    ("attention_factor negative", {"attention_factor": -1.0}, V, "attention_factor: -1.0, must be above 0"),
+    ("attention_factor nan", {"attention_factor": NAN}, V, "attention_factor: nan, must be above 0"),
+    ("attention_factor large", {"attention_factor": 1e39}, V, "attention_factor: 1e.39, must be .* finite"),
+    ("attention_factor small", {"attention_factor": 1e-50}, V, "attention_factor: 1e-50, must be above 0"),
+    ("attention_factor str", {"attention_factor": "1"}, T, "attention_factor: '1', must be a real number"),
+    ("attention_factor bool", {"attention_factor": True}, T, "attention_factor: True, must be a real number"),
+    ("num_threads negative", {"num_threads": -1}, V, "num_threads: -1, must be 0 to"),
+    ("num_threads float", {"num_threads": 1.5}, T, "num_threads: 1.5 is not an integer"),
+    ("num_threads on cuda", {"num_threads": 2, "device": "cuda"}, V, "num_threads: 2, only allowed with device='cpu'"),
+    ("enable_pdl int", {"enable_pdl": 1}, T, "enable_pdl: 1 is not a bool"),
+    ("positions_ready int", {"positions_ready": 0}, T, "positions_ready: 0 is not a bool"),
+    ("unknown argument", {"rotary_dims": 64}, T, "rotary_dims"),
+)
+
+
+@pytest.mark.parametrize(("options", "error", "text"), CONSTRUCTOR)
+def test_constructor(options, error, text):
+    with pytest.raises(error, match=text):
+        make(**options)
+
+
+def test_options_are_keywords():
+    with pytest.raises(TypeError, match="positional"):
+        pyrope.Rope(64, 2, 1, 64)
+
+
+# ---- calls with pointers
+
+BYTES = 4
+ROW = DIM * BYTES
+STREAM = SimpleNamespace(__cuda_stream__=lambda: (1, 0))
+
+# Each row: the Rope's options, what differs from apply(q=, k=, num_tokens=3), the error. p has the addresses.
+POINTERS = rows(
+    ("q null", {}, lambda p: {"q": 0}, V, "q: 0x0 is not the address .*; pass None"),
+    ("k null", {}, lambda p: {"k": 0}, V, "k: 0x0 is not the address .*; pass None"),
+    ("q_out null", {}, lambda p: {"q_out": 0}, V, "q_out: 0x0 is not the address"),
+    ("positions null", {}, lambda p: {"positions": 0}, V, "positions: 0x0 is not the address"),
+    ("q negative", {}, lambda p: {"q": -8}, V, "q: -0x8 is not the address of any memory"),
+    ("q beyond 64 bits", {}, lambda p: {"q": 2**64}, V, "q: 0x10000000000000000 is not the address"),
+    ("q float", {}, lambda p: {"q": float(p.q)}, T, "q: .* is not a pointer; pass an int, a cuda-python handle or"),
+    ("q bool", {}, lambda p: {"q": True}, T, "q: True is not a pointer; pass an int"),
+    ("q numpy bool", {}, lambda p: {"q": np.True_}, T, "q: bool is not a pointer; pass an int"),
+    ("q numpy float", {}, lambda p: {"q": np.float64(p.q)}, T, "q: .* is not a pointer; pass an int"),
+    ("q numpy float32", {}, lambda p: {"q": np.float32(p.q)}, T, "q: float32 is not a pointer; pass an int"),
+    ("q str", {}, lambda p: {"q": str(p.q)}, T, "q: str is not a pointer; pass an int"),
+    ("q bytes", {}, lambda p: {"q": bytes(8)}, T, "q: bytes is not a pointer; pass an int"),
+    ("q list", {}, lambda p: {"q": [p.q]}, T, "q: list is not a pointer; pass an int"),
+    ("k complex", {}, lambda p: {"k": 1j}, T, "k: complex is not a pointer; pass an int"),
+    ("positions float", {}, lambda p: {"positions": 1.0}, T, "positions: 1.0 is not a pointer; pass an int"),
+    ("positions bool", {}, lambda p: {"positions": False}, T, "positions: False is not a pointer; pass an int"),
+    ("positions list", {}, lambda p: {"positions": [0, 1, 2]}, T, "positions: list is not a pointer; pass"),
+    ("neither q nor k", {}, lambda p: {"q": None, "k": None}, T, "q and k: both None, at least one"),
+    ("q misaligned", {}, lambda p: {"q": p.q + 2}, V, "q: pointer .* misaligned, must be a multiple .* 4 bytes"),
+    ("q misaligned bfloat16", {"dtype": "bfloat16"}, lambda p: {"q": p.q + 1}, V,
+     "q: pointer .* misaligned, must be a multiple .* 2 bytes"),
+    ("k misaligned", {}, lambda p: {"k": p.k + 1}, V, "k: pointer .* misaligned, must be a multiple"),
+    ("q_out misaligned", {}, lambda p: {"q_out": p.q_out + 2}, V, "q_out: pointer .* misaligned, must be"),
+    ("k_out misaligned", {}, lambda p: {"k_out": p.k_out + 3}, V, "k_out: pointer .* misaligned, must be"),
+    ("positions misaligned", {}, lambda p: {"positions": p.positions + 4}, V,
+     "positions: pointer .* misaligned, must be a multiple of 8 bytes"),
+    ("positions misaligned int32", {"position_dtype": "int32"}, lambda p: {"positions": p.positions + 2}, V,
+     "positions: pointer .* misaligned, must be a multiple of 4 bytes"),
+    ("indptr misaligned", {}, lambda p: {"indptr": p.indptr + 4, "num_requests": 2}, V,
+     "indptr: pointer .* multiple of 8"),
+    ("offsets misaligned", {}, lambda p: {"indptr": p.indptr, "num_requests": 2, "offsets": p.offsets + 1}, V,
+     "offsets: pointer .* misaligned, must be a multiple of 8"),
+    ("num_tokens missing", {}, lambda p: {"num_tokens": None}, T, "num_tokens: required with pointers"),
+    ("num_tokens negative", {}, lambda p: {"num_tokens": -1}, V, "num_tokens: -1, must be 0 to 2.*31 - 1"),
+    ("num_tokens large", {}, lambda p: {"num_tokens": 2**31}, V, "num_tokens: 2147483648, must be 0 to 2147483647"),
+    ("num_tokens beyond 64 bits", {}, lambda p: {"num_tokens": 2**63}, V, "num_tokens: .* does not fit 64 bits"),
+    ("num_tokens float", {}, lambda p: {"num_tokens": 3.0}, T, "num_tokens: 3.0 is not an integer"),
+    ("num_tokens bool", {}, lambda p: {"num_tokens": True}, T, "num_tokens: True is not an integer"),
+    ("q without heads", {"num_q_heads": 0}, lambda p: {}, V, "q: given, but the Rope has num_q_heads=0"),
+    ("k without heads", {"num_k_heads": 0}, lambda p: {}, V, "k: given, but the Rope has num_k_heads=0"),
+    ("q_out without q", {}, lambda p: {"q": None, "q_out": p.q_out}, V, "q_out: given without q"),
+    ("k_out without k", {}, lambda p: {"k": None, "k_out": p.k_out}, V, "k_out: given without k"),
+    # positions
+    ("positions and indptr", {}, lambda p: {"positions": p.positions, "indptr": p.indptr, "num_requests": 2}, V,
+     "indptr: not allowed together with positions"),
+    ("positions and offset", {}, lambda p: {"positions": p.positions, "offset": 5}, V,
+     "offset: 5, must be 0 with positions or indptr"),
+    ("indptr and offset", {}, lambda p: {"indptr": p.indptr, "num_requests": 2, "offset": -5}, V,
+     "offset: -5, must be 0 with positions or indptr"),
+    ("offsets without indptr", {}, lambda p: {"offsets": p.offsets}, V, "offsets: only allowed with indptr"),
+    ("num_requests without indptr", {}, lambda p: {"num_requests": 2}, V, "num_requests: only allowed with indptr"),
+    ("num_requests missing", {}, lambda p: {"indptr": p.indptr}, T, "num_requests: required with indptr as a pointer"),
+    ("num_requests zero", {}, lambda p: {"indptr": p.indptr, "num_requests": 0}, V,
+     "num_requests: 0, must be 1 to 2147483647"),
+    ("num_requests negative", {}, lambda p: {"indptr": p.indptr, "num_requests": -1}, V,
+     "num_requests: -1, must be 1 to"),
+    ("num_requests large", {}, lambda p: {"indptr": p.indptr, "num_requests": 2**31}, V,
+     "num_requests: 2147483648, must be 1 to 2147483647"),
+    ("num_requests float", {}, lambda p: {"indptr": p.indptr, "num_requests": 2.0}, T,
+     "num_requests: 2.0 is not an integer"),
+    ("offset beyond 64 bits", {}, lambda p: {"offset": 2**63}, V, "offset: 9223372036854775808 does not fit 64 bits"),
+    ("offset below 64 bits", {}, lambda p: {"offset": -(2**63) - 1}, V,
+     "offset: -9223372036854775809 does not fit 64 bits"),
+    ("offset float", {}, lambda p: {"offset": 1.5}, T, "offset: 1.5 is not an integer"),
+    ("offset bool", {}, lambda p: {"offset": True}, T, "offset: True is not an integer"),
+    ("offset None", {}, lambda p: {"offset": None}, T, "offset: None is not an integer"),
+    # strides
+    ("q_strides int", {}, lambda p: {"q_strides": 128}, T, r"q_strides: 128, must be \(token stride, head stride\)"),
+    ("q_strides of three", {}, lambda p: {"q_strides": (128, 64, 1)}, T, r"q_strides: .* must be \(token stride"),
+    ("k_strides float", {}, lambda p: {"k_strides": (64.0, 64)}, T, "k_strides: 64.0 is not an integer"),
+    ("q_out_strides bool", {}, lambda p: {"q_out": p.q_out, "q_out_strides": (True, 64)}, T,
+     "q_out_strides: True is not"),
+    ("q_strides zero", {}, lambda p: {"q_strides": (0, 64)}, V, r"q_strides: \(0, 64\), a stride must not be 0"),
+    ("k_out_strides zero", {}, lambda p: {"k_out": p.k_out, "k_out_strides": (64, 0)}, V,
+     "k_out_strides: .* must not be 0"),
+    ("q_strides beyond 64 bits", {}, lambda p: {"q_strides": (2**63, 64)}, V, "q_strides: .* does not fit 64 bits"),
+    ("q_strides reach far", {}, lambda p: {"q_strides": (2**60, 64)}, V,
+     r"q: strides \(token .* reach beyond 2.62 bytes"),
+    ("q_strides reach far back", {}, lambda p: {"q_strides": (-(2**63), 64)}, V,
+     "q: strides .* reach beyond 2.62 bytes"),
+    ("k_out_strides reach far", {}, lambda p: {"k_out": p.k_out, "k_out_strides": (2**61, 64)}, V,
+     "k_out: strides .* 2.62"),
+    ("q tokens overlap", {}, lambda p: {"q_strides": (127, 64)}, V,
+     "q: strides overlap .* every row .* its own memory"),
+    ("q heads overlap", {}, lambda p: {"q_strides": (128, 63)}, V, "q: strides overlap .* every row .* its own memory"),
+    ("q same stride twice", {}, lambda p: {"q_strides": (64, 64)}, V, "q: strides overlap"),
+    ("k_out tokens overlap", {}, lambda p: {"k_out": p.k_out, "k_out_strides": (-63, 64)}, V, "k_out: strides overlap"),
+    ("q_strides without q", {}, lambda p: {"q": None, "q_strides": (128, 64)}, V, "q_strides: given without q"),
+    ("k_out_strides without k_out", {}, lambda p: {"k_out_strides": (64, 64)}, V, "k_out_strides: given without k_out"),
+    # overlaps
+    ("k is q", {}, lambda p: {"k": p.q}, V, "k: overlaps q in memory; .* in place, or memory that is apart"),
+    ("k inside q", {}, lambda p: {"k": p.q + 5 * ROW + 4, "num_tokens": 3}, V, "k: overlaps q in memory"),
+    ("k on q's last byte", {}, lambda p: {"k": p.q + 6 * ROW - 4}, V, "k: overlaps q in memory"),
+    ("k between q's rows", {}, lambda p: {"q_strides": (256, 64), "k": p.q + 2 * ROW - 4, "k_strides": (256, 64)}, V,
+     "k: overlaps q in memory"),
+    ("q_out shifted", {}, lambda p: {"q_out": p.q + BYTES}, V, "q_out: overlaps q in memory; pass the same pointer"),
+    ("q_out shifted back", {}, lambda p: {"q": p.q + ROW, "q_out": p.q}, V, "q_out: overlaps q in memory"),
+    ("q_out other token stride", {}, lambda p: {"q_out": p.q, "q_out_strides": (192, 64)}, V,
+     "q_out: overlaps q in memory"),
+    ("q_out other head stride", {}, lambda p: {"q_out": p.q, "q_out_strides": (192, 96)}, V,
+     "q_out: overlaps q in memory"),
+    ("q_out mirrored", {}, lambda p: {"q_out": p.q + 5 * ROW, "q_out_strides": (-128, -64)}, V, "q_out: overlaps q in"),
+    ("q_out is k", {}, lambda p: {"q_out": p.k}, V, "(q_out: overlaps k|k: overlaps q_out) in memory"),
+    ("k_out is q", {}, lambda p: {"k_out": p.q}, V, "k_out: overlaps q in memory"),
+    ("k_out is q_out", {}, lambda p: {"q_out": p.q_out, "k_out": p.q_out}, V, "k_out: overlaps q_out in memory"),
+    ("outputs crossed", {}, lambda p: {"q_out": p.k, "k_out": p.q}, V, "_out: overlaps [qk] in memory"),
+    # streams
+    ("stream float", {}, lambda p: {"stream": 1.0}, T, "stream: 1.0 is not a stream; pass an int, None or"),
+    ("stream bool", {}, lambda p: {"stream": False}, T, "stream: False is not a stream; pass an int, None or"),
+    ("stream str", {}, lambda p: {"stream": "0"}, T, "stream: str is not a stream; pass an int, None or an object"),
+    ("stream negative", {}, lambda p: {"stream": -1}, V, "stream: -1 is not a stream handle"),
+    ("stream beyond 64 bits", {}, lambda p: {"stream": 2**64}, V,
+     "stream: 18446744073709551616 is not a stream handle"),
+    ("stream of a new protocol", {}, lambda p: {"stream": STREAM}, V,
+     "stream: __cuda_stream__ protocol version 1, must be 0"),
+)
+
+
+def pointers(device):
+    """Buffers of the device by name, room for three times what the call touches, and their addresses."""
+    sizes = {"q": Q_HEADS, "k": K_HEADS, "q_out": Q_HEADS, "k_out": K_HEADS}
+    arrays = {name: np.arange(3 * TOKENS * heads * DIM, dtype=np.float32) for name, heads in sizes.items()}
+    arrays |= {"positions": np.arange(4), "indptr": np.array([0, 2, 3, 3]), "offsets": np.array([7, 8, 9])}
+    memory = memory_of(device)
+    buffers = {name: memory.put(array) for name, array in arrays.items()}
+    return arrays, buffers, SimpleNamespace(**{name: memory.pointer(b) for name, b in buffers.items()})
+
+
+def untouched(device, arrays, buffers):
+    return all(np.array_equal(memory_of(device).get(buffers[name]), arrays[name]) for name in arrays)
+
+
+@pytest.mark.parametrize("method", ["apply", "inverse"])
+@pytest.mark.parametrize(("options", "change", "error", "text"), POINTERS)
+def test_pointers(device, options, change, error, text, method):
+    rope = make(device, **options)
+    arrays, buffers, p = pointers(device)
+    with pytest.raises(error, match=text):
+        getattr(rope, method)(**{"q": p.q, "k": p.k, "num_tokens": TOKENS} | change(p))
+    assert untouched(device, arrays, buffers)
+
+
+def test_no_stream_on_the_cpu():
+    arrays, buffers, p = pointers("cpu")
+    with pytest.raises(ValueError, match="stream: only allowed with device='cuda'"):
+        make().apply(p.q, p.k, TOKENS, stream=1)
+    assert untouched("cpu", arrays, buffers)
+
+
+# What looks alike and is allowed.
+ALLOWED = rows(
+    ("the rest of the row is k's", lambda p: {"q_strides": (192, 64), "k": p.q + 2 * ROW, "k_strides": (192, 64)}),
+    ("k's head stride is never taken", lambda p: {"q_strides": (256, 96), "k": p.q + 3 * ROW, "k_strides": (256, 1)}),
+    ("k behind q", lambda p: {"k": p.q + 6 * ROW}),
+    ("q_out is q", lambda p: {"q_out": p.q, "k_out": p.k}),
+    ("q_out is q, strides written out", lambda p: {"q_out": p.q, "q_out_strides": (128, 64)}),
+    ("inputs share memory", lambda p: {"k": p.q, "q_out": p.q_out, "k_out": p.k_out}),
+    ("input rows overlap", lambda p: {"q_strides": (1, 64), "q_out": p.q_out}),
+    ("one token has no token stride", lambda p: {"num_tokens": 1, "q_strides": (1, 64), "q_out": p.q}),
+    ("heads outside of tokens", lambda p: {"q_strides": (64, 192)}),
+    ("backwards", lambda p: {"q": p.q + 5 * ROW, "q_strides": (-128, -64)}),
+    ("position array unused", lambda p: {"num_tokens": 0, "positions": p.positions}),
+)
+
+
+@pytest.mark.parametrize("change", ALLOWED)
+def test_allowed(device, change):
+    arrays, buffers, p = pointers(device)
+    call = {"q": p.q, "k": p.k, "num_tokens": TOKENS} | change(p)
+    make(device).apply(**call, **{} if "positions" in call else {"offset": 1})
+    assert untouched(device, arrays, buffers) == (call["num_tokens"] == 0)
+
+
+# ---- calls with arrays, which live in host memory
+
+
+class Interface:
+    """An object with nothing but one attribute."""
+
+    def __init__(self, name, value):
+        setattr(self, name, value)
+
+
+class NoCapsule:
+    def __dlpack_device__(self):
+        return 1, 0
+
+    def __dlpack__(self):
+        return "capsule"
+
+
+def big_endian(x):
+    return x.astype(x.dtype.newbyteorder(">"))
+
+
+def read_only(x):
+    x.flags.writeable = False
+    return x
+
+
+def no_address(x):
+    return {**x.__array_interface__, "data": None}
+
+
+def with_odd_strides(x):
+    """x as a field of packed records: strides that are no multiple of the element size."""
+    record = np.zeros(x.shape, np.dtype([("value", x.dtype), ("rest", "u1")]))
+    return record["value"]
+
+
+BF16 = {"dtype": "bfloat16"}
+ARRAYS = rows(
+    ("q float64", {}, lambda a: {"q": a.q.astype(np.float64)}, T, "q: dtype float64, must be float32"),
+    ("q float16", {}, lambda a: {"q": a.q.astype(np.float16)}, T, "q: dtype float16, must be float32"),
+    ("q int32", {}, lambda a: {"q": a.q.astype(np.int32)}, T, "q: dtype int32, must be float32"),
+    ("k bytes", {}, lambda a: {"k": a.k.view("V4")}, T, "k: dtype .*V4.*, must be float32"),
+    ("k_out bfloat16", {}, lambda a: {"k_out": a.k.astype(ml_dtypes.bfloat16)}, T,
+     "k_out: dtype bfloat16, must be float32"),
+    ("q float16 for bfloat16", BF16, lambda a: {"q": a.q.astype(np.float16)}, T, "q: dtype float16, must be bfloat16"),
+    ("q int16 for bfloat16", BF16, lambda a: {"q": a.q.astype(np.int16)}, T, "q: dtype int16, must be bfloat16"),
+    ("q big-endian", {}, lambda a: {"q": big_endian(a.q)}, T, "q: dtype >f4, must be float32"),
+    ("q read-only", {}, lambda a: {"q": read_only(a.q.copy())}, V, "q: the array is read-only"),
+    ("q_out read-only", {}, lambda a: {"q_out": read_only(a.q.copy())}, V, "q_out: the array is read-only"),
+    ("q of other heads", {}, lambda a: {"q": a.q[:, :1]}, V,
+     r"q: shape \(3, 1, 64\), must be \[num_tokens, 2, 64\] or"),
+    ("q of other head_dim", {}, lambda a: {"q": a.q[..., :32]}, V,
+     r"q: shape \(3, 2, 32\), must be \[num_tokens, 2, 64\]"),
+    ("q flat", {}, lambda a: {"q": a.q.reshape(-1)}, V, r"q: shape \(384,\), must be \[num_tokens, 2, 64\] or"),
+    ("q one token without its dimension", {}, lambda a: {"q": a.q[0]}, V, r"q: shape \(2, 64\), must be \[num_tokens"),
+    ("q last dimension strided", {}, lambda a: {"q": np.zeros((3, 2, 128), np.float32)[..., ::2]}, V,
+     r"q: the last dimension has stride 2, must be contiguous \(1\)"),
+    ("q transposed", {}, lambda a: {"q": np.zeros((64, 2, 3), np.float32).T}, V,
+     "q: the last dimension .* must be contiguous"),
+    ("q leading dimensions do not fold", {}, lambda a: {"q": np.zeros((2, 5, 2, 64), np.float32)[:, :3]}, V,
+     "q: the leading dimensions do not fold into one dimension of tokens; call once"),
+    ("q nine dimensions", {}, lambda a: {"q": a.q.reshape(1, 1, 1, 1, 1, 1, 3, 2, 64)}, V,
+     "q: 9 dimensions, must be at most 8"),
+    ("q broadcast tokens", {}, lambda a: {"q": np.broadcast_to(a.q[:1], (3, 2, 64)), "q_out": a.q_out}, V,
+     r"q: a broadcast array \(stride 0\) is not supported"),
+    ("q broadcast heads", {}, lambda a: {"q": np.broadcast_to(a.k, (3, 2, 64)), "q_out": a.q_out}, V,
+     "q: a broadcast array"),
+    ("q broadcast heads of one token", {},
+     lambda a: {"q": np.broadcast_to(a.k[:1], (1, 2, 64)), "q_out": a.q_out[:1], "k": None}, V, "q: a broadcast array"),
+    ("q overlapping windows", {},
+     lambda a: {"q": np.lib.stride_tricks.as_strided(a.q, (3, 2, 64), (256, 256, 4))}, V, "q: strides overlap"),
+    ("q odd strides", {}, lambda a: {"q": with_odd_strides(a.q)}, V,
+     "q: a stride of .* bytes is not a multiple of the element"),
+    ("q without an address", {}, lambda a: {"q": Interface("__array_interface__", no_address(a.q))}, T,
+     "q: the array interface of Interface gives no address"),
+    ("q without a capsule", {}, lambda a: {"q": NoCapsule()}, T,
+     "q: __dlpack__ of NoCapsule did not return a 'dltensor'"),
+    ("q on a CUDA device", {}, lambda a: {"q": Interface("__cuda_array_interface__", a.q.__array_interface__)}, V,
+     "q: the array is on a CUDA device, must be in host memory"),
+    ("q_strides with an array", {}, lambda a: {"q_strides": (128, 64)}, V, "q_strides: only allowed with pointers"),
+    ("num_tokens of another length", {}, lambda a: {"num_tokens": 2}, V, "q: 3 tokens, must be 2 as num_tokens"),
+    ("k of other tokens", {}, lambda a: {"k": a.k[:2]}, V, "k: 2 tokens, must be 3 as num_tokens or the other"),
+    ("q_out of other tokens", {}, lambda a: {"q_out": a.q_out[:1]}, V, "q_out: 1 tokens, must be 3 as"),
+    # positions
+    ("positions short", {}, lambda a: {"positions": a.positions[:2]}, V,
+     r"positions: shape \(2,\), must be contiguous \[3\]"),
+    ("positions long", {}, lambda a: {"positions": np.arange(4)}, V,
+     r"positions: shape \(4,\), must be contiguous \[3\]"),
+    ("positions 2-D", {}, lambda a: {"positions": a.positions[None]}, V,
+     r"positions: shape \(1, 3\), must be contiguous"),
+    ("positions strided", {}, lambda a: {"positions": np.arange(6)[::2]}, V, r"positions: .* must be contiguous \[3\]"),
+    ("positions reversed", {}, lambda a: {"positions": a.positions[::-1]}, V,
+     r"positions: .* must be contiguous \[3\]"),
+    ("positions float", {}, lambda a: {"positions": a.positions.astype(float)}, T,
+     "positions: dtype float64, must be int32 or int64"),
+    ("positions uint64", {}, lambda a: {"positions": a.positions.astype("u8")}, T,
+     "positions: dtype uint64, must be int32 or"),
+    ("positions int16", {}, lambda a: {"positions": a.positions.astype("i2")}, T,
+     "positions: dtype int16, must be int32 or"),
+    ("positions big-endian", {}, lambda a: {"positions": big_endian(a.positions)}, T,
+     "positions: dtype >i8, must be int32"),
+    ("indptr empty", {}, lambda a: {"indptr": a.indptr[:1]}, V,
+     "indptr: 1 values, must be num_requests . 1, at least 2"),
+    ("indptr and num_requests", {}, lambda a: {"indptr": a.indptr, "num_requests": 3}, V,
+     r"indptr: shape \(3,\), must be contiguous \[4\]"),
+    ("indptr 2-D", {}, lambda a: {"indptr": a.indptr[None]}, V,
+     r"indptr: shape \(1, 3\), must be contiguous \[num_requests . 1\]"),
+    ("offsets long", {}, lambda a: {"indptr": a.indptr, "offsets": a.indptr}, V,
+     r"offsets: shape \(3,\), must be contiguous \[2\]"),
+    ("offsets of another dtype", {}, lambda a: {"indptr": a.indptr, "offsets": np.zeros(2, "i4")}, T,
+     "offsets: must have the dtype of indptr"),
+    # overlaps
+    ("k inside q", {}, lambda a: {"k": a.q[:, :1]}, V, "k: overlaps q in memory"),
+    ("k is q's last head, moved", {}, lambda a: {"q": a.pool[:3, :2], "k": a.pool[1:4, 1:2]}, V,
+     "k: overlaps q in memory"),
+    ("q_out one token on", {}, lambda a: {"q": a.pool[:3, :2], "q_out": a.pool[1:4, :2]}, V,
+     "q_out: overlaps q in memory"),
+    ("q_out one head on", {}, lambda a: {"q": a.pool[:3, :2], "q_out": a.pool[:3, 1:3]}, V,
+     "q_out: overlaps q in memory"),
+    ("q_out reversed", {}, lambda a: {"q_out": a.q[::-1]}, V, "q_out: overlaps q in memory"),
+    ("q_out is k", {}, lambda a: {"q_out": a.pool[:3, :2], "k": a.pool[:3, 1:2]}, V, "overlaps (k|q_out) in memory"),
+)
+
+
+def make_arrays():
+    draw = np.random.default_rng(1).standard_normal
+    shapes = {"q": (3, 2, 64), "k": (3, 1, 64), "q_out": (3, 2, 64), "k_out": (3, 1, 64), "pool": (5, 4, 64)}
+    return SimpleNamespace(**{name: draw(shape).astype(np.float32) for name, shape in shapes.items()},
+                           positions=np.arange(3), indptr=np.array([0, 2, 3]), offsets=np.array([7, 8]))
+
+
+@pytest.mark.parametrize(("options", "change", "error", "text"), ARRAYS)
+def test_arrays(options, change, error, text):
+    a = make_arrays()
+    call = {"q": a.q, "k": a.k} | change(a)
+    if options:  # the others of the Rope's dtype
+        call = {name: x.astype(ml_dtypes.bfloat16) if x.dtype == np.float32 else x for name, x in call.items()}
+    seen = [x for x in [*vars(a).values(), *call.values()] if isinstance(x, np.ndarray)]
+    before = [x.tobytes() for x in seen]
+    with pytest.raises(error, match=text):
+        make(**options).apply(**call)
+    assert [x.tobytes() for x in seen] == before
+
+
+ARRAYS_ALLOWED = rows(
+    ("read-only input", lambda a: {"q": read_only(a.q.copy()), "q_out": a.q_out}),
+    ("slices of one buffer", lambda a: {"q": a.pool[:3, :2], "k": a.pool[:3, 2:3]}),
+    ("every second head", lambda a: {"q": a.pool[:3, ::2], "k": a.pool[:3, 1:2]}),
+    ("padded heads of one buffer", lambda a: {"q": a.wide[:, :2, :64], "k": a.wide[:, 2:, :64]}),
+    ("out beside in", lambda a: {"q": a.pool[:3, :2], "q_out": a.pool[:3, 2:]}),
+    ("every second token", lambda a: {"q": a.pool[::2, :2], "k": a.pool[::2, 3:]}),
+    ("no tokens", lambda a: {"q": a.q[:0], "k": a.k[:0], "positions": a.positions[:0]}),
+    ("no tokens in two dimensions", lambda a: {"q": np.zeros((2, 0, 2, 64), "f4"), "k": np.zeros((0, 5, 1, 64), "f4")}),
+)
+
+
+@pytest.mark.parametrize("change", ARRAYS_ALLOWED)
+def test_arrays_allowed(change):
+    a = make_arrays()
+    a.wide = np.zeros((3, 3, 80), np.float32)
+    make().apply(**{"q": a.q, "k": a.k} | change(a))
+
+
+# ---- devices
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="built with CUDA")
+def test_built_without_cuda():
+    with pytest.raises(pyrope.UnsupportedError, match=r"backend: .* built without CUDA; use ROPE_BACKEND_CPU"):
+        make("cuda")
+
+
+@pytest.mark.skipif(not HAS_CUDA or pyrope.device_count() > 0, reason="built without CUDA, or there is a device")
+@pytest.mark.parametrize("options", [{}, {"enable_pdl": True}])
+def test_no_device(options):
+    arrays, buffers, p = pointers("cpu")
+    rope = make("cuda", **options)
+    for method in (rope.apply, rope.inverse):
+        with pytest.raises(pyrope.CudaError, match=r"no CUDA device: .*cudaError"):
+            method(p.q, p.k, TOKENS)
+    assert untouched("cpu", arrays, buffers)
+
+
+@pytest.mark.skipif(not HAS_CUDA, reason="built without CUDA")
+def test_host_array_on_cuda():
+    a = make_arrays()
+    for name in ("q", "k", "positions"):
+        call = {"q": 256, "k": 65536, "num_tokens": 3, name: getattr(a, name)}
+        with pytest.raises(ValueError, match=f"{name}: the array is in host memory, must be on the CUDA device"):
+            make("cuda").apply(**call)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["q", "k", "q_out", "k_out", "positions", "indptr", "offsets"])
+def test_host_pointer_on_cuda(name):
+    if EMULATED:
+        pytest.skip("the kernels compiled for the CPU take host memory")
+    runtime = CudaMemory().runtime
+    if CudaMemory().call("cudaDeviceGetAttribute", runtime.cudaDeviceAttr.cudaDevAttrPageableMemoryAccess, 0):
+        pytest.skip("this device reads all of the host's memory")
+    arrays, buffers, p = pointers("cuda")
+    host = np.zeros(3 * TOKENS * Q_HEADS * DIM, np.float32)
+    call = {"q": p.q, "k": p.k, "num_tokens": TOKENS, name: host.ctypes.data}
+    if name in ("indptr", "offsets"):
+        call = {"indptr": p.indptr, "num_requests": 2} | call
+    with pytest.raises(ValueError, match=f"{re.escape(name)}: .* is host memory, which the CUDA backend cannot read"):
+        make("cuda").apply(**call)
+    assert untouched("cuda", arrays, buffers) and not host.any()
