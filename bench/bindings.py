@@ -18,8 +18,17 @@ import pyrope
 @functools.cache
 def _rope(case: Case, device: str, threads: int) -> pyrope.Rope:
     on_gpu = {"enable_pdl": True, "positions_ready": True} if device == "cuda" else {"num_threads": threads}
-    return pyrope.Rope(case.head_dim, case.num_heads, case.num_kv_heads, rotary_dim=case.rotary_dim, theta=THETA,
-                       layout=case.layout, dtype=case.dtype, device=device, **on_gpu)
+    return pyrope.Rope(
+        case.head_dim,
+        case.num_heads,
+        case.num_kv_heads,
+        rotary_dim=case.rotary_dim,
+        theta=THETA,
+        layout=case.layout,
+        dtype=case.dtype,
+        device=device,
+        **on_gpu,
+    )
 
 
 def pyrope_apply(case, slot, inputs):
@@ -30,8 +39,16 @@ def pyrope_apply(case, slot, inputs):
         "ragged": lambda: {"indptr": inputs.indptr.ptr, "offsets": inputs.offsets.ptr, "num_requests": case.batch_size},
     }
     rope = _rope(case, inputs.device.kind, getattr(inputs.device, "threads", 0))
-    return functools.partial(rope.apply, ptr.get("q"), ptr.get("k"), case.tokens, **forms[case.positions](),
-                             q_out=ptr.get("q_out"), k_out=ptr.get("k_out"), stream=inputs.device.stream)
+    return functools.partial(
+        rope.apply,
+        ptr.get("q"),
+        ptr.get("k"),
+        case.tokens,
+        **forms[case.positions](),
+        q_out=ptr.get("q_out"),
+        k_out=ptr.get("k_out"),
+        stream=inputs.device.stream,
+    )
 
 
 # ---- NumPy
@@ -95,8 +112,9 @@ def torch_naive(case, slot, inputs):
 
 
 def torch_table(case, slot, inputs, function=_torch_table):
-    return functools.partial(function, _torch_tensors(slot), inputs.ids.torch, inputs.cos.torch, inputs.sin.torch,
-                             case.layout == "neox")
+    return functools.partial(
+        function, _torch_tensors(slot), inputs.ids.torch, inputs.cos.torch, inputs.sin.torch, case.layout == "neox"
+    )
 
 
 @functools.cache
@@ -126,8 +144,9 @@ def flashinfer_table(case, slot, inputs):
 
     function = fi.apply_rope_with_cos_sin_cache_inplace if case.in_place else fi.apply_rope_with_cos_sin_cache
     q, k = (x.flatten(1) for x in _torch_tensors(slot))
-    run = functools.partial(function, inputs.ids.torch, q, k, case.head_dim, inputs.cos_sin.torch,
-                            case.layout == "neox")
+    run = functools.partial(
+        function, inputs.ids.torch, q, k, case.head_dim, inputs.cos_sin.torch, case.layout == "neox"
+    )
     shape = (case.tokens, -1, case.head_dim)
     return run if case.in_place else lambda: [x.view(shape) for x in run()]
 
@@ -137,8 +156,16 @@ def flashinfer_module(case, slot, inputs):
 
     q, k = _torch_tensors(slot)
     q_out, k_out = (q, k) if case.in_place else (slot["q_out"].torch, slot["k_out"].torch)
-    return functools.partial(fi.get_rope_module().apply_rope_pos_ids_cos_sin_cache, q, k, q_out, k_out,
-                             inputs.cos_sin.torch, inputs.ids.torch, case.layout != "neox")
+    return functools.partial(
+        fi.get_rope_module().apply_rope_pos_ids_cos_sin_cache,
+        q,
+        k,
+        q_out,
+        k_out,
+        inputs.cos_sin.torch,
+        inputs.ids.torch,
+        case.layout != "neox",
+    )
 
 
 def flashinfer_fly(case, slot, inputs):
@@ -147,8 +174,9 @@ def flashinfer_fly(case, slot, inputs):
     name = "apply_rope" if case.positions == "ragged" else "apply_rope_pos_ids"
     function = getattr(fi, name + "_inplace" if case.in_place else name)
     where = (inputs.indptr, inputs.offsets) if case.positions == "ragged" else (inputs.ids,)
-    return functools.partial(function, *_torch_tensors(slot), *(x.torch for x in where), case.rotated,
-                             case.layout != "neox", 1.0, THETA)
+    return functools.partial(
+        function, *_torch_tensors(slot), *(x.torch for x in where), case.rotated, case.layout != "neox", 1.0, THETA
+    )
 
 
 def flashinfer_fly_limits(case: Case) -> str | None:
@@ -171,9 +199,10 @@ def _sglang_key(case: Case) -> tuple:
 def sglang(case, slot, inputs):
     import sglang_rope
 
-    q, k = (x[..., :case.rotated] for x in _torch_tensors(slot))
-    return functools.partial(sglang_rope.module(*_sglang_key(case)).run_rope, q, k, inputs.cos_sin.torch,
-                             inputs.ids.torch)
+    q, k = (x[..., : case.rotated] for x in _torch_tensors(slot))
+    return functools.partial(
+        sglang_rope.module(*_sglang_key(case)).run_rope, q, k, inputs.cos_sin.torch, inputs.ids.torch
+    )
 
 
 def build_sglang(case):
@@ -199,8 +228,9 @@ def vllm(case, slot, inputs):
 
     tensors = [x.flatten(1) for x in _torch_tensors(slot)]
     q, k = tensors if len(tensors) == 2 else (tensors[0], None)
-    return functools.partial(ops.rotary_embedding, inputs.ids.torch, q, k, case.head_dim, inputs.cos_sin.torch,
-                             case.layout == "neox")
+    return functools.partial(
+        ops.rotary_embedding, inputs.ids.torch, q, k, case.head_dim, inputs.cos_sin.torch, case.layout == "neox"
+    )
 
 
 def _requests(case: Case, x):

@@ -16,7 +16,7 @@ KINDS = ("cold", "warm", "host")
 
 
 def verdict(a: dict, b: dict, least: float) -> str | None:
-    """"faster", "slower", or None if b is no different from a."""
+    """ "faster", "slower", or None if b is no different from a."""
     if abs(b["q50"] / a["q50"] - 1) <= least:
         return None
     if b["q80"] < a["q20"]:
@@ -66,8 +66,10 @@ def main() -> int:
         print(f"\n{name}: {counts['faster']} faster, {counts['slower']} slower, {counts[None]} the same")
         for title, kind, x, y, word in found:
             if word:
-                print(f"  {word} {kind}: {x['q50']:.3g} ({x['q20']:.3g}-{x['q80']:.3g}) -> {y['q50']:.3g} "
-                      f"({y['q20']:.3g}-{y['q80']:.3g}) us, {100 * (y['q50'] / x['q50'] - 1):+.1f} %: {title}")
+                print(
+                    f"  {word} {kind}: {x['q50']:.3g} ({x['q20']:.3g}-{x['q80']:.3g}) -> {y['q50']:.3g} "
+                    f"({y['q20']:.3g}-{y['q80']:.3g}) us, {100 * (y['q50'] / x['q50'] - 1):+.1f} %: {title}"
+                )
         slower |= bool(counts["slower"]) and name != "ceiling"
     return int(slower)
 

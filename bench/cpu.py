@@ -87,6 +87,7 @@ class Cpu:
         calls : those of one sample; the first again and again where the cache is to be warm
         host, host_calls : the call whose cost is sampled, and how many in a sample
         """
+
         def cold() -> float:
             self._evict()
             return issue(calls, self.synchronize)

@@ -53,8 +53,10 @@ def check_apply(case, before: dict, after: dict, positions: np.ndarray, theta: f
         error = np.abs(y[..., :r].astype(np.float64) - expected) / tolerance
         if not (error <= 1).all():
             token, head, i = np.unravel_index(np.argmax(np.nan_to_num(error, nan=np.inf)), error.shape)
-            raise WrongResultError(f"{name} at position {positions[token]}, head {head}, element {i}: "
-                                   f"{float(y[token, head, i]):.6g}, should be {expected[token, head, i]:.6g}")
+            raise WrongResultError(
+                f"{name} at position {positions[token]}, head {head}, element {i}: "
+                f"{float(y[token, head, i]):.6g}, should be {expected[token, head, i]:.6g}"
+            )
         if y[..., r:].tobytes() != x[..., r:].tobytes():
             raise WrongResultError(f"{name}: elements outside the rotated part changed")
         worst = max(worst, float(error.max()))

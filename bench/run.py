@@ -35,8 +35,12 @@ class Progress:
         if self.on:
             part = min(self.done / self.total, 1)
             bar = "#" * round(24 * part)
-            print(f"\r\033[K[{bar:<24}] {part:4.0%} {time.monotonic() - self.start:4.0f} s  {text[:80]}", end="",
-                  file=sys.stderr, flush=True)
+            print(
+                f"\r\033[K[{bar:<24}] {part:4.0%} {time.monotonic() - self.start:4.0f} s  {text[:80]}",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def say(self, text: str) -> None:
         """A line above the bar."""

@@ -5,12 +5,10 @@ The work is done by :class:`Rope`; see its docstring. ``python -m pyrope`` says 
 
 try:
     from pyrope._core import Rope, build_info, device_count, supported, version
-except ModuleNotFoundError as error:
-    if error.name != "pyrope._core":
-        raise
+except ModuleNotFoundError:
     raise ImportError(
-        "this is pyrope's source folder, which is not built: run Python outside of the repository, where the installed "
-        "pyrope is found, or install with `pip install -e .`"
+        "pyrope's compiled modules are missing. In a checkout, Python started there finds this source folder first: "
+        "start it elsewhere, or install with `pip install -e .`"
     ) from None
 from pyrope.errors import CudaError, RopeError, UnsupportedError
 from pyrope.scaling import Linear, Llama3, Scaling

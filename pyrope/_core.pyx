@@ -94,8 +94,9 @@ cdef int read_strides(str name, object strides, rope_tensor* tensor) except -1:
 cdef class Rope:
     """Rotary position embedding of fixed shape and parameters (RoFormer, arXiv:2104.09864).
 
-    Every pair ``i`` of the rotated part of a head turns by ``position * inv_freq[i]`` radians. A ``Rope`` holds no device
-    memory and no reference to what it is applied to; it is immutable, and any number of threads may use it at once.
+    Every pair ``i`` of the rotated part of a head turns by ``position * inv_freq[i]`` radians. A ``Rope`` holds no
+    device memory and no reference to what it is applied to; it is immutable, and any number of threads may use it at
+    once.
 
     Parameters
     ----------
@@ -339,9 +340,9 @@ cdef class Rope:
 
         Notes
         -----
-        On CUDA the call queues one kernel and returns; it allocates nothing, never synchronises, and can be captured in
-        a CUDA graph. Memory and stream must stay valid until the work is done. On the CPU the work is done when the call
-        returns. The GIL is released either way.
+        On CUDA the call queues one kernel and returns; it allocates nothing, never synchronises, and can be captured
+        in a CUDA graph. Memory and stream must stay valid until the work is done. On the CPU the work is done when the
+        call returns. The GIL is released either way.
 
         Raises
         ------

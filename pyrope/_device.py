@@ -85,6 +85,8 @@ def device_names() -> list[str]:
     found = []
     for i in range(pyrope.device_count()):
         p = cuda_call("cudaGetDeviceProperties", i)
-        found.append(f"{p.name.decode().rstrip(chr(0))}, compute capability {p.major}.{p.minor}, "
-                     f"{p.totalGlobalMem / 2**30:.0f} GiB")
+        found.append(
+            f"{p.name.decode().rstrip(chr(0))}, compute capability {p.major}.{p.minor}, "
+            f"{p.totalGlobalMem / 2**30:.0f} GiB"
+        )
     return found

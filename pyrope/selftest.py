@@ -48,8 +48,17 @@ def cos_sin(position: int, pair: int, rotary_dim: int, theta: float) -> tuple[fl
     return math.cos(angle), math.sin(angle)
 
 
-def run(device: str, data: bytes, *, head_dim: int, heads: int = 1, apart: bool = False, inverse: bool = False,
-        positions: list[int] = POSITIONS, **options: object) -> bytes:
+def run(
+    device: str,
+    data: bytes,
+    *,
+    head_dim: int,
+    heads: int = 1,
+    apart: bool = False,
+    inverse: bool = False,
+    positions: list[int] = POSITIONS,
+    **options: object,
+) -> bytes:
     """The bytes of q after a call on the device."""
     rope = pyrope.Rope(head_dim, heads, 0, device=device, **options)  # type: ignore[arg-type]
     memory = _device.memory(device)
@@ -78,8 +87,14 @@ def check_rotation(device: str, dtype: str, layout: str) -> str:
     draw = random.Random(7)
     x = [draw.randrange(-128, 129) / 32 for _ in range(len(POSITIONS) * HEADS * DIM)]
     data = encode(x, dtype)
-    shape = {"head_dim": DIM, "heads": HEADS, "rotary_dim": ROTARY, "rotary_offset": OFFSET, "dtype": dtype,
-             "layout": layout}
+    shape = {
+        "head_dim": DIM,
+        "heads": HEADS,
+        "rotary_dim": ROTARY,
+        "rotary_offset": OFFSET,
+        "dtype": dtype,
+        "layout": layout,
+    }
     for inverse in (False, True):
         result = run(device, data, inverse=inverse, **shape)  # type: ignore[arg-type]
         apart = run(device, data, inverse=inverse, apart=True, **shape)  # type: ignore[arg-type]
@@ -105,8 +120,21 @@ def check_equal(dtype: str, layout: str, angle: str) -> str:
     for tokens in (1, 9, 300):
         positions = [draw.getrandbits(63) for _ in range(tokens)]
         data = draw.randbytes(tokens * 3 * 80 * DTYPES[dtype][0])
-        results = [run(device, data, head_dim=80, heads=3, rotary_dim=64, rotary_offset=8, positions=positions,
-                       dtype=dtype, layout=layout, angle=angle) for device in ("cpu", "cuda")]
+        results = [
+            run(
+                device,
+                data,
+                head_dim=80,
+                heads=3,
+                rotary_dim=64,
+                rotary_offset=8,
+                positions=positions,
+                dtype=dtype,
+                layout=layout,
+                angle=angle,
+            )
+            for device in ("cpu", "cuda")
+        ]
         require(results[0] == results[1], f"CPU and CUDA differ at {tokens} tokens")
     return "same bits on CPU and CUDA"
 

@@ -1,7 +1,8 @@
 import numpy as np
-import pyrope
 import pytest
 from memory import REQUIRE_GPU
+
+import pyrope
 
 
 def pytest_collection_modifyitems(items):

@@ -7,8 +7,9 @@ import functools
 import os
 
 import numpy as np
-import pyrope
 from reference import DTYPES
+
+import pyrope
 
 CANARY = 0xA5
 EMULATED = "compiled for the CPU" in pyrope.build_info()
@@ -45,8 +46,13 @@ class CudaMemory:
         def __init__(self, memory, array):
             self.memory, self.like = memory, array
             self.address = memory.call("cudaMalloc", max(array.nbytes, 1))
-            memory.call("cudaMemcpy", self.address, array.ctypes.data, array.nbytes,
-                        memory.runtime.cudaMemcpyKind.cudaMemcpyHostToDevice)
+            memory.call(
+                "cudaMemcpy",
+                self.address,
+                array.ctypes.data,
+                array.nbytes,
+                memory.runtime.cudaMemcpyKind.cudaMemcpyHostToDevice,
+            )
 
         def __del__(self):
             self.memory.call("cudaFree", self.address)
@@ -59,8 +65,13 @@ class CudaMemory:
 
     def get(self, buffer):
         result = np.empty_like(buffer.like)
-        self.call("cudaMemcpy", result.ctypes.data, buffer.address, result.nbytes,
-                  self.runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost)
+        self.call(
+            "cudaMemcpy",
+            result.ctypes.data,
+            buffer.address,
+            result.nbytes,
+            self.runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost,
+        )
         return result
 
 
@@ -87,7 +98,7 @@ class Tensor:
     def view(self, flat=None):
         flat = self.flat if flat is None else flat
         strides = np.array([self.token_stride, self.head_stride, 1]) * self.dtype.itemsize
-        return np.lib.stride_tricks.as_strided(flat.view(self.dtype)[self.offset:], self.shape, strides)
+        return np.lib.stride_tricks.as_strided(flat.view(self.dtype)[self.offset :], self.shape, strides)
 
     @property
     def strides(self):

@@ -1,4 +1,4 @@
-"""The mathematics of rotary embedding in float64 and arbitrary precision, from the papers; shares nothing with pyrope."""
+"""Rotary embedding in float64 and arbitrary precision, written from the papers; shares nothing with pyrope."""
 
 import ml_dtypes
 import numpy as np

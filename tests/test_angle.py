@@ -1,10 +1,11 @@
 """The angle: cos and sin against arbitrary precision, read off by rotating (1, 0)."""
 
 import numpy as np
-import pyrope
 import pytest
 import reference
 from memory import Tensor, run
+
+import pyrope
 
 EDGES = [0, 1, 2, 1023, 2**16 - 1, 2**23 + 1, 2**24 + 1, 2**27 + 3, 2**30 + 7, 2**31 - 2, 2**31 - 1]
 

@@ -35,8 +35,9 @@ def case(dtype, rng):
     q, k = (Tensor(dtype, (TOKENS, heads, DIM), rng=rng) for heads in (Q_HEADS, K_HEADS))
     want = run(make(dtype=dtype), {"q": q, "k": k}, positions=POSITIONS)
     arrays = {name: np.ascontiguousarray(t.view()) for name, t in (("q", q), ("k", k))}
-    return SimpleNamespace(dtype=dtype, rope=make(dtype=dtype), want_q=q.view(want["q"]), want_k=k.view(want["k"]),
-                           **arrays)
+    return SimpleNamespace(
+        dtype=dtype, rope=make(dtype=dtype), want_q=q.view(want["q"]), want_k=k.view(want["k"]), **arrays
+    )
 
 
 def equal(got, want):
@@ -77,8 +78,12 @@ def test_pointers(case, device, pointer):
     rope = make(device, case.dtype)
     buffers = {"q_out": out, "k_out": out_k, "positions": ids}
     moved = positions != -1
-    rope.apply(pointer(memory.pointer(q)), pointer(memory.pointer(k)), TOKENS,
-               **{name: pointer(memory.pointer(b)) for name, b in buffers.items()})
+    rope.apply(
+        pointer(memory.pointer(q)),
+        pointer(memory.pointer(k)),
+        TOKENS,
+        **{name: pointer(memory.pointer(b)) for name, b in buffers.items()},
+    )
     assert equal(memory.get(out)[moved], case.want_q[moved]) and equal(memory.get(out_k)[moved], case.want_k[moved])
 
 
@@ -86,17 +91,31 @@ def test_pointers(case, device, pointer):
 def test_numbers(integer, rng):
     x = Tensor("float32", (3, 2, 64), token_stride=160, head_stride=80, rng=rng)
     want = run(pyrope.Rope(64, 2, 0, dtype="float32", rotary_dim=32, rotary_offset=8, device="cpu"), {"q": x}, offset=9)
-    rope = pyrope.Rope(integer(64), integer(2), integer(0), rotary_dim=integer(32), rotary_offset=integer(8),
-                       theta=np.float32(1e4), attention_factor=np.int8(1), num_threads=integer(1), dtype="float32",
-                       device="cpu")
+    rope = pyrope.Rope(
+        integer(64),
+        integer(2),
+        integer(0),
+        rotary_dim=integer(32),
+        rotary_offset=integer(8),
+        theta=np.float32(1e4),
+        attention_factor=np.int8(1),
+        num_threads=integer(1),
+        dtype="float32",
+        device="cpu",
+    )
     rope.apply(x.flat.ctypes.data, None, integer(3), q_strides=[integer(160), integer(80)], offset=integer(9))
     assert equal(x.flat, want["q"])
 
 
 @pytest.mark.parametrize(
     ("given", "name"),
-    [(np.float32, "float32"), (np.dtype("float16"), "float16"), (DTYPES["bfloat16"], "bfloat16"),
-     (np.dtype(DTYPES["bfloat16"]), "bfloat16"), ("float16", "float16")],
+    [
+        (np.float32, "float32"),
+        (np.dtype("float16"), "float16"),
+        (DTYPES["bfloat16"], "bfloat16"),
+        (np.dtype(DTYPES["bfloat16"]), "bfloat16"),
+        ("float16", "float16"),
+    ],
 )
 def test_dtypes(given, name):
     assert make(dtype=given).dtype == name
@@ -155,8 +174,10 @@ def test_index_arrays(index, rng):
     x = Tensor("float32", (5, Q_HEADS, DIM), rng=rng)
     want = x.view(run(make(), {"q": x}, positions=np.array([9, 10, 0, 1, 2]))["q"])
     for options in ({}, {"position_dtype": "int32"}):
-        for arguments in ({"positions": np.array([9, 10, 0, 1, 2], index)},
-                          {"indptr": np.array([0, 2, 5], index), "offsets": np.array([9, 0], index)}):
+        for arguments in (
+            {"positions": np.array([9, 10, 0, 1, 2], index)},
+            {"indptr": np.array([0, 2, 5], index), "offsets": np.array([9, 0], index)},
+        ):
             for wrap in (lambda a: a, OnlyDLPack, OnlyInterface):
                 q = x.view().copy()
                 make(**options).apply(q, **{name: wrap(a) for name, a in arguments.items()})
@@ -195,10 +216,18 @@ def test_numpy_behind_a_protocol(case, wrap):
 
 class DLTensor(ctypes.Structure):
     _fields_ = (
-        ("data", ctypes.c_void_p), ("device_type", ctypes.c_int32), ("device_id", ctypes.c_int32),
-        ("ndim", ctypes.c_int32), ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p),
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
     )
 
 
@@ -217,8 +246,19 @@ class Producer:
         self.deleter = self.DELETER(self.deleted.append)
         sizes = (ctypes.c_int64 * len(shape))(*shape)
         steps = (ctypes.c_int64 * len(shape))(*strides) if strides else None
-        self.tensor = DLTensor(address - byte_offset, device_type, 0, len(shape), *DLPACK_CODES[dtype], lanes, sizes,
-                               steps, byte_offset, None, ctypes.cast(self.deleter, ctypes.c_void_p))
+        self.tensor = DLTensor(
+            address - byte_offset,
+            device_type,
+            0,
+            len(shape),
+            *DLPACK_CODES[dtype],
+            lanes,
+            sizes,
+            steps,
+            byte_offset,
+            None,
+            ctypes.cast(self.deleter, ctypes.c_void_p),
+        )
 
     def __dlpack_device__(self):
         return self.tensor.device_type, 0
@@ -280,11 +320,18 @@ def test_cuda_array_interface(case):
         itemsize = case.q.itemsize
         for strides in (None, (Q_HEADS * DIM * itemsize, DIM * itemsize, itemsize)):
             q = memory.put(case.q)
-            interface = {"shape": case.q.shape, "typestr": name, "data": (int(memory.pointer(q)), False), "version": 3,
-                         "strides": strides}
+            interface = {
+                "shape": case.q.shape,
+                "typestr": name,
+                "data": (int(memory.pointer(q)), False),
+                "version": 3,
+                "strides": strides,
+            }
             index = {"shape": POSITIONS.shape, "typestr": "<i8", "data": (int(memory.pointer(ids)), True), "version": 3}
-            make("cuda", case.dtype).apply(SimpleNamespace(__cuda_array_interface__=interface),
-                                           positions=SimpleNamespace(__cuda_array_interface__=index))
+            make("cuda", case.dtype).apply(
+                SimpleNamespace(__cuda_array_interface__=interface),
+                positions=SimpleNamespace(__cuda_array_interface__=index),
+            )
             assert equal(memory.get(q), case.want_q)
         interface["data"] = (interface["data"][0], True)
         with pytest.raises(ValueError, match="q: the array is read-only"):
@@ -377,10 +424,34 @@ def test_references(rng):
 
 
 def test_properties():
-    rope = pyrope.Rope(96, 4, 2, rotary_dim=64, rotary_offset=16, theta=5e5, scaling=pyrope.Llama3(), layout="gptj",
-                       dtype="float16", angle="fp32", device="cpu", position_dtype="int32", attention_factor=1.5)
-    values = {"head_dim": 96, "num_q_heads": 4, "num_k_heads": 2, "rotary_dim": 64, "rotary_offset": 16, "theta": 5e5,
-              "scaling": pyrope.Llama3(), "layout": "gptj", "dtype": "float16", "angle": "fp32", "device": "cpu"}
+    rope = pyrope.Rope(
+        96,
+        4,
+        2,
+        rotary_dim=64,
+        rotary_offset=16,
+        theta=5e5,
+        scaling=pyrope.Llama3(),
+        layout="gptj",
+        dtype="float16",
+        angle="fp32",
+        device="cpu",
+        position_dtype="int32",
+        attention_factor=1.5,
+    )
+    values = {
+        "head_dim": 96,
+        "num_q_heads": 4,
+        "num_k_heads": 2,
+        "rotary_dim": 64,
+        "rotary_offset": 16,
+        "theta": 5e5,
+        "scaling": pyrope.Llama3(),
+        "layout": "gptj",
+        "dtype": "float16",
+        "angle": "fp32",
+        "device": "cpu",
+    }
     for name, value in values.items():
         assert getattr(rope, name) == value and type(getattr(rope, name)) is type(value)
         assert f"{name}={value!r}" in repr(rope)
@@ -475,7 +546,7 @@ class Room:
             result.view(np.uint8).ravel()[...] = self.bytes[at : at + result.nbytes]
         return result
 
-    def close(self):
+    def __del__(self):
         if self.memory:
             self.memory.call("cudaFree", self.address)
 
@@ -503,12 +574,17 @@ def test_beyond_32_bits(device, shape, token_stride, head_stride, layout, rng):
         assert equal(room.get(at, want[t, h]), want[t, h])
     out = Tensor("bfloat16", shape)
     back = memory_of(device).put(out.flat)
-    rope.inverse(room.address + base, None, shape[0], q_strides=(token_stride, head_stride), offset=5,
-                 q_out=memory_of(device).pointer(back))
+    rope.inverse(
+        room.address + base,
+        None,
+        shape[0],
+        q_strides=(token_stride, head_stride),
+        offset=5,
+        q_out=memory_of(device).pointer(back),
+    )
     again = Tensor("bfloat16", shape)
     again.view()[...] = want
     assert equal(out.view(memory_of(device).get(back)), again.view(run(rope, {"q": again}, "inverse", offset=5)["q"]))
-    room.close()
 
 
 @pytest.mark.gpu
@@ -530,9 +606,6 @@ def test_many_elements(in_place, rng):
     for start in starts:
         want = x.view(run(rope, {"q": x}, offset=3 + start)["q"])
         assert equal(out.get(start * row, want), want)
-    room.close()
-    if not in_place:
-        out.close()
 
 
 # ---- streams and graphs
@@ -569,6 +642,7 @@ def test_streams(form, rng):
     x = Tensor("bfloat16", (3000, Q_HEADS, DIM), rng=rng)
     want = run(make("cpu", "bfloat16"), {"q": x}, offset=3)["q"]
     q, result = memory.put(np.zeros_like(x.flat)), np.zeros_like(x.flat)
+    memory.call("cudaDeviceSynchronize")  # the stream does not wait for put()
     given = form(stream)
     memory.call("cudaMemcpyAsync", q.address, x.flat.ctypes.data, x.flat.nbytes, kinds.cudaMemcpyHostToDevice, stream)
     rope.apply(q.address, None, x.shape[0], offset=3, stream=given)
@@ -651,6 +725,11 @@ for shift in (0, 1000):  # positions are read when the graph runs
 @real_device
 @pytest.mark.parametrize("pdl", [False, True])
 def test_graph_capture_in_a_fresh_process(pdl, tmp_path):
-    done = subprocess.run([sys.executable, "-c", GRAPH.replace("PDL", str(pdl))], cwd=tmp_path, capture_output=True,
-                          text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", GRAPH.replace("PDL", str(pdl))],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr

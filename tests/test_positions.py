@@ -1,10 +1,13 @@
 """Where positions come from, and tokens that are left alone."""
 
+import itertools
+
 import numpy as np
-import pyrope
 import pytest
 from memory import Tensor, run
 from test_rotation import check_both_ways
+
+import pyrope
 
 
 def make(device, **options):
@@ -22,7 +25,6 @@ def test_ids_with_padding(device, dtype, tokens, rng):
     positions = rng.integers(0, 2**31, tokens).astype(dtype)
     positions[[1, 3, tokens - 1]] = -1
     check_both_ways(make(device, position_dtype=dtype), rng, tokens=tokens, positions=positions, moved=positions != -1)
-
 
 
 def test_other_negative_ids_turn_backwards(device, rng):
@@ -45,12 +47,20 @@ def test_ragged(device, tokens, indptr, with_offsets, dtype, rng):
     indptr = np.array(indptr, dtype)
     offsets = rng.integers(0, 2**20, len(indptr) - 1).astype(dtype)
     positions, moved = np.zeros(tokens, np.int64), np.zeros(tokens, bool)
-    for request, (begin, end) in enumerate(zip(indptr[:-1], indptr[1:], strict=True)):
+    for request, (begin, end) in enumerate(itertools.pairwise(indptr)):
         positions[begin:end] = np.arange(end - begin) + (offsets[request] if with_offsets else 0)
         moved[begin:end] = True
     arguments = {"offsets": offsets} if with_offsets else {}
-    check_both_ways(make(device, position_dtype=dtype), rng, tokens=tokens, positions=positions, moved=moved,
-                    indptr=indptr, num_requests=len(indptr) - 1, **arguments)
+    check_both_ways(
+        make(device, position_dtype=dtype),
+        rng,
+        tokens=tokens,
+        positions=positions,
+        moved=moved,
+        indptr=indptr,
+        num_requests=len(indptr) - 1,
+        **arguments,
+    )
 
 
 def test_ragged_equals_ids(device, rng):

@@ -2,10 +2,11 @@
 rows, and everything that a call must leave alone, keep their canaries."""
 
 import numpy as np
-import pyrope
 import pytest
 import reference
 from memory import Tensor, run
+
+import pyrope
 
 DTYPES = ["float32", "float16", "bfloat16"]
 LAYOUTS = ["neox", "gptj"]
@@ -81,8 +82,9 @@ def test_every_even_rotary_dim(device, head_dim, dtype, layout, rng):
 @pytest.mark.parametrize("shape", [(64, 64, 0), (128, 32, 64), (80, 20, 60), (7, 6, 1), (257, 256, 1), (576, 64, 512)])
 def test_places_and_offsets(device, shape, dtype, layout, place, rng):
     head_dim, rotary_dim, offset = shape
-    rope = pyrope.Rope(head_dim, 5, 1, rotary_dim=rotary_dim, rotary_offset=offset, dtype=dtype, layout=layout,
-                       device=device)
+    rope = pyrope.Rope(
+        head_dim, 5, 1, rotary_dim=rotary_dim, rotary_offset=offset, dtype=dtype, layout=layout, device=device
+    )
     check_both_ways(rope, rng, place)
 
 
@@ -92,8 +94,12 @@ def test_places_and_offsets(device, shape, dtype, layout, place, rng):
 def test_large_heads(device, dtype, layout, angle, rng):
     for head_dim in (192, 256, 512, 1024, 2048):
         check_both_ways(pyrope.Rope(head_dim, 2, 1, dtype=dtype, layout=layout, angle=angle, device=device), rng)
-    check_both_ways(pyrope.Rope(4096, 2, 1, rotary_dim=2048, rotary_offset=1000, dtype=dtype, layout=layout,
-                                angle=angle, device=device), rng)
+    check_both_ways(
+        pyrope.Rope(
+            4096, 2, 1, rotary_dim=2048, rotary_offset=1000, dtype=dtype, layout=layout, angle=angle, device=device
+        ),
+        rng,
+    )
 
 
 @pytest.mark.parametrize("heads", [(1, 1), (8, 1), (9, 3), (32, 8), (64, 8), (128, 128), (71, 71)])

@@ -1,10 +1,20 @@
 """The same input gives the same bits: on both backends, in and out of place, wherever a token lies."""
 
 import numpy as np
-import pyrope
 import pytest
 from memory import Tensor, run
 from test_rotation import DTYPES, LAYOUTS, PLACES
+
+import pyrope
+
+SHAPES = [
+    (128, 128, 0),
+    (64, 32, 16),
+    (80, 20, 2),
+    (96, 96, 0),
+    (130, 34, 96),
+    (512, 512, 0),
+]  # head_dim, rotary_dim, offset
 
 
 @pytest.mark.gpu
@@ -14,14 +24,23 @@ from test_rotation import DTYPES, LAYOUTS, PLACES
 @pytest.mark.parametrize("tokens", [1, 8, 40, 260, 1500])
 def test_cuda_equals_cpu(tokens, dtype, layout, angle, rng):
     """Any bit pattern of the dtype, infinities, NaNs and denormals too; any position."""
-    for head_dim, rotary_dim, offset in ((128, 128, 0), (64, 32, 16), (80, 20, 2), (96, 96, 0), (130, 34, 96), (512, 512, 0)):
+    for head_dim, rotary_dim, offset in SHAPES:
         x = Tensor(dtype, (tokens, 3, head_dim))
         x.flat[...] = rng.integers(0, 256, x.flat.size, np.uint8)
         positions = rng.integers(-(2**63), 2**63 - 1, tokens, endpoint=True)
         results = []
         for device in ("cpu", "cuda"):
-            rope = pyrope.Rope(head_dim, 3, 0, rotary_dim=rotary_dim, rotary_offset=offset, dtype=dtype, layout=layout,
-                               angle=angle, device=device)
+            rope = pyrope.Rope(
+                head_dim,
+                3,
+                0,
+                rotary_dim=rotary_dim,
+                rotary_offset=offset,
+                dtype=dtype,
+                layout=layout,
+                angle=angle,
+                device=device,
+            )
             results.append(run(rope, {"q": x}, positions=positions)["q"])
             out = Tensor(dtype, x.shape)
             results.append(out.view(run(rope, {"q": x, "q_out": out}, positions=positions)["q_out"]).copy())

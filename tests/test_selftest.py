@@ -41,8 +41,7 @@ def test_selftest_passes(tmp_path):
 
 # An installation that turns by slightly too much, one that forgets a token, and one that cannot run.
 FAULTS = {
-    "angle": "rope.apply(q, k, n, positions=positions, **rest) if n == 300 else "
-             "rope.apply(q, k, n, offset=1, **rest)",
+    "angle": "rope.apply(q, k, n, positions=positions, **rest) if n == 300 else rope.apply(q, k, n, offset=1, **rest)",
     "output": "rope.apply(q, k, n - 1, positions=positions, **rest)",
     "error": "exec('raise pyrope.CudaError(\"launch failed\")')",
 }
@@ -146,8 +145,16 @@ pyrope.Rope(64, 2, 1, inv_freq=[1.0] * 32)
 pyrope.Rope(64, 2, 1, inv_freq=np.ones(32))
 largest: float = rope.inv_freq.max() * rope.attention_factor
 """
-    bad = ["rope.apply(1.0)", "rope.apply(q, stream='0')", "rope.apply('q')", "rope.head_dim = 3", "rope.theta = 1.0",
-           "pyrope.Rope(64, 2, 1, layout='neo')", "pyrope.Rope(64, 2, 1, 64)", "pyrope.Rope(64, 2, 1, scaling=8.0)"]
+    bad = [
+        "rope.apply(1.0)",
+        "rope.apply(q, stream='0')",
+        "rope.apply('q')",
+        "rope.head_dim = 3",
+        "rope.theta = 1.0",
+        "pyrope.Rope(64, 2, 1, layout='neo')",
+        "pyrope.Rope(64, 2, 1, 64)",
+        "pyrope.Rope(64, 2, 1, scaling=8.0)",
+    ]
     program = tmp_path / "user.py"
     program.write_text(good + "\n".join(bad) + "\n")
     done = python(tmp_path, "-m", "mypy", "--strict", str(program))

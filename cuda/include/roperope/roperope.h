@@ -85,16 +85,16 @@ enum {
 };
 
 typedef struct rope_frequencies_desc {
-  uint32_t struct_size;     /* sizeof(rope_frequencies_desc) */
-  int32_t scaling;          /* rope_scaling */
-  int32_t angle;            /* rope_angle: what the table will be used with */
-  int32_t rotary_dim;       /* even, 2 to ROPE_MAX_ROTARY_DIM */
-  double theta;             /* base; 0: 10000 */
-  double factor;            /* linear, llama3: > 0 */
-  double low_freq_factor;   /* llama3: > 0; 0: 1 */
-  double high_freq_factor;  /* llama3: > low_freq_factor; 0: 4 */
+  uint32_t struct_size;          /* sizeof(rope_frequencies_desc) */
+  int32_t scaling;               /* rope_scaling */
+  int32_t angle;                 /* rope_angle: what the table will be used with */
+  int32_t rotary_dim;            /* even, 2 to ROPE_MAX_ROTARY_DIM */
+  double theta;                  /* base; 0: 10000 */
+  double factor;                 /* linear, llama3: > 0 */
+  double low_freq_factor;        /* llama3: > 0; 0: 1 */
+  double high_freq_factor;       /* llama3: > low_freq_factor; 0: 4 */
   int64_t original_max_position; /* llama3: context length of the original training, tokens; 0: 8192 */
-  const double* inv_freq;   /* custom: host, [rotary_dim/2], radians per position, |inv_freq| < 2^30; else NULL */
+  const double* inv_freq;        /* custom: host, [rotary_dim/2], radians per position, |inv_freq| < 2^30; else NULL */
 } rope_frequencies_desc;
 
 #define ROPE_MAX_ROTARY_DIM 2048
@@ -116,24 +116,24 @@ typedef struct rope_tensor {
 } rope_tensor;
 
 typedef struct rope_apply_desc {
-  uint32_t struct_size; /* sizeof(rope_apply_desc) */
-  uint32_t flags;       /* ROPE_FLAG_* */
-  int32_t backend;      /* rope_backend */
-  int32_t dtype;        /* rope_dtype of q, k and their outputs */
-  int32_t layout;       /* rope_layout */
-  int32_t angle;        /* rope_angle; the one that table was made for */
-  int32_t head_dim;     /* 1 to 2^20 */
-  int32_t rotary_dim;   /* even, at most head_dim and ROPE_MAX_ROTARY_DIM; 0: head_dim */
-  int32_t rotary_offset; /* first rotated element of a head; rotary_offset + rotary_dim <= head_dim */
-  int32_t num_q_heads;  /* > 0 where q.data is set */
-  int32_t num_k_heads;  /* > 0 where k.data is set */
-  int32_t num_threads;  /* CPU backend: threads to use; 0: all of the process's. CUDA: 0 */
-  int64_t num_tokens;   /* 0 to 2^31 - 1; 0 does nothing */
-  rope_tensor q;        /* [num_tokens, num_q_heads, head_dim]; NULL: k only */
-  rope_tensor k;        /* [num_tokens, num_k_heads, head_dim]; NULL: q only */
-  rope_tensor q_out;    /* as q; NULL: in place. In place, elements outside the rotated part are neither read nor */
-  rope_tensor k_out;    /* written; out of place they are copied. An output may not overlap anything else. */
-  const uint64_t* table; /* host, [rotary_dim/2], from rope_frequencies; copied before the call returns */
+  uint32_t struct_size;   /* sizeof(rope_apply_desc) */
+  uint32_t flags;         /* ROPE_FLAG_* */
+  int32_t backend;        /* rope_backend */
+  int32_t dtype;          /* rope_dtype of q, k and their outputs */
+  int32_t layout;         /* rope_layout */
+  int32_t angle;          /* rope_angle; the one that table was made for */
+  int32_t head_dim;       /* 1 to 2^20 */
+  int32_t rotary_dim;     /* even, at most head_dim and ROPE_MAX_ROTARY_DIM; 0: head_dim */
+  int32_t rotary_offset;  /* first rotated element of a head; rotary_offset + rotary_dim <= head_dim */
+  int32_t num_q_heads;    /* > 0 where q.data is set */
+  int32_t num_k_heads;    /* > 0 where k.data is set */
+  int32_t num_threads;    /* CPU backend: threads to use; 0: all of the process's. CUDA: 0 */
+  int64_t num_tokens;     /* 0 to 2^31 - 1; 0 does nothing */
+  rope_tensor q;          /* [num_tokens, num_q_heads, head_dim]; NULL: k only */
+  rope_tensor k;          /* [num_tokens, num_k_heads, head_dim]; NULL: q only */
+  rope_tensor q_out;      /* as q; NULL: in place. In place, elements outside the rotated part are neither read nor */
+  rope_tensor k_out;      /* written; out of place they are copied. An output may not overlap anything else. */
+  const uint64_t* table;  /* host, [rotary_dim/2], from rope_frequencies; copied before the call returns */
   float attention_factor; /* multiplies cos and sin; 0: 1 */
   int32_t position_dtype; /* rope_index_dtype of positions, indptr and offsets */
   /* The position of token t, in one of three forms:

@@ -14,9 +14,10 @@ constexpr int32_t kMaxHeadDim = 1 << 20, kMaxHeads = 1 << 20;
 
 rope_status check_shape(rope_apply_desc* d) {
   if (d->flags & ~uint32_t(ROPE_FLAG_INVERSE | ROPE_FLAG_PDL | ROPE_FLAG_POSITIONS_READY))
-    return fail(ROPE_ERR_INVALID_ARG,
-                "flags: %#x has bits other than ROPE_FLAG_INVERSE (1), ROPE_FLAG_PDL (2), ROPE_FLAG_POSITIONS_READY (4)",
-                d->flags);
+    return fail(
+        ROPE_ERR_INVALID_ARG,
+        "flags: %#x has bits other than ROPE_FLAG_INVERSE (1), ROPE_FLAG_PDL (2), ROPE_FLAG_POSITIONS_READY (4)",
+        d->flags);
   if (d->head_dim < 1 || d->head_dim > kMaxHeadDim)
     return fail(ROPE_ERR_INVALID_ARG, "head_dim: %d, must be 1 to %d", d->head_dim, kMaxHeadDim);
   if (d->rotary_dim == 0) d->rotary_dim = d->head_dim;
@@ -109,11 +110,12 @@ rope_status read_operand(const rope_apply_desc& d, const rope_tensor& in, const 
   o->out = o->in;
   if (out.data) ROPE_TRY(read_rows(o->out_name, out, d.num_tokens, heads, d.head_dim, bytes, &o->out));
   if (!rows_are_distinct(o->out))
-    return fail(ROPE_ERR_INVALID_ARG,
-                "%s: strides overlap (token %lld, head %lld, row %lld bytes), every row that is written must be its own "
-                "memory",
-                o->written(), static_cast<long long>(o->out.token_stride), static_cast<long long>(o->out.head_stride),
-                static_cast<long long>(o->out.row));
+    return fail(
+        ROPE_ERR_INVALID_ARG,
+        "%s: strides overlap (token %lld, head %lld, row %lld bytes), every row that is written must be its own "
+        "memory",
+        o->written(), static_cast<long long>(o->out.token_stride), static_cast<long long>(o->out.head_stride),
+        static_cast<long long>(o->out.row));
   return o->in_place() ? ROPE_OK : check_apart(o->out_name, o->out, o->name, o->in);
 }
 
@@ -130,18 +132,22 @@ rope_status check_device_memory(const rope_apply_desc& d) {
   const struct {
     const char* name;
     const void* pointer;
-  } pointers[] = {{"q", d.q.data},         {"k", d.k.data},           {"q_out", d.q_out.data}, {"k_out", d.k_out.data},
-                  {"positions", d.positions}, {"indptr", d.indptr}, {"offsets", d.offsets}};
+  } pointers[] = {{"q", d.q.data},
+                  {"k", d.k.data},
+                  {"q_out", d.q_out.data},
+                  {"k_out", d.k_out.data},
+                  {"positions", d.positions},
+                  {"indptr", d.indptr},
+                  {"offsets", d.offsets}};
   for (const auto& p : pointers)
     if (p.pointer && cuda::is_host_only(p.pointer))
-      return fail(ROPE_ERR_INVALID_ARG, "%s: %p is host memory, which the CUDA backend cannot read", p.name,
-                  p.pointer);
+      return fail(ROPE_ERR_INVALID_ARG, "%s: %p is host memory, which the CUDA backend cannot read", p.name, p.pointer);
   return ROPE_OK;
 }
 
 Heads heads_of(const Operand& o) {
-  return {o.in.data,           const_cast<char*>(o.out.data), o.in.token_stride, o.in.head_stride,
-          o.out.token_stride, o.out.head_stride};
+  return {o.in.data,        const_cast<char*>(o.out.data), o.in.token_stride, o.in.head_stride, o.out.token_stride,
+          o.out.head_stride};
 }
 
 rope_status apply(const rope_apply_desc* desc) {

@@ -49,8 +49,8 @@ rope_status validate(const rope_frequencies_desc& d, ScalingParams* s) {
                   s->low_freq_factor);
   }
   if ((s->scaling == Scaling::kCustom) != (d.inv_freq != nullptr))
-    return fail(ROPE_ERR_INVALID_ARG, "inv_freq: %s", d.inv_freq ? "only allowed with ROPE_SCALING_CUSTOM"
-                                                                 : "NULL, required with ROPE_SCALING_CUSTOM");
+    return fail(ROPE_ERR_INVALID_ARG, "inv_freq: %s",
+                d.inv_freq ? "only allowed with ROPE_SCALING_CUSTOM" : "NULL, required with ROPE_SCALING_CUSTOM");
   s->inv_freq = d.inv_freq;
   return ROPE_OK;
 }

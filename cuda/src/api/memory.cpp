@@ -64,7 +64,7 @@ rope_status read_rows(const char* name, const rope_tensor& x, int64_t tokens, in
   // Without a second row a stride means nothing.
   const int64_t head_step = heads == 1 ? head_dim : head_stride;
   const int64_t token_step = tokens == 1 ? head_step * heads : int64_t(token_stride);
-  *rows = {static_cast<const char*>(x.data), tokens,      heads, token_step * element_bytes, head_step * element_bytes,
+  *rows = {static_cast<const char*>(x.data), tokens, heads, token_step * element_bytes, head_step * element_bytes,
            head_dim * element_bytes};
   return ROPE_OK;
 }

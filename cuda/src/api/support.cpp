@@ -70,9 +70,8 @@ uint32_t rope_version(void) { return ROPE_VERSION_MAJOR << 16 | ROPE_VERSION_MIN
 
 const char* rope_build_info(void) {
   static char text[256];
-  static const int length =
-      std::snprintf(text, sizeof(text), "%s; CPU %s; gcc %s", rope::cuda::toolkit_info(),
-                    rope::cpu::rotate_set().name, __VERSION__);
+  static const int length = std::snprintf(text, sizeof(text), "%s; CPU %s; gcc %s", rope::cuda::toolkit_info(),
+                                          rope::cpu::rotate_set().name, __VERSION__);
   (void)length;
   return text;
 }

@@ -71,12 +71,11 @@ struct ForDtype {
 
 }  // namespace
 
-extern const RotateSet ROPE_CONCAT(kRotate, ROPEROPE_CPU_SET) = {
-    ROPE_STRING(ROPEROPE_CPU_SET),
-    {
+extern const RotateSet ROPE_CONCAT(kRotate, ROPEROPE_CPU_SET) = {ROPE_STRING(ROPEROPE_CPU_SET),
+                                                                 {
 #define ROPE_TABLE(dtype) rotate_table<ForDtype<dtype>::Instance>(),
-        ROPE_FOR_EACH_DTYPE(ROPE_TABLE)
+                                                                     ROPE_FOR_EACH_DTYPE(ROPE_TABLE)
 #undef ROPE_TABLE
-    }};
+                                                                 }};
 
 }  // namespace rope::cpu

@@ -70,8 +70,8 @@ struct WordRow<D, Layout::kNeox> {
       __builtin_memcpy(&a, in + 2 * i, 4);
       __builtin_memcpy(&b, in + 2 * i + pairs, 4);
       const Pair even = rope::rotate({D::widen(uint16_t(a)), D::widen(uint16_t(b))}, {cos[i], sin[i]});
-      const Pair odd = rope::rotate({D::widen(uint16_t(a >> 16)), D::widen(uint16_t(b >> 16))},
-                                    {cos[i + words], sin[i + words]});
+      const Pair odd =
+          rope::rotate({D::widen(uint16_t(a >> 16)), D::widen(uint16_t(b >> 16))}, {cos[i + words], sin[i + words]});
       a = D::narrow2(even.first, odd.first);
       b = D::narrow2(even.second, odd.second);
       __builtin_memcpy(out + 2 * i, &a, 4);

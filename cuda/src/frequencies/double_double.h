@@ -54,9 +54,7 @@ inline DoubleDouble operator/(DoubleDouble a, DoubleDouble b) {
   return DoubleDouble(q1) + q2 + r.high / b.high;
 }
 
-inline bool operator<(DoubleDouble a, DoubleDouble b) {
-  return a.high < b.high || (a.high == b.high && a.low < b.low);
-}
+inline bool operator<(DoubleDouble a, DoubleDouble b) { return a.high < b.high || (a.high == b.high && a.low < b.low); }
 
 // x^n, n >= 0.
 inline DoubleDouble power(DoubleDouble x, int n) {

@@ -33,8 +33,9 @@ __device__ __forceinline__ void wait_for_previous() {
 #endif
 }
 
-// wait_for_previous(), with the values that went into `digest` computed before the wait. ptxas would sink their constant
-// loads and arithmetic below it, into the time that the stream's kernels do not share (KERNELS.md: 0.5 us a launch).
+// wait_for_previous(), with the values that went into `digest` computed before the wait. ptxas would sink their
+// constant loads and arithmetic below it, into the time that the stream's kernels do not share (KERNELS.md: 0.5 us a
+// launch).
 __device__ __forceinline__ void wait_for_previous(uint64_t digest) {
   if (digest == 0x9e3779b97f4a7c15u) wait_for_previous();  // in effect never, and harmless
   wait_for_previous();

@@ -1,9 +1,9 @@
 // The rotation kernel. Why it is mapped this way, with measurements: ../../KERNELS.md.
 //
-// A thread owns one slot of a head, two chunks that hold whole pairs (math/rotate.h): it computes their cos and sin once,
-// keeps them in registers, and applies them to every head of its token that is its own. Behind the rotated slots come
-// those that are only copied, out of place. threadIdx.x runs over slots, y over heads, z over tokens; blockIdx.x over
-// tokens, y over heads, z over slots that do not fit one block.
+// A thread owns one slot of a head, two chunks that hold whole pairs (math/rotate.h): it computes their cos and sin
+// once, keeps them in registers, and applies them to every head of its token that is its own. Behind the rotated slots
+// come those that are only copied, out of place. threadIdx.x runs over slots, y over heads, z over tokens; blockIdx.x
+// over tokens, y over heads, z over slots that do not fit one block.
 #pragma once
 
 #include "../params.h"
@@ -17,8 +17,8 @@ namespace rope::cuda {
 template <int kMaxPairs>
 struct RotateArgs {
   RotateParams params;
-  int32_t copy_slots;     // two chunks each of what is only copied
-  bool positions_ready;   // positions may be read before the wait
+  int32_t copy_slots;    // two chunks each of what is only copied
+  bool positions_ready;  // positions may be read before the wait
   alignas(16) uint64_t table[kMaxPairs];
 };
 

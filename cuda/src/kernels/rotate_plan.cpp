@@ -61,8 +61,8 @@ RotatePlan plan_rotate(const RotateParams& p, int element_bytes) {
   RotatePlan plan = {};
   const int32_t heads = p.num_q_heads + p.num_k_heads;
   const int64_t bytes = p.num_tokens * heads * p.head_dim * element_bytes;
-  const bool copies = p.rotary_dim < p.head_dim &&
-                      ((p.num_q_heads && p.q.in != p.q.out) || (p.num_k_heads && p.k.in != p.k.out));
+  const bool copies =
+      p.rotary_dim < p.head_dim && ((p.num_q_heads && p.q.in != p.q.out) || (p.num_k_heads && p.k.in != p.k.out));
   const Regime* regime = kRegimes;
   while (bytes > regime->max_bytes) ++regime;
 

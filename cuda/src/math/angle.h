@@ -16,7 +16,7 @@ struct CosSin {
 namespace detail {
 
 // 1/(2 pi) in binary, behind two words of zeros: bit 64 + n of the stream weighs 2^-(n+1).
-#define ROPE_INV_TWO_PI_STREAM                                                                      \
+#define ROPE_INV_TWO_PI_STREAM \
   {0x00000000u, 0x00000000u, 0x28be60dbu, 0x9391054au, 0x7f09d5f4u, 0x7d4d3770u, 0x36d8a566u, 0x4f10e410u}
 
 // The float32 angle a, in radians, as a phase (Payne and Hanek's method): a = m * 2^e with a 24-bit integer m, and

@@ -36,19 +36,11 @@ ROPE_INLINE bool ragged_position(const Positions& p, int64_t token, int64_t* pos
 // False: the token is to be left alone. Position arithmetic wraps, as phases do.
 ROPE_INLINE bool position_of(const Positions& p, int64_t token, int64_t* position) {
   switch (p.kind) {
-    case PositionKind::kOffset:
-      *position = int64_t(uint64_t(p.offset) + uint64_t(token));
-      return true;
-    case PositionKind::kIds32:
-      *position = static_cast<const int32_t*>(p.ids)[token];
-      return *position != -1;
-    case PositionKind::kIds64:
-      *position = static_cast<const int64_t*>(p.ids)[token];
-      return *position != -1;
-    case PositionKind::kRagged32:
-      return detail::ragged_position<int32_t>(p, token, position);
-    case PositionKind::kRagged64:
-      return detail::ragged_position<int64_t>(p, token, position);
+    case PositionKind::kOffset: *position = int64_t(uint64_t(p.offset) + uint64_t(token)); return true;
+    case PositionKind::kIds32: *position = static_cast<const int32_t*>(p.ids)[token]; return *position != -1;
+    case PositionKind::kIds64: *position = static_cast<const int64_t*>(p.ids)[token]; return *position != -1;
+    case PositionKind::kRagged32: return detail::ragged_position<int32_t>(p, token, position);
+    case PositionKind::kRagged64: return detail::ragged_position<int64_t>(p, token, position);
   }
   return false;
 }
