@@ -39,7 +39,8 @@ class CudaMemory:
     def __init__(self, data: bytes) -> None:
         self.size = len(data)
         self.address = int(cuda_call("cudaMalloc", max(self.size, 1)))
-        self._copy(self.address, HostMemory(data).address, "cudaMemcpyHostToDevice")
+        host = HostMemory(data)
+        self._copy(self.address, host.address, "cudaMemcpyHostToDevice")
 
     def _copy(self, target: int, source: int, kind: str) -> None:
         kinds = importlib.import_module("cuda.bindings.runtime").cudaMemcpyKind

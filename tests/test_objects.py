@@ -383,8 +383,9 @@ def test_torch_cuda(case):
 
 def test_jax(case):
     """Inputs alone: JAX takes its arrays to be constant."""
-    jnp = pytest.importorskip("jax.numpy")
-    q, ids = jnp.asarray(case.q), jnp.asarray(POSITIONS % 2**31, jnp.int32)
+    jax = pytest.importorskip("jax")
+    with jax.default_device(jax.devices("cpu")[0]):
+        q, ids = jax.numpy.asarray(case.q), jax.numpy.asarray(POSITIONS % 2**31, jax.numpy.int32)
     out, want = np.zeros_like(case.q), np.zeros_like(case.q)
     case.rope.apply(q, positions=ids, q_out=out)
     case.rope.apply(case.q, positions=POSITIONS % 2**31, q_out=want)
