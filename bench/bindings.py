@@ -17,7 +17,7 @@ import pyrope
 
 @functools.cache
 def _rope(case: Case, device: str, threads: int) -> pyrope.Rope:
-    on_gpu = {"enable_pdl": True, "positions_ready": True} if device == "cuda" else {"num_threads": threads}
+    on_gpu = {"enable_pdl": True} if device == "cuda" else {"num_threads": threads}
     return pyrope.Rope(
         case.head_dim,
         case.num_heads,

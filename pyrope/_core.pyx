@@ -74,12 +74,6 @@ cdef int32_t as_count(str name, object value, int64_t low, int64_t high) except?
     return <int32_t>number
 
 
-cdef bint as_bool(str name, object value) except -1:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}: {value!r} is not a bool")
-    return value
-
-
 cdef int read_strides(str name, object strides, rope_tensor* tensor) except -1:
     """(token stride, head stride) in elements."""
     if not isinstance(strides, (tuple, list)) or len(strides) != 2:
@@ -134,10 +128,6 @@ cdef class Rope:
         CUDA: programmatic dependent launch (compute capability 9.0 and later, ignored elsewhere). The kernel may be
         scheduled before the previous one of the stream has ended, and waits for it before it touches memory. A kernel
         that is launched the same way behind it must wait likewise (``griddepcontrol.wait``).
-    positions_ready : bool
-        CUDA, with ``enable_pdl``: a promise that no kernel which may still be running at that early start writes
-        ``positions``, ``indptr`` or ``offsets``, as when a model computes them once for all its layers. They are then
-        read before the wait, which takes their latency off the call's.
 
     Raises
     ------
@@ -167,8 +157,7 @@ cdef class Rope:
 
     def __init__(self, head_dim, num_q_heads, num_k_heads, *, rotary_dim=None, rotary_offset=0, theta=10000.0,
                  scaling=None, inv_freq=None, attention_factor=None, layout="neox", dtype="bfloat16", angle="exact",
-                 device="cuda", position_dtype="int64", num_threads=0, enable_pdl=False,
-                 positions_ready=False):
+                 device="cuda", position_dtype="int64", num_threads=0, enable_pdl=False):
         if self.table != NULL:
             raise RopeError("a Rope is immutable and cannot be initialised again")
         cdef rope_apply_desc* d = &self.base
@@ -190,10 +179,10 @@ cdef class Rope:
         d.num_threads = as_count("num_threads", num_threads, 0, 1 << 20)
         if d.num_threads and d.backend == ROPE_BACKEND_CUDA:
             raise ValueError(f"num_threads: {num_threads}, only allowed with device='cpu'")
-        if as_bool("enable_pdl", enable_pdl):
+        if not isinstance(enable_pdl, bool):
+            raise TypeError(f"enable_pdl: {enable_pdl!r} is not a bool")
+        if enable_pdl:
             d.flags |= ROPE_FLAG_PDL
-        if as_bool("positions_ready", positions_ready):
-            d.flags |= ROPE_FLAG_POSITIONS_READY
 
         self.dtype, self.layout = list(_DTYPES)[d.dtype], list(_LAYOUTS)[d.layout]
         self.angle, self.device = list(_ANGLES)[d.angle], list(_DEVICES)[d.backend]

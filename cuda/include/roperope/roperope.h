@@ -68,10 +68,8 @@ enum { ROPE_INDEX_INT64 = 0, ROPE_INDEX_INT32 = 1 };
 
 enum {
   ROPE_FLAG_INVERSE = 1u, /* the transposed rotation: gradients, or keys moved back to position 0 */
-  ROPE_FLAG_PDL = 2u,     /* programmatic dependent launch (sm_90 and later; ignored elsewhere): may start before the
+  ROPE_FLAG_PDL = 2u      /* programmatic dependent launch (sm_90 and later; ignored elsewhere): may start before the
                              previous kernel of the stream has ended, and waits for it before it reads memory */
-  ROPE_FLAG_POSITIONS_READY = 4u /* a promise, for ROPE_FLAG_PDL: positions, indptr and offsets are written by no kernel
-                             that may still run when this one starts early; they are read before the wait */
 };
 
 /* ---- frequencies ------------------------------------------------------------------------------------------------ */

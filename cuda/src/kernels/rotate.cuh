@@ -17,8 +17,7 @@ namespace rope::cuda {
 template <int kMaxPairs>
 struct RotateArgs {
   RotateParams params;
-  int32_t copy_slots;    // two chunks each of what is only copied
-  bool positions_ready;  // positions may be read before the wait
+  int32_t copy_slots;  // two chunks each of what is only copied
   alignas(16) uint64_t table[kMaxPairs];
 };
 
@@ -107,10 +106,7 @@ __global__ void __launch_bounds__(kMaxBlock) rotate_kernel(const __grid_constant
     }
   };
   take_rows();
-  int64_t position = 0;
-  bool moves = token < p.num_tokens;
-  if (args.positions_ready) moves = moves && position_of(p.positions, token, &position);
-  uint64_t digest = position ^ uint64_t(bit_cast<uint32_t>(p.cos_scale)) << 32 ^ bit_cast<uint32_t>(p.sin_scale) ^
+  uint64_t digest = uint64_t(bit_cast<uint32_t>(p.cos_scale)) << 32 ^ bit_cast<uint32_t>(p.sin_scale) ^
                     uint64_t(p.positions.kind) ^ reinterpret_cast<uint64_t>(p.positions.ids) ^ first ^ second;
 #pragma unroll
   for (int j = 0; j < kVec; ++j) digest ^= word[j];
@@ -131,8 +127,8 @@ __global__ void __launch_bounds__(kMaxBlock) rotate_kernel(const __grid_constant
   };
   load_rows();  // in flight while the position arrives
 
-  if (!args.positions_ready) moves = moves && position_of(p.positions, token, &position);
-  if (!moves) return;
+  int64_t position;
+  if (token >= p.num_tokens || !position_of(p.positions, token, &position)) return;
   CosSin angle[kVec];
 #pragma unroll
   for (int j = 0; j < kVec; ++j) angle[j] = angle_at<kAngle>(position, word[j], p.cos_scale, p.sin_scale);

@@ -15,7 +15,6 @@ struct RotateInstance {
     RotateArgs<kMaxPairs> args;
     args.params = p;
     args.copy_slots = plan.copy_slots;
-    args.positions_ready = e.positions_ready;
     std::memcpy(args.table, table, sizeof(uint64_t) * size_t(p.rotary_dim / 2));
     return launch(rotate_kernel<D, kLayout, kAngle, kVec, kUnroll, kCopy, kMaxPairs>,
                   dim3{plan.grid_x, plan.grid_y, plan.grid_z}, dim3{plan.block_x, plan.block_y, plan.block_z}, args,
