@@ -195,7 +195,7 @@ class Gpu:
     def info(self) -> dict:
         """Name, memory, driver and clocks (MHz) as nvidia-smi says them; clocks are those of this moment."""
         bus = check(runtime.cudaDeviceGetPCIBusId(32, self.index))
-        bus = bus.decode().rstrip("\0") if isinstance(bus, bytes) else bus
+        bus = (bus.decode() if isinstance(bus, bytes) else bus).partition("\0")[0]
         fields = ["name", "driver_version", "memory.total", "clocks.sm", "clocks.mem", "clocks.max.sm",
                   "clocks.max.mem", "power.limit", "temperature.gpu"]  # fmt: skip
         found = {
