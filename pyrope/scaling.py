@@ -4,28 +4,41 @@ Each class names the parameters of one method; the library turns them into one f
 (:attr:`pyrope.Rope.inv_freq`) and one magnitude (:attr:`pyrope.Rope.attention_factor`).
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 __all__ = ["Linear", "Llama3", "Scaling"]
 
 
-@dataclass(frozen=True)
 class Scaling:
-    """Base class. ``kind`` is the ``ROPE_SCALING_*`` value of roperope.h; fields have the descriptor's names."""
+    """Base class. ``kind`` is the ``ROPE_SCALING_*`` value of roperope.h; attributes have the descriptor's names.
 
-    kind: ClassVar[int]
+    Immutable and compared by value, like a frozen dataclass; importing the dataclasses module takes five times as
+    long as importing all of pyrope.
+    """
+
+    kind: int
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__}: immutable")
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), *vars(self).values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
 
-@dataclass(frozen=True)
 class Linear(Scaling):
     """Position interpolation (Chen et al., arXiv:2306.15595): every frequency divided by ``factor`` (> 0)."""
 
-    kind: ClassVar[int] = 1
+    kind = 1
     factor: float
 
+    def __init__(self, factor: float) -> None:
+        vars(self).update(factor=factor)
 
-@dataclass(frozen=True)
+
 class Llama3(Scaling):
     """Llama 3.1 (``apply_scaling`` in Meta's llama-models).
 
@@ -33,8 +46,22 @@ class Llama3(Scaling):
     ``factor``, those that turn more than ``high_freq_factor`` times are kept, and those between are interpolated.
     """
 
-    kind: ClassVar[int] = 2
-    factor: float = 8.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position: int = 8192
+    kind = 2
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position: int
+
+    def __init__(
+        self,
+        factor: float = 8.0,
+        low_freq_factor: float = 1.0,
+        high_freq_factor: float = 4.0,
+        original_max_position: int = 8192,
+    ) -> None:
+        vars(self).update(
+            factor=factor,
+            low_freq_factor=low_freq_factor,
+            high_freq_factor=high_freq_factor,
+            original_max_position=original_max_position,
+        )

@@ -29,8 +29,14 @@ ROPE_INLINE uint64_t phase_of_radians(float a) {
   const int32_t first = int32_t((bits >> 23) & 0xffu) - 150 + 64;  // e + 64: where the window starts
   if (first < 0) return 0;                                         // |a| < 2^-40: cos 1, sin 0 to 1e-12
   const int32_t word = first >> 5, shift = first & 31;
-  const uint64_t high = uint64_t(stream[word]) << 32 | stream[word + 1];
-  const uint64_t window = high << shift | (uint64_t(stream[word + 2]) << shift) >> 32;
+  // Three words from stream[word] on, word <= 4, by selects: an array indexed at run time would be put into memory.
+  uint32_t x = stream[0], y = stream[1], z = stream[2];
+  for (int i = 1; i <= 4; ++i) {
+    x = word >= i ? stream[i] : x;
+    y = word >= i ? stream[i + 1] : y;
+    z = word >= i ? stream[i + 2] : z;
+  }
+  const uint64_t window = (uint64_t(x) << 32 | y) << shift | (uint64_t(z) << shift) >> 32;
   const uint64_t phase = window * mantissa;
   return bits >> 31 ? 0 - phase : phase;
 }
