@@ -17,7 +17,7 @@ import pyrope
 
 @functools.cache
 def _rope(case: Case, device: str, threads: int) -> pyrope.Rope:
-    on_gpu = {"enable_pdl": True} if device == "cuda" else {"num_threads": threads}
+    on_gpu = {"enable_pdl": True, "positions_ready": True} if device == "cuda" else {"num_threads": threads}
     return pyrope.Rope(
         case.head_dim,
         case.num_heads,
@@ -45,8 +45,7 @@ def pyrope_apply(case, slot, inputs):
         ptr.get("k"),
         case.tokens,
         **forms[case.positions](),
-        q_out=ptr.get("q_out"),
-        k_out=ptr.get("k_out"),
+        **{name: ptr[name] for name in ("q_out", "k_out") if name in ptr},
         stream=inputs.device.stream,
     )
 

@@ -30,6 +30,7 @@ cdef extern from "roperope/roperope.h" nogil:
     enum:
         ROPE_FLAG_INVERSE
         ROPE_FLAG_PDL
+        ROPE_FLAG_POSITIONS_READY
     enum:
         ROPE_SCALING_NONE
         ROPE_SCALING_LINEAR

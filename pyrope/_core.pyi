@@ -60,6 +60,7 @@ class Rope:
         position_dtype: _IndexDType | type[Any] | np.dtype[Any] = "int64",
         num_threads: SupportsIndex = 0,
         enable_pdl: bool = False,
+        positions_ready: bool = False,
     ) -> None: ...
     @property
     def head_dim(self) -> int: ...

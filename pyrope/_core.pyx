@@ -128,6 +128,10 @@ cdef class Rope:
         CUDA: programmatic dependent launch (compute capability 9.0 and later, ignored elsewhere). The kernel may be
         scheduled before the previous one of the stream has ended, and waits for it before it touches memory. A kernel
         that is launched the same way behind it must wait likewise (``griddepcontrol.wait``).
+    positions_ready : bool
+        CUDA, with ``enable_pdl``: the caller's promise that nothing which is still pending on the stream at a call
+        writes ``positions``, ``indptr`` or ``offsets``. They are then read before the wait: about 0.1 microseconds less
+        a call at a few tokens.
 
     Raises
     ------
@@ -157,7 +161,7 @@ cdef class Rope:
 
     def __init__(self, head_dim, num_q_heads, num_k_heads, *, rotary_dim=None, rotary_offset=0, theta=10000.0,
                  scaling=None, inv_freq=None, attention_factor=None, layout="neox", dtype="bfloat16", angle="exact",
-                 device="cuda", position_dtype="int64", num_threads=0, enable_pdl=False):
+                 device="cuda", position_dtype="int64", num_threads=0, enable_pdl=False, positions_ready=False):
         if self.table != NULL:
             raise RopeError("a Rope is immutable and cannot be initialised again")
         cdef rope_apply_desc* d = &self.base
@@ -179,10 +183,13 @@ cdef class Rope:
         d.num_threads = as_count("num_threads", num_threads, 0, 1 << 20)
         if d.num_threads and d.backend == ROPE_BACKEND_CUDA:
             raise ValueError(f"num_threads: {num_threads}, only allowed with device='cpu'")
-        if not isinstance(enable_pdl, bool):
-            raise TypeError(f"enable_pdl: {enable_pdl!r} is not a bool")
+        for name, value in (("enable_pdl", enable_pdl), ("positions_ready", positions_ready)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{name}: {value!r} is not a bool")
+        if positions_ready and not enable_pdl:
+            raise ValueError("positions_ready: True, only allowed with enable_pdl=True")
         if enable_pdl:
-            d.flags |= ROPE_FLAG_PDL
+            d.flags |= ROPE_FLAG_PDL | (ROPE_FLAG_POSITIONS_READY if positions_ready else 0)
 
         self.dtype, self.layout = list(_DTYPES)[d.dtype], list(_LAYOUTS)[d.layout]
         self.angle, self.device = list(_ANGLES)[d.angle], list(_DEVICES)[d.backend]

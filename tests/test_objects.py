@@ -702,7 +702,7 @@ positions = np.arange(40)
 kind = runtime.cudaMemcpyKind
 q, ids = call("cudaMalloc", x.nbytes), call("cudaMalloc", positions.nbytes)
 stream = call("cudaStreamCreate")
-rope = pyrope.Rope(64, 4, 0, dtype="float32", device="cuda", enable_pdl=PDL)
+rope = pyrope.Rope(64, 4, 0, dtype="float32", device="cuda", **OPTIONS)
 call("cudaStreamBeginCapture", stream, runtime.cudaStreamCaptureMode.cudaStreamCaptureModeGlobal)
 rope.apply(q, None, 40, positions=ids, stream=stream)  # the first call of the process
 rope.inverse(q, None, 40, offset=7, stream=stream)
@@ -724,10 +724,10 @@ for shift in (0, 1000):  # positions are read when the graph runs
 
 @pytest.mark.gpu
 @real_device
-@pytest.mark.parametrize("pdl", [False, True])
-def test_graph_capture_in_a_fresh_process(pdl, tmp_path):
+@pytest.mark.parametrize("options", [{}, {"enable_pdl": True}, {"enable_pdl": True, "positions_ready": True}])
+def test_graph_capture_in_a_fresh_process(options, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", GRAPH.replace("PDL", str(pdl))],
+        [sys.executable, "-c", GRAPH.replace("OPTIONS", str(options))],
         cwd=tmp_path,
         capture_output=True,
         text=True,

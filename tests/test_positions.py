@@ -1,5 +1,6 @@
 """Where positions come from, and tokens that are left alone."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -10,26 +11,36 @@ from test_rotation import check_both_ways
 import pyrope
 
 
-def make(device, **options):
-    return pyrope.Rope(64, 3, 2, dtype="bfloat16", device=device, **options)
+EARLY = {"enable_pdl": True, "positions_ready": True}  # positions are read before the previous kernel has ended
+
+
+@pytest.fixture(
+    params=[
+        pytest.param({"device": "cpu"}, id="cpu"),
+        pytest.param({"device": "cuda"}, id="cuda", marks=pytest.mark.gpu),
+        pytest.param({"device": "cuda"} | EARLY, id="cuda-early", marks=pytest.mark.gpu),
+    ]
+)
+def make(request):
+    return functools.partial(pyrope.Rope, 64, 3, 2, dtype="bfloat16", **request.param)
 
 
 @pytest.mark.parametrize("offset", [0, 1, 100_000, 2**31 - 4, 2**40, -2])
-def test_offset(device, offset, rng):
-    check_both_ways(make(device), rng, positions=offset + np.arange(3), offset=offset)
+def test_offset(make, offset, rng):
+    check_both_ways(make(), rng, positions=offset + np.arange(3), offset=offset)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
 @pytest.mark.parametrize("tokens", [4, 40, 300])
-def test_ids_with_padding(device, dtype, tokens, rng):
+def test_ids_with_padding(make, dtype, tokens, rng):
     positions = rng.integers(0, 2**31, tokens).astype(dtype)
     positions[[1, 3, tokens - 1]] = -1
-    check_both_ways(make(device, position_dtype=dtype), rng, tokens=tokens, positions=positions, moved=positions != -1)
+    check_both_ways(make(position_dtype=dtype), rng, tokens=tokens, positions=positions, moved=positions != -1)
 
 
-def test_other_negative_ids_turn_backwards(device, rng):
+def test_other_negative_ids_turn_backwards(make, rng):
     positions = np.array([-2, -3, -(2**31)])
-    check_both_ways(make(device), rng, positions=positions)
+    check_both_ways(make(), rng, positions=positions)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
@@ -43,7 +54,7 @@ def test_other_negative_ids_turn_backwards(device, rng):
         (700, [0, 1, 2, *range(10, 700, 13)]),
     ],
 )
-def test_ragged(device, tokens, indptr, with_offsets, dtype, rng):
+def test_ragged(make, tokens, indptr, with_offsets, dtype, rng):
     indptr = np.array(indptr, dtype)
     offsets = rng.integers(0, 2**20, len(indptr) - 1).astype(dtype)
     positions, moved = np.zeros(tokens, np.int64), np.zeros(tokens, bool)
@@ -52,7 +63,7 @@ def test_ragged(device, tokens, indptr, with_offsets, dtype, rng):
         moved[begin:end] = True
     arguments = {"offsets": offsets} if with_offsets else {}
     check_both_ways(
-        make(device, position_dtype=dtype),
+        make(position_dtype=dtype),
         rng,
         tokens=tokens,
         positions=positions,
@@ -63,8 +74,8 @@ def test_ragged(device, tokens, indptr, with_offsets, dtype, rng):
     )
 
 
-def test_ragged_equals_ids(device, rng):
-    rope = make(device)
+def test_ragged_equals_ids(make, rng):
+    rope = make()
     q = Tensor("bfloat16", (7, 3, 64), rng=rng)
     ragged = run(rope, {"q": q}, indptr=np.array([0, 4, 7]), offsets=np.array([10, 0]), num_requests=2)["q"]
     ids = run(rope, {"q": q}, positions=np.array([10, 11, 12, 13, 0, 1, 2]))["q"]

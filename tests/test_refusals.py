@@ -99,6 +99,8 @@ CONSTRUCTOR = rows(
     ("num_threads float", {"num_threads": 1.5}, T, "num_threads: 1.5 is not an integer"),
     ("num_threads on cuda", {"num_threads": 2, "device": "cuda"}, V, "num_threads: 2, only allowed with device='cpu'"),
     ("enable_pdl int", {"enable_pdl": 1}, T, "enable_pdl: 1 is not a bool"),
+    ("positions_ready int", {"enable_pdl": True, "positions_ready": 1}, T, "positions_ready: 1 is not a bool"),
+    ("positions_ready alone", {"positions_ready": True}, V, "positions_ready: True, only allowed with enable_pdl=True"),
     ("unknown argument", {"rotary_dims": 64}, T, "rotary_dims"),
 )
 

@@ -44,6 +44,7 @@ int launch(void (*kernel)(Args), dim3 grid, dim3 block, const Args& args, void*,
 inline void wait_for_previous(uint64_t) {}
 inline void wait_for_previous() {}
 inline void release_next() {}
+inline void prefetch(const void*) {}
 
 template <class T>
 const T* as_memory(const T* argument) {

@@ -68,8 +68,10 @@ enum { ROPE_INDEX_INT64 = 0, ROPE_INDEX_INT32 = 1 };
 
 enum {
   ROPE_FLAG_INVERSE = 1u, /* the transposed rotation: gradients, or keys moved back to position 0 */
-  ROPE_FLAG_PDL = 2u      /* programmatic dependent launch (sm_90 and later; ignored elsewhere): may start before the
+  ROPE_FLAG_PDL = 2u,     /* programmatic dependent launch (sm_90 and later; ignored elsewhere): may start before the
                              previous kernel of the stream has ended, and waits for it before it reads memory */
+  ROPE_FLAG_POSITIONS_READY = 4u /* the caller's promise, of use with ROPE_FLAG_PDL: nothing still pending on the stream
+                                    writes positions, indptr or offsets; they are read before that wait */
 };
 
 /* ---- frequencies ------------------------------------------------------------------------------------------------ */

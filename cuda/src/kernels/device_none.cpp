@@ -6,14 +6,15 @@ namespace rope::cuda {
 #ifdef ROPEROPE_CUDA_EMULATED
 int32_t device_count() { return 1; }
 const char* toolkit_info() { return "CUDA kernels compiled for the CPU"; }
+bool has_dependent_launch() { return true; }
 #else
 int32_t device_count() { return 0; }
 const char* toolkit_info() { return "no CUDA"; }
+bool has_dependent_launch() { return false; }
 #endif
 
 const char* error_name(int) { return "cudaErrorUnknown"; }
 bool is_no_device(int) { return false; }
 bool is_host_only(const void*) { return false; }
-bool has_dependent_launch() { return false; }
 
 }  // namespace rope::cuda

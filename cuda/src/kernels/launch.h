@@ -41,7 +41,13 @@ __device__ __forceinline__ void wait_for_previous(uint64_t digest) {
   wait_for_previous();
 }
 
-// Lets the next kernel of the stream be scheduled; it waits by itself for this one's results.
+// Asks for the line to be brought into the second-level cache. That cache is where the device's writes meet, so a kernel
+// may ask before it waits: what its predecessor still writes, it will read.
+__device__ __forceinline__ void prefetch(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
+// Lets the next kernel of the stream be scheduled; it waits by itself for this one's results. Again: no effect.
 __device__ __forceinline__ void release_next() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");

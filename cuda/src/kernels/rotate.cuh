@@ -17,7 +17,9 @@ namespace rope::cuda {
 template <int kMaxPairs>
 struct RotateArgs {
   RotateParams params;
-  int32_t copy_slots;  // two chunks each of what is only copied
+  int32_t copy_slots;       // two chunks each of what is only copied
+  bool prefetch;            // bring q and k into the second-level cache before the wait
+  bool release_early;       // let the next kernel be scheduled before the wait
   alignas(16) uint64_t table[kMaxPairs];
 };
 
@@ -80,8 +82,9 @@ __device__ __forceinline__ Slot slot_of(const RotateParams& p, int32_t copy_slot
 
 }  // namespace detail
 
-// kCopy: out of place with elements that are not rotated.
-template <class D, Layout kLayout, Angle kAngle, int kVec, int kUnroll, bool kCopy, int kMaxPairs>
+// kCopy: out of place with elements that are not rotated. kEarly: positions may be read, and angles formed, before the
+// wait; not an argument, as registers for both orders cost more than the early one saves.
+template <class D, Layout kLayout, Angle kAngle, int kVec, int kUnroll, bool kCopy, bool kEarly, int kMaxPairs>
 __global__ void __launch_bounds__(kMaxBlock) rotate_kernel(const __grid_constant__ RotateArgs<kMaxPairs> args) {
   using C = Chunk<D, kVec>;
   const RotateParams& p = args.params;
@@ -113,6 +116,31 @@ __global__ void __launch_bounds__(kMaxBlock) rotate_kernel(const __grid_constant
 #pragma unroll
   for (int u = 0; u < kUnroll; ++u)
     digest ^= reinterpret_cast<uint64_t>(row[u].in) ^ reinterpret_cast<uint64_t>(row[u].out) ^ row[u].live;
+
+  int64_t position;
+  bool rotates = token < p.num_tokens;
+  CosSin angle[kVec];
+  const auto form_angles = [&] {
+    rotates = rotates && position_of(p.positions, token, &position);
+    if (!rotates) return;
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) angle[j] = angle_at<kAngle>(position, word[j], p.cos_scale, p.sin_scale);
+  };
+  if (args.release_early) release_next();
+  if (args.prefetch) {
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      if (!row[u].live) continue;
+      prefetch(row[u].in + first);
+      prefetch(row[u].in + second);
+    }
+  }
+  if constexpr (kEarly) {
+    form_angles();
+#pragma unroll
+    for (int j = 0; rotates && j < kVec; ++j)
+      digest ^= uint64_t(bit_cast<uint32_t>(angle[j].cos)) << 32 ^ bit_cast<uint32_t>(angle[j].sin);
+  }
   wait_for_previous(digest);
   release_next();
 
@@ -126,12 +154,8 @@ __global__ void __launch_bounds__(kMaxBlock) rotate_kernel(const __grid_constant
     }
   };
   load_rows();  // in flight while the position arrives
-
-  int64_t position;
-  if (token >= p.num_tokens || !position_of(p.positions, token, &position)) return;
-  CosSin angle[kVec];
-#pragma unroll
-  for (int j = 0; j < kVec; ++j) angle[j] = angle_at<kAngle>(position, word[j], p.cos_scale, p.sin_scale);
+  if constexpr (!kEarly) form_angles();
+  if (!rotates) return;
 
   while (true) {
 #pragma unroll

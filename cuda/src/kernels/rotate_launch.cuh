@@ -10,13 +10,15 @@ namespace rope::cuda {
 
 template <class D, Layout kLayout, Angle kAngle>
 struct RotateInstance {
-  template <int kVec, int kUnroll, bool kCopy, int kMaxPairs>
+  template <int kVec, int kUnroll, bool kCopy, bool kEarly, int kMaxPairs>
   static int launch_one(const RotateParams& p, const uint64_t* table, const Execution& e, const RotatePlan& plan) {
     RotateArgs<kMaxPairs> args;
     args.params = p;
     args.copy_slots = plan.copy_slots;
+    args.prefetch = e.dependent && plan.prefetch;
+    args.release_early = plan.release_early;
     std::memcpy(args.table, table, sizeof(uint64_t) * size_t(p.rotary_dim / 2));
-    return launch(rotate_kernel<D, kLayout, kAngle, kVec, kUnroll, kCopy, kMaxPairs>,
+    return launch(rotate_kernel<D, kLayout, kAngle, kVec, kUnroll, kCopy, kEarly, kMaxPairs>,
                   dim3{plan.grid_x, plan.grid_y, plan.grid_z}, dim3{plan.block_x, plan.block_y, plan.block_z}, args,
                   e.stream, e.dependent);
   }
@@ -24,15 +26,21 @@ struct RotateInstance {
   // Arguments are copied for every launch: the usual heads get a table of their size.
   template <int kVec, int kUnroll, bool kCopy>
   static int choose_table(const RotateParams& p, const uint64_t* table, const Execution& e, const RotatePlan& plan) {
-    return p.rotary_dim <= 128 ? launch_one<kVec, kUnroll, kCopy, 64>(p, table, e, plan)
-                               : launch_one<kVec, kUnroll, kCopy, kMaxRotaryDim / 2>(p, table, e, plan);
+    return p.rotary_dim <= 128 ? launch_one<kVec, kUnroll, kCopy, false, 64>(p, table, e, plan)
+                               : launch_one<kVec, kUnroll, kCopy, false, kMaxRotaryDim / 2>(p, table, e, plan);
   }
 
   // Every plan that plan_rotate() makes; a new kind of plan needs its line here.
   static int launch_plan(const RotateParams& p, const uint64_t* table, const Execution& e, const RotatePlan& plan) {
     constexpr int kElementBytes = sizeof(typename D::Storage), kWide = 16 / kElementBytes;
     if (plan.access_bytes == kElementBytes) return choose_table<1, 2, true>(p, table, e, plan);
-    if (plan.access_bytes == 8) return choose_table<8 / kElementBytes, 2, false>(p, table, e, plan);
+    if (plan.access_bytes == 8) {
+      // Early positions pay where launches are short, and where the next launch is let in early too.
+      const bool known = e.positions_ready || p.positions.kind == PositionKind::kOffset;
+      if (e.dependent && known && plan.release_early && p.rotary_dim <= 128)
+        return launch_one<8 / kElementBytes, 2, false, true, 64>(p, table, e, plan);
+      return choose_table<8 / kElementBytes, 2, false>(p, table, e, plan);
+    }
     if (plan.copy_slots) return choose_table<kWide, 4, true>(p, table, e, plan);
     switch (plan.unroll) {
       case 1: return choose_table<kWide, 1, false>(p, table, e, plan);

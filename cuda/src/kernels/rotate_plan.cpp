@@ -43,17 +43,21 @@ struct Regime {
   int32_t head_threads;  // threads of a block over which the heads of a token are shared out
   int32_t threads;       // of a block; what the heads leave goes to more tokens
   bool loop;             // a block takes all heads of its tokens, else more blocks do
+  bool prefetch, release_early;
 };
 
 // Measured on an H100 (KERNELS.md): from a few KB, where latency is all and work is spread thin, to far beyond the
 // second-level cache, where a thread takes several heads with much in flight.
 constexpr Regime kRegimes[] = {
-    {20'000, 4, 2, 96, 96, false},
-    {700'000, 4, 2, 64, 64, false},
-    {6'000'000, 4, 2, 64, kMaxBlock, false},
-    {32'000'000, 8, 4, 32, 64, false},
-    {INT64_MAX, 8, 4, kMaxBlock, kMaxBlock, true},
+    {500'000, 4, 2, 64, kMaxBlock, false, true, true},
+    {9'000'000, 4, 2, 64, kMaxBlock, false, true, false},
+    {40'000'000, 8, 4, 32, 64, false, false, false},
+    {INT64_MAX, 8, 4, kMaxBlock, kMaxBlock, true, true, false},
 };
+
+// Of few heads, a thread that takes several leaves none for other blocks: from so many bytes on, the last regime is best.
+constexpr int32_t kFewHeads = 12;
+constexpr int64_t kFewHeadsLoop = 1'000'000;
 
 }  // namespace
 
@@ -64,7 +68,7 @@ RotatePlan plan_rotate(const RotateParams& p, int element_bytes) {
   const bool copies =
       p.rotary_dim < p.head_dim && ((p.num_q_heads && p.q.in != p.q.out) || (p.num_k_heads && p.k.in != p.k.out));
   const Regime* regime = kRegimes;
-  while (bytes > regime->max_bytes) ++regime;
+  while (bytes > regime->max_bytes || (!regime->loop && heads <= kFewHeads && bytes > kFewHeadsLoop)) ++regime;
 
   plan.access_bytes = element_bytes;
   for (const int access : {16, 8}) {
@@ -74,6 +78,8 @@ RotatePlan plan_rotate(const RotateParams& p, int element_bytes) {
       break;
     }
   }
+  plan.prefetch = regime->prefetch;
+  plan.release_early = regime->release_early;
   const int32_t vec = plan.access_bytes / element_bytes;
   plan.copy_slots = copies ? divide_up((p.head_dim - p.rotary_dim) / vec, 2) : 0;
   plan.unroll = plan.access_bytes < 16 ? 2 : copies ? 4 : heads == 1 ? 1 : heads < 4 ? 2 : regime->unroll;
