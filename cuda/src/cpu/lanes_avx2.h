@@ -64,14 +64,12 @@ struct Avx2 {
   // Of each word: the low half in the high half's place; the high half alone.
   ROPE_INLINE_MEMBER static Words low_to_high(Words x) { return _mm256_slli_epi32(x, 16); }
   ROPE_INLINE_MEMBER static Words high(Words x) { return _mm256_and_si256(x, _mm256_set1_epi32(int32_t(0xffff0000u))); }
-  // The high half becomes the word rounded to nearest even; the low half is left over.
-  ROPE_INLINE_MEMBER static Words round_to_high(Words x) {
-    const Words odd = _mm256_and_si256(_mm256_srli_epi32(x, 16), _mm256_set1_epi32(1));
-    return _mm256_add_epi32(_mm256_add_epi32(x, _mm256_set1_epi32(0x7fff)), odd);
-  }
-  // Two high halves in one word.
-  ROPE_INLINE_MEMBER static Words join_high(Words low, Words high) {
-    return _mm256_blend_epi16(_mm256_srli_epi32(low, 16), high, 0xaa);
+  // Two words rounded to their high halves, to nearest even, in one word.
+  ROPE_INLINE_MEMBER static Words narrow_bf16(Words even, Words odd) {
+    const Words half = _mm256_set1_epi32(0x7fff), one = _mm256_set1_epi32(1);
+    even = _mm256_add_epi32(_mm256_add_epi32(even, half), _mm256_and_si256(_mm256_srli_epi32(even, 16), one));
+    odd = _mm256_add_epi32(_mm256_add_epi32(odd, half), _mm256_and_si256(_mm256_srli_epi32(odd, 16), one));
+    return _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa);
   }
 };
 

@@ -65,12 +65,14 @@ struct Avx512 {
 
   ROPE_INLINE_MEMBER static Words low_to_high(Words x) { return _mm512_slli_epi32(x, 16); }
   ROPE_INLINE_MEMBER static Words high(Words x) { return _mm512_and_si512(x, _mm512_set1_epi32(int32_t(0xffff0000u))); }
-  ROPE_INLINE_MEMBER static Words round_to_high(Words x) {
-    const Words up = _mm512_add_epi32(x, _mm512_set1_epi32(0x7fff)), one = _mm512_set1_epi32(1);
-    return _mm512_mask_add_epi32(up, _mm512_test_epi32_mask(x, _mm512_set1_epi32(0x10000)), up, one);
-  }
-  ROPE_INLINE_MEMBER static Words join_high(Words low, Words high) {
-    return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(low, 16), high);
+  ROPE_INLINE_MEMBER static Words narrow_bf16(Words even, Words odd) {
+    const __mmask32 odds = 0xaaaaaaaau;
+    const Words cut = _mm512_mask_blend_epi16(odds, even, _mm512_slli_epi32(odd, 16));
+    const Words kept = _mm512_mask_blend_epi16(odds, _mm512_srli_epi32(even, 16), odd);
+    // Up where the part cut off is over a half, or a half and the part kept is odd: cut | (kept & 1) > 0x8000.
+    const Words test = _mm512_ternarylogic_epi32(cut, kept, _mm512_set1_epi16(1), 0xf8);
+    const __mmask32 up = _mm512_cmpgt_epu16_mask(test, _mm512_set1_epi16(int16_t(0x8000)));
+    return _mm512_mask_sub_epi16(kept, up, kept, _mm512_set1_epi16(-1));
   }
 };
 

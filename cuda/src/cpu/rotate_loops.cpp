@@ -1,5 +1,6 @@
 // The rotation on the CPU. Built several times, for ROPEROPE_CPU_SET = Baseline, V3 (AVX2, FMA, F16C) and V4 (AVX-512);
 // the results are the same bits, since every operation is written out (math/).
+#include <algorithm>
 #include <cstring>
 
 #include "parallel.h"
@@ -14,6 +15,14 @@
 namespace rope::cpu {
 namespace {
 
+// Heads this far ahead of the one being rotated are prefetched (KERNELS.md). Past the last head that is where the next
+// token lies, if heads are contiguous; a prefetch may point anywhere.
+constexpr int32_t kPrefetchBytes = 4608;
+
+ROPE_INLINE void prefetch(const void* at, int64_t ahead, int32_t bytes) {
+  for (int32_t line = 0; line < bytes; line += 64) __builtin_prefetch(static_cast<const char*>(at) + ahead + line);
+}
+
 struct Job {
   const RotateParams& params;
   const uint64_t* table;
@@ -23,10 +32,13 @@ template <class D, Layout kLayout>
 void rotate_heads(const RotateParams& p, const Heads& x, int32_t heads, int64_t token,
                   const typename Row<D, kLayout>::Angles& angles) {
   using Storage = typename D::Storage;
+  const int32_t bytes = p.rotary_dim * int32_t(sizeof(Storage)), ahead = std::max(kPrefetchBytes / bytes, 1);
   for (int32_t head = 0; head < heads; ++head) {
     const auto* in = reinterpret_cast<const Storage*>(x.in + token * x.in_token_stride + head * x.in_head_stride);
     auto* out = reinterpret_cast<Storage*>(x.out + token * x.out_token_stride + head * x.out_head_stride);
+    prefetch(in + p.rotary_offset, ahead * x.in_head_stride, bytes);
     if (in != out) {
+      prefetch(out + p.rotary_offset, ahead * x.out_head_stride, bytes);
       const int32_t end = p.rotary_offset + p.rotary_dim;
       std::memcpy(out, in, sizeof(Storage) * size_t(p.rotary_offset));
       std::memcpy(out + end, in + end, sizeof(Storage) * size_t(p.head_dim - end));

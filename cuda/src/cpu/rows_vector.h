@@ -45,7 +45,7 @@ struct Chunk<Lanes, BF16> {
     y[1] = Lanes::floats(Lanes::high(x));
   }
   ROPE_INLINE_MEMBER static Raw narrow(const Floats* y) {
-    return Lanes::join_high(Lanes::round_to_high(Lanes::words(y[0])), Lanes::round_to_high(Lanes::words(y[1])));
+    return Lanes::narrow_bf16(Lanes::words(y[0]), Lanes::words(y[1]));
   }
 };
 
