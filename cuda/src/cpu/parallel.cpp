@@ -11,8 +11,8 @@
 namespace rope::cpu {
 namespace {
 
-// Below this, starting a thread costs more than it saves.
-constexpr int64_t kBytesPerThread = 64 << 10;
+// What takes a thread as long, 10 to 25 us, as it takes to wake one that sleeps (KERNELS.md).
+constexpr int64_t kBytesPerThread = 256 << 10;
 
 // OpenMP's threads do not survive fork(), and a child that used them would wait for ever: it runs on one thread.
 std::atomic<bool> forked{false};

@@ -1,5 +1,6 @@
 // The rotation on the CPU. Built several times, for ROPEROPE_CPU_SET = Baseline, V3 (AVX2, FMA, F16C) and V4 (AVX-512);
 // the results are the same bits, since every operation is written out (math/).
+#include <algorithm>
 #include <cstring>
 
 #include "parallel.h"
@@ -14,24 +15,35 @@
 namespace rope::cpu {
 namespace {
 
+// Heads this far ahead of the one being rotated are prefetched (KERNELS.md). Past the last head that is where the next
+// token lies, if heads are contiguous; a prefetch may point anywhere.
+constexpr int32_t kPrefetchBytes = 4608;
+
+ROPE_INLINE void prefetch(const void* at, int64_t ahead, int32_t bytes) {
+  for (int32_t line = 0; line < bytes; line += 64) __builtin_prefetch(static_cast<const char*>(at) + ahead + line);
+}
+
 struct Job {
   const RotateParams& params;
   const uint64_t* table;
 };
 
 template <class D, Layout kLayout>
-void rotate_heads(const RotateParams& p, const Heads& x, int32_t heads, int64_t token, const float* cos,
-                  const float* sin) {
+void rotate_heads(const RotateParams& p, const Heads& x, int32_t heads, int64_t token,
+                  const typename Row<D, kLayout>::Angles& angles) {
   using Storage = typename D::Storage;
+  const int32_t bytes = p.rotary_dim * int32_t(sizeof(Storage)), ahead = std::max(kPrefetchBytes / bytes, 1);
   for (int32_t head = 0; head < heads; ++head) {
     const auto* in = reinterpret_cast<const Storage*>(x.in + token * x.in_token_stride + head * x.in_head_stride);
     auto* out = reinterpret_cast<Storage*>(x.out + token * x.out_token_stride + head * x.out_head_stride);
+    prefetch(in + p.rotary_offset, ahead * x.in_head_stride, bytes);
     if (in != out) {
+      prefetch(out + p.rotary_offset, ahead * x.out_head_stride, bytes);
       const int32_t end = p.rotary_offset + p.rotary_dim;
       std::memcpy(out, in, sizeof(Storage) * size_t(p.rotary_offset));
       std::memcpy(out + end, in + end, sizeof(Storage) * size_t(p.head_dim - end));
     }
-    Row<D, kLayout>::rotate(in + p.rotary_offset, out + p.rotary_offset, p.rotary_dim / 2, cos, sin);
+    Row<D, kLayout>::rotate(in + p.rotary_offset, out + p.rotary_offset, p.rotary_dim / 2, angles);
   }
 }
 
@@ -39,19 +51,20 @@ template <class D, Layout kLayout, Angle kAngle>
 void rotate_tokens(const void* context, int64_t begin, int64_t end) {
   const auto& [p, table] = *static_cast<const Job*>(context);
   const int32_t pairs = p.rotary_dim / 2;
-  uint64_t words[kMaxRotaryDim / 2];  // the table in the order that rows want
-  float cos[kMaxRotaryDim / 2], sin[kMaxRotaryDim / 2];
-  for (int32_t i = 0; i < pairs; ++i) words[Row<D, kLayout>::order(i, pairs)] = table[i];
+  alignas(64) float cos[kMaxRotaryDim / 2], sin[kMaxRotaryDim / 2];
+  for (int32_t i = pairs; i % kAnglePadding; ++i) cos[i] = sin[i] = 0.0f;
+  typename Row<D, kLayout>::Angles angles;
   for (int64_t token = begin; token < end; ++token) {
     int64_t position;
     if (!position_of(p.positions, token, &position)) continue;
     for (int32_t i = 0; i < pairs; ++i) {
-      const CosSin a = angle_at<kAngle>(position, words[i], p.cos_scale, p.sin_scale);
+      const CosSin a = angle_at<kAngle>(position, table[i], p.cos_scale, p.sin_scale);
       cos[i] = a.cos;
       sin[i] = a.sin;
     }
-    rotate_heads<D, kLayout>(p, p.q, p.num_q_heads, token, cos, sin);
-    rotate_heads<D, kLayout>(p, p.k, p.num_k_heads, token, cos, sin);
+    Row<D, kLayout>::arrange(cos, sin, pairs, &angles);
+    rotate_heads<D, kLayout>(p, p.q, p.num_q_heads, token, angles);
+    rotate_heads<D, kLayout>(p, p.k, p.num_k_heads, token, angles);
   }
 }
 
