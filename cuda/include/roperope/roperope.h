@@ -60,7 +60,8 @@ enum {
 typedef int32_t rope_angle;
 enum {
   ROPE_ANGLE_EXACT = 0, /* position * inv_freq in 64-bit fixed point: cos and sin within 1e-7 of the true value */
-  ROPE_ANGLE_FP32 = 1   /* the float32 product float(position) * float(inv_freq), then its accurate cos and sin */
+  ROPE_ANGLE_FP32 = 1,  /* the float32 product float(position) * float(inv_freq), then its accurate cos and sin */
+  ROPE_ANGLE_TABLE = 2  /* cos and sin read from the caller's table */
 };
 
 typedef int32_t rope_index_dtype;
@@ -115,6 +116,109 @@ typedef struct rope_tensor {
   int64_t head_stride;  /* elements; 0: head_dim */
 } rope_tensor;
 
+/* ---- stages of rope_apply; all optional, zero switches them off ---- */
+
+/* Element type of what is stored. */
+typedef int32_t rope_out_dtype;
+enum {
+  ROPE_OUT_SAME = 0, /* the descriptor's dtype */
+  ROPE_OUT_E4M3 = 1, /* fp8, finite and NaN, largest 448 */
+  ROPE_OUT_E5M2 = 2, /* fp8, largest finite 57344 */
+  ROPE_OUT_INT8 = 3  /* -128 to 127 */
+};
+
+/* Where the scale of a quantised tensor lies. stored = round(x * (1 / scale)), to nearest even, saturating. */
+typedef int32_t rope_scale_kind;
+enum {
+  ROPE_SCALE_HOST = 0,   /* the field `scale` */
+  ROPE_SCALE_TENSOR = 1, /* scales[0] */
+  ROPE_SCALE_HEAD = 2,   /* scales[head] */
+  ROPE_SCALE_TOKEN = 3,  /* scales[token] */
+  ROPE_SCALE_DYNAMIC = 4 /* computed: the row's largest magnitude / the type's largest value (1 for a row of zeros);
+                            written to scales[row * heads + head], row: the token, in a cache the slot */
+};
+
+typedef struct rope_quantize {
+  int32_t out_dtype;  /* rope_out_dtype; with ROPE_OUT_SAME the rest is zero */
+  int32_t scale_kind; /* rope_scale_kind */
+  float scale;        /* host; > 0, 0: 1 */
+  int32_t reserved;   /* 0 */
+  float* scales;      /* memory of the backend; not with ROPE_SCALE_HOST */
+} rope_quantize;
+
+/* RMS norm of every head of q and k: x / sqrt(mean(x^2) + eps) * (weight + weight_bias), in float32. */
+typedef struct rope_norm {
+  const void* q_weight;  /* [head_dim], memory of the backend; NULL: q is not normalised */
+  const void* k_weight;  /* [head_dim]; NULL: k is not normalised */
+  int32_t weight_is_f32; /* 0: weights of the descriptor's dtype, 1: float32 */
+  int32_t after;         /* 0: before the rotation, 1: after it */
+  float eps;             /* >= 0 */
+  float weight_bias;     /* added to every weight: 1 for Gemma, else 0 */
+} rope_norm;
+
+/* How a token's cache slot is found; slot = page * page_size + entry. */
+typedef int32_t rope_cache_kind;
+enum {
+  ROPE_CACHE_NONE = 0,
+  ROPE_CACHE_SLOTS = 1, /* slots[token]; negative: nothing is appended for the token */
+  ROPE_CACHE_PAGES = 2  /* n = cache_positions[token], page = page_table[start(request) + n / page_size],
+                           entry = n % page_size; a negative request or n: nothing is appended */
+};
+
+/* Element i of head h in a slot: data + page * page_stride + entry * entry_stride + h * head_stride + i. */
+typedef struct rope_cache_tensor {
+  void* data;
+  int64_t page_stride, entry_stride, head_stride; /* elements of the stored type; each at least a row */
+} rope_cache_tensor;
+
+typedef struct rope_cache {
+  int32_t kind;                /* rope_cache_kind; k and v are then stored here, not in place and not in k_out, v_out */
+  int32_t index_dtype;         /* rope_index_dtype of slots and cache_positions; the rest is int32 */
+  int64_t num_pages;           /* pages of the cache; a token whose page is outside is not appended */
+  int32_t page_size;           /* > 0, tokens */
+  int32_t reserved;            /* 0 */
+  rope_cache_tensor k, v;      /* v.data NULL where there is no v */
+  const void* slots;           /* SLOTS: [num_tokens] */
+  const int32_t* page_table;   /* PAGES: page numbers */
+  const int32_t* page_indptr;  /* PAGES: start(r) = page_indptr[r], [num_requests + 1]; NULL: r * page_table_stride */
+  int64_t page_table_stride;   /* PAGES without page_indptr: pages of a row */
+  const int32_t* request_ids;  /* PAGES: [num_tokens] */
+  const void* cache_positions; /* PAGES: [num_tokens], of index_dtype */
+  int64_t* num_skipped;        /* memory of the backend, may be NULL: incremented for every token whose page is outside
+                                  the cache */
+} rope_cache;
+
+/* Which of several positions of a token a pair turns by (M-RoPE, arXiv:2409.12191; 2-D and 3-D vision). */
+typedef struct rope_sections {
+  int32_t num_streams;   /* 0: one position a token; else 2 to 4, positions is [num_streams, num_tokens] */
+  int32_t interleaved;   /* 0: stream s takes sizes[s] pairs behind those of stream s - 1; 1: pair i takes stream
+                            i % num_streams while i < num_streams * sizes[that stream], else stream 0 */
+  int32_t sizes[4];      /* pairs of each stream; their sum is rotary_dim/2 */
+  int64_t stream_stride; /* elements of positions between streams; 0: num_tokens */
+} rope_sections;
+
+/* ROPE_ANGLE_TABLE: rows of cos and sin, indexed by position. */
+typedef struct rope_cos_sin {
+  const void* cos;      /* [num_rows, rotary_dim/2], memory of the backend */
+  const void* sin;      /* likewise; NULL: behind the cosines of a row, as vLLM's [cos | sin] */
+  int32_t dtype;        /* rope_dtype */
+  int32_t reserved;     /* 0 */
+  int64_t num_rows;     /* > 0; a token whose position is outside is left alone and counted in num_skipped */
+  int64_t row_stride;   /* elements; 0: rotary_dim/2, or rotary_dim where sin is NULL */
+  int64_t* num_skipped; /* memory of the backend, may be NULL: incremented for every such token */
+} rope_cos_sin;
+
+/* A set of frequencies for each token: requests whose scalings differ in one launch. */
+typedef struct rope_table_sets {
+  const uint64_t*
+      tables;           /* [num_sets, rotary_dim/2] of what rope_frequencies fills, memory of the backend; NULL: none */
+  const float* factors; /* [num_sets], attention factors; NULL: ones */
+  const int32_t* ids;   /* [num_tokens]: the set of each token; one outside is left alone */
+  const int32_t* ids_from; /* [num_tokens]: of positions_from; NULL: as ids */
+  int32_t num_sets;        /* > 0 */
+  int32_t reserved;        /* 0 */
+} rope_table_sets;
+
 typedef struct rope_apply_desc {
   uint32_t struct_size;   /* sizeof(rope_apply_desc) */
   uint32_t flags;         /* ROPE_FLAG_* */
@@ -147,6 +251,25 @@ typedef struct rope_apply_desc {
   int64_t num_requests;  /* with indptr: 1 to 2^31 - 1 */
   int64_t offset;        /* positions may be any int64, negative ones too */
   void* stream;          /* cudaStream_t of the current device; NULL: the legacy default stream. CPU: NULL */
+
+  /* Tensors that are not rotated, only stored: values beside k, the nope part of q beside its rope part (MLA). */
+  rope_tensor v;      /* [num_tokens, num_v_heads, v_head_dim]; NULL: none */
+  rope_tensor v_out;  /* NULL: into the cache */
+  rope_tensor q_nope; /* [num_tokens, num_q_heads, q_nope_dim]; NULL: none */
+  rope_tensor q_nope_out;
+  int32_t num_v_heads;      /* 0: num_k_heads */
+  int32_t v_head_dim;       /* 0: head_dim */
+  int32_t q_nope_dim;       /* > 0 with q_nope */
+  int32_t reserved;         /* 0 */
+  rope_quantize q_quantize; /* of q and q_nope; a quantised output is not in place */
+  rope_quantize k_quantize;
+  rope_quantize v_quantize;
+  rope_norm norm;
+  rope_cache cache;
+  rope_sections sections;
+  rope_cos_sin cos_sin;
+  rope_table_sets sets;
+  const void* positions_from; /* [num_tokens], as positions: turn from these to those, positions - positions_from */
 } rope_apply_desc;
 
 /* Zero, then struct_size. */
