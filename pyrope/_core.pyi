@@ -61,6 +61,10 @@ class Rope:
         num_threads: SupportsIndex = 0,
         enable_pdl: bool = False,
     ) -> None: ...
+    @classmethod
+    def from_hf_config(
+        cls, config: object, *, layer_type: str | None = None, seq_len: int | None = None, **options: Any
+    ) -> Rope: ...
     @property
     def head_dim(self) -> int: ...
     @property
