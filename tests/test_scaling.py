@@ -36,6 +36,12 @@ SCALINGS = rows(
         lambda: reference.llama3_frequencies(DIM, 5e5, 32, 2, 5, 4096),
         1.0,
     ),
+    (
+        "llama3 without a ramp",  # as Llama 4 has it
+        {"theta": 5e5, "scaling": pyrope.Llama3(16.0, 1.0, 1.0, 8192)},
+        lambda: reference.llama3_frequencies(DIM, 5e5, 16, 1, 1, 8192),
+        1.0,
+    ),
     ("ntk", {"scaling": pyrope.NTK(8.0)}, lambda: reference.ntk_frequencies(DIM, 1e4, 8), 1.0),
     ("ntk shrinks", {"scaling": pyrope.NTK(0.3)}, lambda: reference.ntk_frequencies(DIM, 1e4, 0.3), 1.0),
     ("ntk 4", {"head_dim": 4, "scaling": pyrope.NTK(8)}, lambda: reference.ntk_frequencies(4, 1e4, 8), 1.0),

@@ -96,7 +96,7 @@ typedef struct rope_frequencies_desc {
   double theta;                  /* base; 0: 10000; yarn: > 1 */
   double factor;                 /* linear, llama3, ntk, dynamic_ntk, yarn, longrope: > 0; proportional: > 0; 0: 1 */
   double low_freq_factor;        /* llama3: > 0; 0: 1 */
-  double high_freq_factor;       /* llama3: > low_freq_factor; 0: 4 */
+  double high_freq_factor;       /* llama3: >= low_freq_factor; 0: 4 */
   int64_t original_max_position; /* context length of the original training, tokens; llama3: 0: 8192; dynamic_ntk,
                                     yarn: > 0; longrope: > 1 */
   const double* inv_freq;        /* custom: host, [rotary_dim/2], radians per position, |inv_freq| < 2^30; else NULL */

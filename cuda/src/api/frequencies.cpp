@@ -98,8 +98,8 @@ rope_status read_lists(const Desc& d, Params* s) {
 rope_status check_scaling(const Desc& d, Params* s) {
   switch (s->scaling) {
     case Scaling::kLlama3:
-      if (s->high_freq_factor <= s->low_freq_factor)
-        return fail(ROPE_ERR_INVALID_ARG, "high_freq_factor: %g, must be above low_freq_factor, %g",
+      if (s->high_freq_factor < s->low_freq_factor)
+        return fail(ROPE_ERR_INVALID_ARG, "high_freq_factor: %g, must be at least low_freq_factor, %g",
                     s->high_freq_factor, s->low_freq_factor);
       break;
     case Scaling::kYarn:

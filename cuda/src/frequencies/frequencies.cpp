@@ -34,7 +34,7 @@ double llama3(const ScalingParams& s, DoubleDouble* inv_freq) {
     const DoubleDouble rotations = f * s.original_max_position / kTwoPi;  // original / wavelength
     if (rotations < s.low_freq_factor) {
       inv_freq[i] = slow;
-    } else if (!(s.high_freq_factor < rotations)) {
+    } else if (rotations < s.high_freq_factor) {
       const DoubleDouble smooth = (rotations - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor);
       inv_freq[i] = slow + smooth * (f - slow);
     }
