@@ -258,7 +258,7 @@ cdef class Rope:
             It asks for a rotation that pyrope does not have.
         """
         from pyrope.hf import rope_options
-        return cls(**rope_options(config, layer_type, seq_len) | options)
+        return cls(**rope_options(config, layer_type, seq_len, options))
 
     cdef int _make_table(self, theta, scaling, inv_freq) except -1:
         cdef rope_frequencies_desc f

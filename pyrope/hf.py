@@ -31,23 +31,28 @@ _INTERLEAVED = {
     "longcat_flash",
     "mistral4",
     "moonshine",
+    "moonshine_streaming",
+    "openai_privacy_filter",
     "youtu",
 }
 
 # What config.json may leave out, because the model's own class knows it.
 _HALF = {"partial_rotary_factor": 0.5}
 _QUARTER = {"partial_rotary_factor": 0.25}
-_GEMMA3 = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "rope_theta": 1e6}
+_GEMMA3 = {"num_attention_heads": 8, "head_dim": 256, "rope_theta": 1e6, "rope_local_base_freq": 1e4}
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "chatglm": _HALF,
     "codegen": {"rotary_dim": 64},
     "cohere": {"rope_theta": 5e5},
     "gemma": {"head_dim": 256},
     "gemma2": {"head_dim": 256},
-    "gemma3_text": _GEMMA3 | {"rope_local_base_freq": 1e4},
+    "gemma3_text": _GEMMA3 | {"num_key_value_heads": 4},
+    "gemma3n_text": _GEMMA3 | {"num_key_value_heads": 2},
+    "gemma4_text": {"head_dim": 256, "global_head_dim": 512},
     "glm": _HALF | {"head_dim": 128},
     "glm4": _HALF | {"head_dim": 128},
     "glm4_moe": _HALF,
+    "glm4v_moe_text": _HALF,
     "gpt_neox": _QUARTER,
     "gpt_oss": {"rope_theta": 1.5e5, "head_dim": 64},
     "gptj": {"rotary_dim": 64},
@@ -56,12 +61,28 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "nemotron": _HALF,
     "persimmon": _HALF,
     "phi": _HALF,
+    "phimoe": {"rope_theta": 1e6},
+    "qwen2_5_vl_text": {"rope_theta": 1e6},
+    "qwen2_vl_text": {"rope_theta": 1e6},
     "qwen3": {"head_dim": 128},
-    "qwen3_next": _QUARTER,
+    "qwen3_5_moe_text": _QUARTER | {"head_dim": 256},
+    "qwen3_5_text": _QUARTER | {"head_dim": 256},
+    "qwen3_next": _QUARTER | {"head_dim": 256},
+    "qwen3_vl_moe_text": {"rope_theta": 5e5, "head_dim": 128},
+    "qwen3_vl_text": {"rope_theta": 5e5, "head_dim": 128},
     "recurrent_gemma": _HALF,
     "smollm3": {"rope_theta": 2e6},
     "stablelm": _QUARTER,
 }
+# Model types whose config.json may leave out rope_theta, and then means 10000.
+_THETA_10000 = """
+    chatglm codegen deepseek_v2 deepseek_v3 falcon gemma gemma2 glm glm4 glm4_moe gptj granite hunyuan_v1_dense llama
+    mistral moonshine nemotron olmo olmo2 phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next recurrent_gemma stablelm
+    starcoder2
+"""
+
+# Arguments of Rope that the configuration has under other names.
+_ARGUMENTS = {"head_dim": "head_dim", "num_q_heads": "num_attention_heads", "theta": "rope_theta"}
 
 _REFUSED = {
     "alibi": "the model has no rotary embedding",
@@ -96,12 +117,13 @@ class _Section:
                 return float(value)
         if default is None:
             raise ValueError(f"{self.label(keys[0])}: missing")
-        return default
+        return float(default)
 
     def integer(self, *keys: str, default: int | None = None) -> int:
         value = self.number(*keys, default=default)
-        if value != int(value):
-            raise ValueError(f"{self.label(keys[0])}: {value!r}, must be an integer")
+        if not value.is_integer():
+            key = next(key for key in keys if key in self)
+            raise ValueError(f"{self.label(key)}: {value!r}, must be an integer")
         return int(value)
 
     def numbers(self, key: str) -> list[float]:
@@ -211,13 +233,16 @@ _SCALINGS: dict[str, Callable[[_Source], _Made]] = {
 }
 
 
-def rope_options(config: object, layer_type: str | None, seq_len: int | None) -> dict[str, Any]:
-    """Arguments for pyrope.Rope."""
+def rope_options(
+    config: object, layer_type: str | None, seq_len: int | None, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments for pyrope.Rope; options are those that the caller gave."""
     if seq_len is not None and (isinstance(seq_len, bool) or not isinstance(seq_len, int) or seq_len < 1):
         raise ValueError(f"seq_len: {seq_len!r}, must be an integer above 0")
     text = _text_config(config)
     model_type = str(text.get("model_type") or "")
-    c = _Section("", _DEFAULTS.get(model_type, {}) | _Section("", text).values)
+    given = {key: options[name] for name, key in _ARGUMENTS.items() if name in options}
+    c = _Section("", _DEFAULTS.get(model_type, {}) | _Section("", text).values | given)
     for key in _REFUSED:
         if c.get(key):
             raise UnsupportedError(f"{key}: {c.get(key)!r}, {_REFUSED[key]}")
@@ -240,10 +265,11 @@ def rope_options(config: object, layer_type: str | None, seq_len: int | None) ->
         "num_q_heads": num_q_heads,
         "num_k_heads": num_k_heads,
         "rotary_dim": rotary_dim,
-        "theta": _theta(c, parameters),
+        "theta": _theta(c, parameters, model_type),
         "scaling": scaling,
         "attention_factor": attention_factor,
         "layout": _layout(c, model_type),
+        **options,
     }
 
 
@@ -270,9 +296,9 @@ def _parameters(c: _Section, layer_type: str | None) -> _Section:
     if any(isinstance(value, Mapping) for value in values.values()):
         _check_layer_type(layer_type, [key for key, value in values.items() if isinstance(value, Mapping)])
         return _Section(f"{name}[{layer_type!r}]", values[layer_type])
-    if "rope_local_base_freq" in c:  # Gemma 3: the scaling is for the layers of full attention
+    if "rope_local_base_freq" in c or c.get("model_type") == "olmo3":  # Gemma 3, OLMo 3
         _check_layer_type(layer_type, ["full_attention", "sliding_attention"])
-        if layer_type == "sliding_attention":
+        if layer_type == "sliding_attention":  # the scaling is for the layers of full attention
             return _Section("", {"rope_theta": c.get("rope_local_base_freq")})
     elif layer_type is not None and "layer_types" in c:
         _check_layer_type(layer_type, sorted(set(c.get("layer_types"))))
@@ -291,8 +317,8 @@ def _heads(c: _Section, layer_type: str | None) -> tuple[int, int, int]:
     num_q_heads = c.integer("num_attention_heads", "n_head", "num_heads", "n_heads")
     if "kv_lora_rank" in c:  # multi-head latent attention: one rotated key for all heads
         return num_q_heads, 1, c.integer("qk_rope_head_dim")
-    if "head_dim" in c or "kv_channels" in c:
-        head_dim = c.integer("head_dim", "kv_channels")
+    if any(key in c for key in ("head_dim", "attention_head_dim", "kv_channels")):
+        head_dim = c.integer("head_dim", "attention_head_dim", "kv_channels")
     else:
         hidden_size = c.integer("hidden_size", "n_embd", "d_model")
         if hidden_size % num_q_heads:
@@ -345,10 +371,12 @@ def _partial(c: _Section, parameters: _Section, head_dim: int) -> float:
     return 1.0
 
 
-def _theta(c: _Section, parameters: _Section) -> float:
+def _theta(c: _Section, parameters: _Section, model_type: str) -> float:
     if "rope_theta" in parameters:
         return parameters.number("rope_theta")
-    return c.number("rope_theta", "rotary_emb_base", default=10000.0) * c.number("rope_ratio", default=1.0)
+    default = 10000.0 if model_type in _THETA_10000.split() else None
+    theta = c.number("rope_theta", "rotary_emb_base", default=default)  # the second of GPT-NeoX
+    return theta * c.number("rope_ratio", default=1.0)  # ChatGLM
 
 
 def _layout(c: _Section, model_type: str) -> str:

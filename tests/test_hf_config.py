@@ -123,6 +123,18 @@ def test_arguments_replace_the_configuration():
     assert rope.rotary_dim == 32 and rope.attention_factor == 1.5
 
 
+def test_arguments_that_the_configuration_lacks():
+    rope = from_hf({"hidden_size": 256}, num_q_heads=4, theta=5e5)
+    assert (rope.head_dim, rope.num_k_heads, rope.theta) == (64, 4, 5e5)
+
+
+def test_latent_attention_in_place():
+    """All of q's head, of which the last part is rotated."""
+    config = next(case["config"] for case in CASES if case["name"] == "DeepSeek-V3")
+    rope = from_hf(config, head_dim=192, rotary_offset=128, num_k_heads=0)
+    assert (rope.head_dim, rope.rotary_dim, rope.rotary_offset) == (192, 64, 128)
+
+
 def test_an_object_of_a_subclass():
     class Mine(pyrope.Rope):
         pass
@@ -164,8 +176,8 @@ def test_yarn_without_a_factor():
         ({"rope_interleave": True}, "gptj"),
         ({"model_type": "deepseek_v3", "rope_interleave": False}, "neox"),
         ({"model_type": "chatglm", "original_rope": False}, "neox"),
-        ({"model_type": "unheard_of"}, "neox"),
-        ({"model_type": None}, "neox"),
+        ({"model_type": "unheard_of", "rope_theta": 1e4}, "neox"),
+        ({"model_type": None, "rope_theta": 1e4}, "neox"),
     ],
 )
 def test_layout(changes, expected):
@@ -214,6 +226,7 @@ REFUSED = rows(
         V,
         "rope_parameters, rope_scaling: both given, and they differ",
     ),
+    ("no theta", LLAMA | {"model_type": "unheard_of"}, {}, V, "rope_theta: missing"),
     ("theta", LLAMA | {"rope_theta": -1}, {}, V, "rope_theta: -1, must be a number above 0"),
     ("theta inf", LLAMA | {"rope_theta": float("inf")}, {}, V, "theta: inf, must be a finite number above 0"),
     ("linear", LLAMA | scaled("linear"), {}, V, r"rope_scaling\['factor'\]: missing"),

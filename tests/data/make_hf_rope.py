@@ -89,6 +89,18 @@ GPT_OSS_YARN = {
     "truncate": False,
 }
 OTHER_YARN = {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 2048, "beta_fast": 16}
+OLMO3 = model(
+    "olmo3", 4096, 32, 32, 65536, rope_theta=500000, layer_types=GEMMA4["layer_types"], num_hidden_layers=6
+) | {
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 8.0,
+        "original_max_position_embeddings": 8192,
+        "attention_factor": 1.2079441541679836,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+    }
+}
 CHATGLM = {
     "model_type": "chatglm",
     "hidden_size": 4096,
@@ -169,6 +181,8 @@ CASES = {
         model("gpt_oss", 2880, 64, 8, 131072, head_dim=64, rope_theta=150000, rope_scaling=GPT_OSS_YARN)
     ),
     "Llama 2, yarn": made_up(LLAMA2 | {"rope_scaling": OTHER_YARN | {"beta_slow": 2, "attention_factor": 1.125}}),
+    "Olmo-3-7B, full": case(OLMO3, layer_type="full_attention"),
+    "Olmo-3-7B, sliding": case(OLMO3, layer_type="sliding_attention"),
     "gpt-neox-20b": case({"model_type": "gpt_neox", "hidden_size": 6144, "num_attention_heads": 64} | NEOX),
     "pythia-1b": case({"model_type": "gpt_neox", "hidden_size": 2048, "num_attention_heads": 8} | NEOX),
     "gpt-j-6b": case({"model_type": "gptj", "n_embd": 4096, "n_head": 16, "n_positions": 2048, "rotary_dim": 64}),
