@@ -92,6 +92,7 @@ cdef double as_real(str name, object value) except? -1:
 cdef int read_numbers(str name, object values, int count, double* out) except -1:
     if not hasattr(values, "__len__"):
         raise TypeError(f"{name}: {values!r} is not a sequence of numbers")
+    values = tuple(values)  # what it holds, whatever its __len__ says
     if len(values) != count:
         raise ValueError(f"{name}: {len(values)} values, must be rotary_dim / 2 = {count}")
     for i, value in enumerate(values):

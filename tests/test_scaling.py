@@ -268,6 +268,15 @@ def test_refused(scaling, error, text):
         make("cpu", scaling=scaling())
 
 
+def test_a_sequence_of_another_length_than_it_says():
+    class Liar(list):
+        def __len__(self):
+            return PAIRS
+
+    with pytest.raises(ValueError, match=r"^inv_freq: 1000 values, must be rotary_dim / 2 = 64"):
+        make("cpu", inv_freq=Liar([1.0] * 1000))
+
+
 @pytest.mark.parametrize("theta", [1.0, 0.5])
 def test_yarn_needs_a_base_above_one(theta):
     with pytest.raises(ValueError, match=f"^theta: {theta:g}, must be above 1 with YaRN"):
