@@ -1,0 +1,375 @@
+"""Calls of the whole pipeline from a row of options: what is passed, what must come out, and the comparison."""
+
+import numpy as np
+import stages_reference as ref
+from memory import CANARY, memory_of
+
+import pyrope
+
+Q_HEADS, K_HEADS = 3, 2
+THETAS = (10000.0, 500000.0, 100.0)
+TABLE_ROWS = 64
+PARTIAL = {128: (64, 64), 64: (32, 16), 80: (36, 7), 20: (8, 12), 6: (4, 1)}  # head_dim: rotary_dim, rotary_offset
+SCALES = {"float8_e4m3fn": 0.008, "float8_e5m2": 0.00007, "int8": 0.023}  # the largest of normal numbers saturate
+
+
+class Block:
+    """An array of any shape and strides (in elements) somewhere in a buffer of canaries."""
+
+    def __init__(self, dtype, shape, strides=None, offset=0, values=None):
+        self.dtype, self.shape, self.offset = np.dtype(dtype), tuple(shape), offset
+        if strides is None:
+            strides = [int(np.prod(shape[i + 1 :])) for i in range(len(shape))]
+        self.strides = tuple(strides)
+        reach = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 1
+        self.flat = np.full((max(reach, 1) + 64) * self.dtype.itemsize, CANARY, np.uint8)
+        if values is not None:
+            self.view()[...] = values
+
+    def view(self, flat=None):
+        flat = self.flat if flat is None else flat
+        strides = [s * self.dtype.itemsize for s in self.strides]
+        return np.lib.stride_tricks.as_strided(flat.view(self.dtype)[self.offset :], self.shape, strides)
+
+
+def rows_block(dtype, shape, memory, values=None):
+    """[tokens, heads, dim]: contiguous, padded to multiples of 8, or nowhere aligned."""
+    _, heads, d = shape
+    place = {
+        "dense": ((heads * d, d, 1), 0),
+        "padded": ((heads * (d + 8) + 24, d + 8, 1), 16),
+        "odd": ((heads * (d + 1) + 3, d + 1, 1), 1),
+    }[memory]
+    return Block(dtype, shape, *place, values)
+
+
+def cache_block(dtype, pages, page_size, heads, d, layout):
+    """[page, entry, head, dim], whatever the order in memory."""
+    inner = (heads * d, d) if layout == "NHD" else (d, page_size * d)
+    return Block(dtype, (pages, page_size, heads, d), (page_size * heads * d, *inner, 1))
+
+
+class Output:
+    """Where an operand goes: the block's name and rows of it, for which tokens, in which format, with what scale."""
+
+    def __init__(self, where, operand, form):
+        self.where, self.operand, self.format, self.scale = where, operand, form, None
+
+
+def call(rope, blocks, scalars, tokens, method="apply"):
+    """Call with blocks moved to the rope's device; the contents of every block's buffer afterwards."""
+    memory = memory_of(rope.device)
+    buffers = {name: memory.put(block.flat) for name, block in blocks.items()}
+    arguments = dict(scalars)
+    for name, block in blocks.items():
+        arguments[name] = memory.pointer(buffers[name]) + block.offset * block.dtype.itemsize
+        if len(block.shape) == 3:
+            arguments[f"{name}_strides"] = block.strides[:2]
+    getattr(rope, method)(arguments.pop("q", None), arguments.pop("k", None), tokens, **arguments)
+    return {name: memory.get(buffer) for name, buffer in buffers.items()}
+
+
+def check(block, flat, value, name, rows):
+    """Rows of a buffer hold a value, and the rest of it is what it was."""
+    got = block.view(flat)[rows]
+    good = ref.within(got, value, name)
+    assert good.all(), (name, got[~good][:4], value[0][~good][:4], value[1][~good][:4], np.argwhere(~good)[:4])
+    rest = flat.copy()
+    block.view(rest)[rows] = block.view()[rows]
+    np.testing.assert_array_equal(rest, block.flat)
+
+
+class Case:
+    """One row of options as a call: `options` of FusedRope, `blocks` and `scalars` of apply, and what must come out."""
+
+    def __init__(self, row, rng):
+        self.row, self.rng, self.tokens = row, rng, row["tokens"]
+        d = self.head_dim = row["head_dim"]
+        self.rotary_dim, self.rotary_offset = (d, 0) if row["rotary"] == "full" else PARTIAL[d]
+        self.pairs = self.rotary_dim // 2
+        self.method = "inverse" if row["inverse"] else "apply"
+        self.live = np.ones(self.tokens, bool)  # tokens that anything is written for
+        self.blocks, self.scalars, self.counters, self.outputs = {}, {}, {}, {}
+        self.options = {
+            "dtype": row["dtype"],
+            "layout": row["layout"],
+            "angle": row["angle"],
+            "rotary_dim": self.rotary_dim,
+            "rotary_offset": self.rotary_offset,
+        }
+        positions = self.make_positions()
+        cos, sin = self.make_table(positions) if row["angle"] == "table" else self.make_angles(positions)
+        self.cos, self.sin = cos, -sin if row["inverse"] else sin
+        self.make_norm()
+        self.slots = self.make_cache()
+        self.make_tensors()
+
+    def rope(self, device):
+        return pyrope.FusedRope(self.head_dim, Q_HEADS, K_HEADS, device=device, **self.options)
+
+    def array(self, name, values, dtype):
+        values = np.asarray(values, dtype)
+        self.blocks[name] = Block(dtype, values.shape, values=values)
+        return values
+
+    # ---- positions and angles
+
+    def random_positions(self, shape, dtype):
+        return self.rng.integers(0, TABLE_ROWS if self.row["angle"] == "table" else 2**20, shape).astype(dtype)
+
+    def make_positions(self):
+        """[tokens, pairs]; tokens that are left alone are no longer live."""
+        kind, tokens = self.row["positions"], self.tokens
+        dtype = "int32" if kind.endswith("32") else "int64"
+        self.options["position_dtype"] = dtype
+        if kind == "offset":
+            self.scalars["offset"] = 40
+            positions = 40 + np.arange(tokens)
+        elif kind.startswith("ragged"):
+            indptr = {1: [0, 1], 3: [0, 1, 1, 2], 40: [2, 10, 10, 37]}[tokens]
+            offsets = self.array("offsets", self.random_positions(len(indptr) - 1, dtype) // 2, dtype)
+            self.array("indptr", indptr, dtype)
+            self.scalars["num_requests"] = len(indptr) - 1
+            token = np.arange(tokens)
+            request = np.searchsorted(indptr, token, side="right") - 1
+            self.live &= (token >= indptr[0]) & (token < indptr[-1])
+            request = np.clip(request, 0, len(indptr) - 2)
+            positions = offsets[request] + token - np.array(indptr)[request]
+        elif kind.startswith("ids"):
+            positions = self.random_positions(tokens, dtype)
+            if tokens > 1:
+                positions[1] = -1
+            self.array("positions", positions, dtype)
+            self.live &= positions != -1
+        else:
+            return self.make_sections(dtype)
+        self.stream = np.zeros(self.pairs, int)
+        self.origin = self.make_origin(tokens, dtype)
+        return np.repeat(positions.astype(np.int64)[:, None], self.pairs, axis=1)
+
+    def make_sections(self, dtype):
+        count = min(self.pairs, 2 + self.head_dim % 3)
+        sizes = [self.pairs // count] * count
+        sizes[0] += self.pairs - sum(sizes)
+        interleaved = self.row["positions"].startswith("interleaved")
+        self.options |= {"sections": tuple(sizes), "sections_interleaved": interleaved}
+        self.stream = ref.streams(self.pairs, sizes, interleaved)
+        positions = self.random_positions((count, self.tokens), dtype)
+        if self.tokens > 1:
+            positions[0, 1] = -1
+        self.array("positions", positions, dtype)
+        self.live &= positions[0] != -1
+        self.origin = self.make_origin((count, self.tokens), dtype)
+        return positions.astype(np.int64)[self.stream].T
+
+    def make_origin(self, shape, dtype):
+        """positions_from, as [tokens, pairs]."""
+        if not self.row["origin"]:
+            return None
+        values = self.array("positions_from", self.random_positions(shape, dtype), dtype).astype(np.int64)
+        return np.repeat(values[:, None], self.pairs, axis=1) if values.ndim == 1 else values[self.stream].T
+
+    def make_angles(self, positions):
+        mode, tokens = self.row["angle"], self.tokens
+        thetas = origins = 10000.0
+        factor = np.full(tokens, 1.5)
+        self.options["attention_factor"] = 1.5
+        if self.row["sets"] != "none":
+            ids = self.rng.integers(0, len(THETAS), tokens).astype(np.int32)
+            if tokens > 1:
+                ids[-1] = len(THETAS)
+            self.array("table_ids", ids, np.int32)
+            self.live &= ids < len(THETAS)
+            ids %= len(THETAS)
+            words = [pyrope.Rope(self.head_dim, 1, 1, device="cpu", theta=t, angle=mode, rotary_dim=self.rotary_dim).table
+                     for t in THETAS]  # fmt: skip
+            self.array("tables", np.stack(words), np.uint64)
+            self.scalars["num_tables"] = len(THETAS)
+            thetas = origins = [THETAS[i] for i in ids]
+            if self.row["sets"] == "factors":
+                factors = self.array("table_factors", [1.25, 0.75, 1.0], np.float32).astype(np.float64)
+                factor *= factors[ids]
+            if self.row["origin"] and self.row["sets"] == "factors":
+                others = self.array("table_ids_from", self.rng.integers(0, len(THETAS), tokens), np.int32)
+                origins = [THETAS[i] for i in others]
+        turns = ref.phases(positions, mode, self.rotary_dim, thetas)
+        if self.origin is not None:
+            turns = ref.minus(turns, ref.phases(self.origin, mode, self.rotary_dim, origins))
+        return tuple(factor[:, None] * x for x in ref.cos_sin(turns))
+
+    def make_table(self, positions):
+        dtype = ("float32", "float16", "bfloat16")[self.rng.integers(3)]
+        merged = self.tokens == 3
+        self.options |= {"cos_sin_dtype": dtype, "attention_factor": 1.5}
+        width = (2 if merged else 1) * self.pairs
+        stride = width + (5 if self.row["layout"] == "gptj" else 0)
+        values = self.rng.uniform(-1, 1, (TABLE_ROWS, 2 * self.pairs)).astype(ref.storage(dtype))
+        parts = {"cos": values} if merged else {"cos": values[:, : self.pairs], "sin": values[:, self.pairs :]}
+        for name, part in parts.items():
+            self.blocks[name] = Block(ref.storage(dtype), part.shape, (stride, 1), values=part)
+        self.scalars |= {"cos_sin_rows": TABLE_ROWS, "cos_sin_stride": stride}
+        if self.tokens == 40 and "positions" in self.blocks:
+            outside = self.blocks["positions"].view()
+            outside[..., -1, 5], outside[..., -1, 6] = TABLE_ROWS, -2
+            positions[5, self.stream == self.stream.max()] = TABLE_ROWS
+            positions[6, self.stream == self.stream.max()] = -2
+        inside = ((positions >= 0) & (positions < TABLE_ROWS)).all(1)
+        self.counter("table_skipped", (self.live & ~inside).sum())
+        self.live &= inside
+        rows = values.astype(np.float64)[np.clip(positions, 0, TABLE_ROWS - 1), np.arange(self.pairs)]
+        sines = values.astype(np.float64)[np.clip(positions, 0, TABLE_ROWS - 1), self.pairs + np.arange(self.pairs)]
+        return 1.5 * rows, 1.5 * sines
+
+    def counter(self, name, count):
+        self.array(name, [41], np.int64)
+        self.counters[name] = 41 + count
+
+    # ---- stages
+
+    def make_norm(self):
+        kind, dtype = self.row["norm"], self.row["dtype"]  # none, or "before" or "after" and what else
+        if kind == "none":
+            return
+        words = kind.split()
+        wide, self.bias = "f32" in words, 1.0 if "bias" in words else 0.0
+        self.options["norm"] = pyrope.RMSNorm(
+            eps=1e-5, weight_dtype="float32" if wide else None, weight_bias=self.bias, after=words[0] == "after"
+        )
+        weight = ref.storage("float32" if wide else dtype)
+        for name in ("q_weight", "k_weight")[: 1 if "q" in words else 2]:
+            self.array(name, self.rng.standard_normal(self.head_dim) + 1 - self.bias, weight)
+
+    def norm(self, value, name, when):
+        weight = self.blocks.get(f"{name}_weight")
+        if weight is None or not self.row["norm"].startswith(when):
+            return value
+        return ref.rms_norm(value, weight.view(), 1e-5, self.bias)
+
+    def make_cache(self):
+        """The slot of every token; negative: nothing is appended."""
+        kind = self.row["cache"]
+        self.num_pages, self.page_size = 11, 5
+        if kind == "none":
+            return None
+        rng, tokens, limit = self.rng, self.tokens, self.num_pages * self.page_size
+        dtype = "int32" if kind.endswith("32") else "int64"
+        self.options["cache"] = pyrope.PagedCache(
+            self.page_size, self.num_pages, layout=self.row["cache_layout"], index_dtype=dtype
+        )
+        if kind.startswith("slots"):
+            slots = rng.permutation(limit)[:tokens]
+            if tokens > 3:
+                slots[[2, 9, 20]] = -1, limit, -7
+            if tokens > 1:
+                slots[0] = limit + 3
+            self.array("slots", slots, dtype)
+        else:
+            pages = rng.permutation(self.num_pages).astype(np.int32)
+            starts = [0, 3, 3, 9] if "indptr" in kind else [0, 3, 6, 9]
+            # Tokens of requests in any order, each with its own place in its request.
+            where = [(r, n) for r in range(3) for n in range(self.page_size * (starts[r + 1] - starts[r]))]
+            where = np.array([where[i] for i in rng.permutation(len(where))[:tokens]])
+            request, position = where.T.astype(np.int64)
+            if tokens > 3:
+                pages[[1, 4]] = self.num_pages, -3
+                request[2], position[9] = -1, -2
+            page_table = self.array("page_table", pages, np.int32)
+            if "indptr" in kind:
+                self.array("page_indptr", starts, np.int32)
+            else:
+                self.scalars["page_table_stride"] = 3
+            self.array("request_ids", request, np.int32)
+            self.array("cache_positions", position, dtype)
+            slots = ref.slots_of_pages(position, request, page_table, starts, self.page_size)
+            listed = (request >= 0) & (position >= 0)
+            slots[listed & (slots < 0)] = limit
+        outside = self.live & (slots >= limit)
+        self.counter("cache_skipped", outside.sum())
+        return np.where(self.live & (slots < limit), slots, -1)
+
+    def make_tensors(self):
+        row, d = self.row, self.head_dim
+        q, kv, v_heads, v_dim = row["q_out"], row["kv_out"], K_HEADS, d
+        if row["v"] == "own":
+            v_heads, v_dim = self.options["num_v_heads"], self.options["v_head_dim"] = 1, 40
+        self.place("q", Q_HEADS, d, q, in_place=row["place"] != "out")
+        self.place("k", K_HEADS, d, kv, in_place=row["place"] == "in")
+        if row["v"] != "none":
+            self.place("v", v_heads, v_dim, kv)
+        if row["q_nope"]:
+            self.options["q_nope_dim"] = 24
+            self.place("q_nope", Q_HEADS, 24, q)
+
+    def place(self, name, heads, d, out, in_place=False):
+        """An operand, where it goes, its scale and its expected value."""
+        row, dtype = self.row, self.row["dtype"]
+        values = self.rng.standard_normal((self.tokens, heads, d)).astype(ref.storage(dtype))
+        self.blocks[name] = rows_block(ref.storage(dtype), values.shape, row["memory"], values)
+        value = ref.decode(values), np.zeros(values.shape)
+        if name in "qk":
+            value = self.norm(value, name, "before")
+            value = ref.rotate(value, self.cos, self.sin, row["layout"], self.rotary_dim, self.rotary_offset)
+            value = self.norm(value, name, "after")
+        o = Output(name if in_place else f"{name}_out", name, dtype if out == "same" else out)
+        o.tokens, count = np.flatnonzero(self.live), self.tokens
+        o.rows, o.scale_rows = (o.tokens,), o.tokens
+        if self.slots is not None and name in "kv":
+            o.where, count = f"{name}_cache", self.num_pages * self.page_size
+            self.blocks[o.where] = cache_block(ref.storage(o.format), self.num_pages, self.page_size, heads, d,
+                                               row["cache_layout"])  # fmt: skip
+            o.tokens = np.flatnonzero(self.slots >= 0)
+            o.scale_rows = self.slots[o.tokens]
+            o.rows = tuple(np.divmod(o.scale_rows, self.page_size))
+        elif not in_place:
+            self.blocks[o.where] = rows_block(ref.storage(o.format), values.shape, row["memory"])
+        o.value = tuple(part[o.tokens] for part in value)
+        if o.format in SCALES and name != "q_nope":
+            self.make_scale(o, heads, count)
+        self.outputs[name] = o
+
+    def make_scale(self, o, heads, count):
+        kind, size, name = self.row["scale"], SCALES[o.format], f"{o.operand}_scale"
+        self.options[f"{o.operand}_out_dtype"] = o.format
+        self.options[f"{o.operand}_scale_kind"] = "tensor" if kind == "host" else kind
+        if kind == "host":
+            self.scalars[name] = size
+            o.scale = float(np.float32(size))
+        elif kind == "dynamic":
+            self.blocks[name] = Block(np.float32, (count, heads), (heads, 1))
+        else:
+            shape = {"tensor": (1, 1), "head": (1, heads), "token": (self.tokens, 1)}[kind]
+            scales = (size * self.rng.uniform(0.5, 2, shape)).astype(np.float32)
+            self.blocks[name] = Block(np.float32, (scales.size,), values=scales.ravel())
+            o.scale = scales.astype(np.float64)[o.tokens if kind == "token" else slice(None), :, None]
+
+    # ---- the comparison
+
+    def check(self, flats):
+        """The buffers after a call hold what they must, and nothing else of them has changed."""
+        rest = dict(flats)
+        for name, count in self.counters.items():
+            assert rest.pop(name).view(np.int64)[0] == count, name
+        for name, o in self.outputs.items():
+            scale, value = o.scale, o.value
+            if name == "q_nope":
+                scale = self.outputs["q"].scale
+            elif o.format in SCALES and self.row["scale"] == "dynamic":
+                scale = o.scale = self.check_dynamic(name, o, rest.pop(f"{name}_scale"))
+            check(self.blocks[o.where], rest.pop(o.where), ref.scaled(value, scale) if scale is not None else value,
+                  o.format, o.rows)  # fmt: skip
+        for name, flat in rest.items():
+            np.testing.assert_array_equal(flat, self.blocks[name].flat, err_msg=name)
+
+    def check_dynamic(self, name, o, flat):
+        """The scales written: [rows, heads, 1]."""
+        least, greatest = ref.dynamic_scale(o.value, o.format)
+        if name == "q" and "q_nope" in self.outputs:  # one scale for both parts of a head
+            others = ref.dynamic_scale(self.outputs["q_nope"].value, o.format)
+            least, greatest = np.maximum(least, others[0]), np.maximum(greatest, others[1])
+        block = self.blocks[f"{name}_scale"]
+        got = block.view(flat)[o.scale_rows].astype(np.float64)
+        assert ((least <= got) & (got <= greatest)).all(), (name, got / least)
+        rest = flat.copy()
+        block.view(rest)[o.scale_rows] = block.view()[o.scale_rows]
+        np.testing.assert_array_equal(rest, block.flat)
+        return got[..., None]

@@ -1,0 +1,62 @@
+"""The pipeline norm -> rotate -> quantise -> append: every pair of its options, against float64 and across backends."""
+
+import numpy as np
+import pytest
+from pairwise import all_pairs, breaking, pairs_of, refused
+from stages import Case, call
+
+FACTORS = {
+    "dtype": ["float32", "float16", "bfloat16"],
+    "layout": ["neox", "gptj"],
+    "angle": ["exact", "fp32", "table"],
+    "positions": ["offset", "ids32", "ids64", "ragged32", "ragged64", "sections64", "sections32", "interleaved64"],
+    "place": ["in", "q in", "out"],
+    "memory": ["dense", "padded", "odd"],
+    "norm": ["none", "before", "after", "before f32", "after f32 bias", "before bias q"],
+    "q_out": ["same", "float8_e4m3fn", "float8_e5m2", "int8"],
+    "kv_out": ["same", "float8_e4m3fn", "float8_e5m2", "int8"],
+    "scale": ["host", "tensor", "head", "token", "dynamic"],
+    "cache": ["none", "slots32", "slots64", "indptr32", "indptr64", "stride32", "stride64"],
+    "cache_layout": ["NHD", "HND"],
+    "v": ["none", "as k", "own"],
+    "q_nope": [False, True],
+    "rotary": ["full", "partial"],
+    "head_dim": [64, 128, 80, 20, 6],
+    "tokens": [1, 3, 40],
+    "inverse": [False, True],
+    "origin": [False, True],
+    "sets": ["none", "plain", "factors"],
+}
+QUANTISED = ["float8_e4m3fn", "float8_e5m2", "int8"]
+WITHOUT_ARRAY = ["offset", "ragged32", "ragged64"]
+RULES = {  # what is refused, by the argument that the refusal names
+    "q_out": {"place": ["in", "q in"], "q_out": QUANTISED},
+    "k_out": {"place": ["in"], "kv_out": QUANTISED, "cache": ["none"]},
+    "positions_from": {"angle": ["table"], "origin": [True]},
+    "tables": {"angle": ["table"], "sets": ["plain", "factors"]},
+}
+ROWS, IMPOSSIBLE = all_pairs(FACTORS, list(RULES.values()), np.random.default_rng(1))
+
+
+def name_of(row):
+    return "-".join(str(value) for value in row.values())
+
+
+def test_every_pair_is_covered():
+    pairs = set().union(*map(pairs_of, ROWS))
+    items = [(name, value) for name in FACTORS for value in FACTORS[name]]
+    for i, a in enumerate(items):
+        for b in items[i + 1 :]:
+            if a[0] != b[0] and not refused(dict((a, b)), RULES.values()):
+                assert tuple(sorted((a, b))) in pairs
+    assert not any(refused(row, RULES.values()) for row in ROWS)
+
+
+@pytest.mark.parametrize("number", range(len(ROWS)), ids=lambda i: f"{i}-{name_of(ROWS[i])}")
+def test_pairs(device, number):
+    case = Case(ROWS[number], np.random.default_rng(number))
+    flats = call(case.rope(device), case.blocks, case.scalars, case.tokens, case.method)
+    case.check(flats)
+    if device == "cuda":
+        for name, flat in call(case.rope("cpu"), case.blocks, case.scalars, case.tokens, case.method).items():
+            np.testing.assert_array_equal(flats[name], flat, err_msg=name)

@@ -1,0 +1,157 @@
+"""The bits of a result do not depend on which other stages are on, on the dtype's way in, on the batch or the place."""
+
+import numpy as np
+import pytest
+import stages_reference as ref
+from stages import K_HEADS, Q_HEADS, SCALES, Block, cache_block, call, rows_block
+
+import pyrope
+
+SHAPES = [(128, 128, 0), (64, 32, 16), (80, 36, 7), (6, 4, 1)]  # head_dim, rotary_dim, rotary_offset
+DTYPES = ["float32", "float16", "bfloat16"]
+PAGES, PAGE_SIZE = 9, 5
+
+
+def make(device, shape, *, fused=True, **options):
+    head_dim, rotary_dim, offset = shape
+    cls = pyrope.FusedRope if fused else pyrope.Rope
+    return cls(head_dim, Q_HEADS, K_HEADS, rotary_dim=rotary_dim, rotary_offset=offset, device=device, **options)
+
+
+def operands(dtype, tokens, head_dim, rng, bits=False):
+    """q and k: normal numbers, or any bit patterns."""
+    blocks = {}
+    for name, heads in (("q", Q_HEADS), ("k", K_HEADS)):
+        block = rows_block(ref.storage(dtype), (tokens, heads, head_dim), "dense")
+        size = block.flat.size
+        block.view()[...] = rng.standard_normal(block.shape).astype(block.dtype)
+        block.flat[...] = rng.integers(0, 256, size, np.uint8) if bits else block.flat
+        blocks[name] = block
+    return blocks
+
+
+def outputs(dtype, tokens, head_dim, memory="dense"):
+    return {
+        f"{name}_out": rows_block(ref.storage(dtype), (tokens, heads, head_dim), memory)
+        for name, heads in (("q", Q_HEADS), ("k", K_HEADS))
+    }
+
+
+def got(blocks, flats, name):
+    """The contents of a block after a call, dense, as bytes."""
+    return np.ascontiguousarray(blocks[name].view(flats[name])).view(np.uint8)
+
+
+@pytest.mark.parametrize("angle", ["exact", "fp32"])
+@pytest.mark.parametrize("layout", ["neox", "gptj"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_plain_and_fused_and_appended(device, shape, dtype, layout, angle, rng):
+    """Any bit patterns, infinities and NaNs too: Rope, FusedRope and what lands in a cache, q and v beside or not."""
+    tokens, d = 40, shape[0]
+    options = {"dtype": dtype, "layout": layout, "angle": angle}
+    inputs = operands(dtype, tokens, d, rng, bits=True)
+    ids = Block(np.int64, (tokens,), values=rng.integers(-(2**62), 2**62, tokens))
+    blocks = inputs | outputs(dtype, tokens, d) | {"positions": ids}
+    flats = call(make(device, shape, fused=False, **options), blocks, {}, tokens)
+    want_q, want_k = got(blocks, flats, "q_out"), got(blocks, flats, "k_out")
+
+    flats = call(make(device, shape, **options), blocks, {}, tokens)
+    np.testing.assert_array_equal(got(blocks, flats, "q_out"), want_q)
+    np.testing.assert_array_equal(got(blocks, flats, "k_out"), want_k)
+
+    slots = rng.permutation(PAGES * PAGE_SIZE)[:tokens]
+    for layout_of_cache in ("NHD", "HND"):
+        cache = pyrope.PagedCache(PAGE_SIZE, PAGES, layout=layout_of_cache)
+        rope = make(device, shape, **options, cache=cache)
+        v = rows_block(ref.storage(dtype), (tokens, K_HEADS, d), "padded")
+        v.flat[...] = rng.integers(0, 256, v.flat.size, np.uint8)
+        cached = inputs | {"positions": ids, "slots": Block(np.int64, (tokens,), values=slots), "v": v}
+        for name in ("k_cache", "v_cache"):
+            cached[name] = cache_block(ref.storage(dtype), PAGES, PAGE_SIZE, K_HEADS, d, layout_of_cache)
+        flats = call(rope, cached | {"q_out": blocks["q_out"]}, {}, tokens)
+        np.testing.assert_array_equal(got(blocks, flats, "q_out"), want_q)
+        rows = np.divmod(slots, PAGE_SIZE)
+        for name, want in (("k_cache", want_k), ("v_cache", np.ascontiguousarray(v.view()).view(np.uint8))):
+            stored = np.ascontiguousarray(cached[name].view(flats[name])[rows]).view(np.uint8)
+            np.testing.assert_array_equal(stored, want)
+
+
+def quantised(y, scale, name):
+    """Float32 to a format: one rounding of y * (1 / scale), saturating, as codes."""
+    with np.errstate(over="ignore"):
+        x = y * (np.float32(1) / scale)
+    if name == "int8":
+        return np.clip(np.rint(x), -128, 127).astype(np.int8)
+    return np.clip(x, -SATURATED[name], SATURATED[name]).astype(ref.storage(name))
+
+
+SATURATED = {name: np.float32(ref.FORMATS[name][2]) for name in SCALES}
+
+
+@pytest.mark.parametrize("norm", ["none", "before", "after"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_output_is_one_rounding_of_the_same_float32(device, shape, dtype, norm, rng):
+    """What float32 in and out gives is rounded here; the other dtypes and formats must hold exactly that."""
+    tokens, d = 17, shape[0]
+    stage = {} if norm == "none" else {"norm": pyrope.RMSNorm(eps=1e-6, weight_dtype="float32", after=norm == "after")}
+    weights = {f"{x}_weight": Block(np.float32, (d,), values=rng.standard_normal(d)) for x in "qk" if stage}
+    inputs = operands(dtype, tokens, d, rng)
+    wide = {x: rows_block(np.float32, b.shape, "dense", b.view().astype(np.float32)) for x, b in inputs.items()}
+    blocks = wide | outputs("float32", tokens, d) | weights
+    flats = call(make(device, shape, dtype="float32", **stage), blocks, {"offset": 70_001}, tokens)
+    y = {x: blocks[x].view(flats[x]).copy() for x in ("q_out", "k_out")}
+
+    blocks = inputs | outputs(dtype, tokens, d, "padded") | weights
+    flats = call(make(device, shape, dtype=dtype, **stage), blocks, {"offset": 70_001}, tokens)
+    for x in y:
+        np.testing.assert_array_equal(blocks[x].view(flats[x]), y[x].astype(ref.storage(dtype)))
+
+    for form, size in SCALES.items():
+        types = {"q_out_dtype": form, "k_out_dtype": form}
+        blocks = inputs | outputs(form, tokens, d) | weights
+        scales = {"q_scale": size, "k_scale": size}
+        flats = call(make(device, shape, dtype=dtype, **stage, **types), blocks, {"offset": 70_001} | scales, tokens)
+        for x in y:
+            want = quantised(y[x], np.float32(size), form).view(np.uint8)
+            np.testing.assert_array_equal(blocks[x].view(flats[x]).view(np.uint8), want)
+
+        types |= {"q_scale_kind": "dynamic", "k_scale_kind": "dynamic"}
+        for x, heads in (("q", Q_HEADS), ("k", K_HEADS)):
+            blocks[f"{x}_scale"] = Block(np.float32, (tokens, heads), (heads, 1))
+        flats = call(make(device, shape, dtype=dtype, **stage, **types), blocks, {"offset": 70_001}, tokens)
+        for x in "qk":
+            scale = np.abs(y[f"{x}_out"]).max(-1) / SATURATED[form]
+            np.testing.assert_array_equal(blocks[f"{x}_scale"].view(flats[f"{x}_scale"]), scale)
+            want = quantised(y[f"{x}_out"], scale[..., None], form).view(np.uint8)
+            np.testing.assert_array_equal(got(blocks, flats, f"{x}_out"), want)
+
+
+@pytest.mark.parametrize("form", ["same", "float8_e4m3fn"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_place_and_batch_do_not_matter(device, shape, form, rng):
+    """Norm and dynamic scales, which are sums and maxima over a head, among them."""
+    tokens, d, dtype = 300, shape[0], "bfloat16"
+    options = {"dtype": dtype, "norm": pyrope.RMSNorm(eps=1e-6)}
+    if form != "same":
+        options |= {"q_out_dtype": form, "k_out_dtype": form, "q_scale_kind": "dynamic", "k_scale_kind": "dynamic"}
+    rope = make(device, shape, **options)
+    weights = {f"{x}_weight": Block(ref.storage(dtype), (d,), values=rng.standard_normal(d)) for x in "qk"}
+    base = operands(dtype, tokens, d, rng)
+
+    def results(memory, first, count):
+        blocks = dict(weights)
+        for x, heads in (("q", Q_HEADS), ("k", K_HEADS)):
+            values = base[x].view()[first : first + count]
+            blocks[x] = rows_block(ref.storage(dtype), values.shape, memory, values)
+            blocks[f"{x}_out"] = rows_block(ref.storage(dtype if form == "same" else form), values.shape, memory)
+            if form != "same":
+                blocks[f"{x}_scale"] = Block(np.float32, (count, heads), (heads, 1))
+        flats = call(rope, blocks, {"offset": 1000 + first}, count)
+        return {x: got(blocks, flats, x) for x in blocks if x.endswith(("_out", "_scale"))}
+
+    want = results("dense", 0, tokens)
+    for memory, first, count in (("padded", 0, tokens), ("odd", 0, tokens), ("dense", 7, 1), ("odd", 31, 33)):
+        for x, value in results(memory, first, count).items():
+            np.testing.assert_array_equal(value, want[x][first : first + count])
