@@ -1,6 +1,7 @@
 """Calls of the whole pipeline from a row of options: what is passed, what must come out, and the comparison."""
 
 import numpy as np
+import pytest
 import stages_reference as ref
 from memory import CANARY, memory_of
 
@@ -29,7 +30,8 @@ class Block:
     def view(self, flat=None):
         flat = self.flat if flat is None else flat
         strides = [s * self.dtype.itemsize for s in self.strides]
-        return np.lib.stride_tricks.as_strided(flat.view(self.dtype)[self.offset :], self.shape, strides)
+        bits = flat.view(f"u{self.dtype.itemsize}")[self.offset :]
+        return np.lib.stride_tricks.as_strided(bits, self.shape, strides).view(self.dtype)
 
 
 def rows_block(dtype, shape, memory, values=None):
@@ -56,8 +58,9 @@ class Output:
         self.where, self.operand, self.format, self.scale = where, operand, form, None
 
 
-def call(rope, blocks, scalars, tokens, method="apply"):
-    """Call with blocks moved to the rope's device; the contents of every block's buffer afterwards."""
+def call(rope, blocks, scalars, tokens, method="apply", refused=None):
+    """Call with blocks moved to the rope's device; the contents of every block's buffer afterwards. `refused`: the text
+    that the call is refused with, which writes nothing."""
     memory = memory_of(rope.device)
     buffers = {name: memory.put(block.flat) for name, block in blocks.items()}
     arguments = dict(scalars)
@@ -65,8 +68,16 @@ def call(rope, blocks, scalars, tokens, method="apply"):
         arguments[name] = memory.pointer(buffers[name]) + block.offset * block.dtype.itemsize
         if len(block.shape) == 3:
             arguments[f"{name}_strides"] = block.strides[:2]
-    getattr(rope, method)(arguments.pop("q", None), arguments.pop("k", None), tokens, **arguments)
-    return {name: memory.get(buffer) for name, buffer in buffers.items()}
+    function, operands = getattr(rope, method), (arguments.pop("q", None), arguments.pop("k", None))
+    if refused:
+        with pytest.raises((ValueError, TypeError, pyrope.UnsupportedError), match=refused):
+            function(*operands, tokens, **arguments)
+    else:
+        function(*operands, tokens, **arguments)
+    flats = {name: memory.get(buffer) for name, buffer in buffers.items()}
+    for name, flat in flats.items() if refused else ():
+        np.testing.assert_array_equal(flat, blocks[name].flat, err_msg=name)
+    return flats
 
 
 def check(block, flat, value, name, rows):
@@ -181,9 +192,9 @@ class Case:
             self.array("table_ids", ids, np.int32)
             self.live &= ids < len(THETAS)
             ids %= len(THETAS)
-            words = [pyrope.Rope(self.head_dim, 1, 1, device="cpu", theta=t, angle=mode, rotary_dim=self.rotary_dim).table
-                     for t in THETAS]  # fmt: skip
-            self.array("tables", np.stack(words), np.uint64)
+            shape = {"head_dim": self.rotary_dim, "num_q_heads": 1, "num_k_heads": 1, "device": "cpu"}
+            ropes = [pyrope.Rope(**shape, theta=theta, angle=mode) for theta in THETAS]
+            self.array("tables", np.stack([rope.table for rope in ropes]), np.uint64)
             self.scalars["num_tables"] = len(THETAS)
             thetas = origins = [THETAS[i] for i in ids]
             if self.row["sets"] == "factors":

@@ -23,9 +23,10 @@ def operands(dtype, tokens, head_dim, rng, bits=False):
     blocks = {}
     for name, heads in (("q", Q_HEADS), ("k", K_HEADS)):
         block = rows_block(ref.storage(dtype), (tokens, heads, head_dim), "dense")
-        size = block.flat.size
-        block.view()[...] = rng.standard_normal(block.shape).astype(block.dtype)
-        block.flat[...] = rng.integers(0, 256, size, np.uint8) if bits else block.flat
+        if bits:
+            block.flat[...] = rng.integers(0, 256, block.flat.size, np.uint8)
+        else:
+            block.view()[...] = rng.standard_normal(block.shape).astype(block.dtype)
         blocks[name] = block
     return blocks
 
