@@ -1,10 +1,12 @@
 """Rotary position embedding on raw device pointers: exact at every position, the same bits on CPU and GPU.
 
-The work is done by :class:`Rope`; see its docstring. ``python -m pyrope`` says what this installation can do.
+The work is done by :class:`Rope` and, with more stages in the same launch, :class:`FusedRope`; see their docstrings.
+``python -m pyrope`` says what this installation can do.
 """
 
 try:
     from pyrope._core import Rope, build_info, device_count, supported, version
+    from pyrope._fused import FusedRope
 except ModuleNotFoundError:
     raise ImportError(
         "pyrope's compiled modules are missing. In a checkout, Python started there finds this source folder first: "
@@ -12,17 +14,21 @@ except ModuleNotFoundError:
     ) from None
 from pyrope.errors import CudaError, RopeError, UnsupportedError
 from pyrope.scaling import NTK, DynamicNTK, Linear, Llama3, LongRoPE, PairFactors, Proportional, Scaling, YaRN
+from pyrope.stages import PagedCache, RMSNorm
 
 __version__ = version()
 __all__ = [
     "NTK",
     "CudaError",
     "DynamicNTK",
+    "FusedRope",
     "Linear",
     "Llama3",
     "LongRoPE",
+    "PagedCache",
     "PairFactors",
     "Proportional",
+    "RMSNorm",
     "Rope",
     "RopeError",
     "Scaling",

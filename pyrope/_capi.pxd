@@ -24,6 +24,7 @@ cdef extern from "roperope/roperope.h" nogil:
     enum:
         ROPE_ANGLE_EXACT
         ROPE_ANGLE_FP32
+        ROPE_ANGLE_TABLE
     enum:
         ROPE_INDEX_INT64
         ROPE_INDEX_INT32
@@ -72,6 +73,78 @@ cdef extern from "roperope/roperope.h" nogil:
         int64_t token_stride
         int64_t head_stride
 
+    enum:
+        ROPE_OUT_SAME
+        ROPE_OUT_E4M3
+        ROPE_OUT_E5M2
+        ROPE_OUT_INT8
+    enum:
+        ROPE_SCALE_HOST
+        ROPE_SCALE_TENSOR
+        ROPE_SCALE_HEAD
+        ROPE_SCALE_TOKEN
+        ROPE_SCALE_DYNAMIC
+    enum:
+        ROPE_CACHE_NONE
+        ROPE_CACHE_SLOTS
+        ROPE_CACHE_PAGES
+
+    ctypedef struct rope_quantize:
+        int32_t out_dtype
+        int32_t scale_kind
+        float scale
+        float* scales
+
+    ctypedef struct rope_norm:
+        const void* q_weight
+        const void* k_weight
+        int32_t weight_is_f32
+        int32_t after
+        float eps
+        float weight_bias
+
+    ctypedef struct rope_cache_tensor:
+        void* data
+        int64_t page_stride
+        int64_t entry_stride
+        int64_t head_stride
+
+    ctypedef struct rope_cache:
+        int32_t kind
+        int32_t index_dtype
+        int64_t num_pages
+        int32_t page_size
+        rope_cache_tensor k
+        rope_cache_tensor v
+        const void* slots
+        const int32_t* page_table
+        const int32_t* page_indptr
+        int64_t page_table_stride
+        const int32_t* request_ids
+        const void* cache_positions
+        int64_t* num_skipped
+
+    ctypedef struct rope_sections:
+        int32_t num_streams
+        int32_t interleaved
+        int32_t sizes[4]
+        int64_t stream_stride
+
+    ctypedef struct rope_cos_sin:
+        const void* cos
+        const void* sin
+        int32_t dtype
+        int64_t num_rows
+        int64_t row_stride
+        int64_t* num_skipped
+
+    ctypedef struct rope_table_sets:
+        const uint64_t* tables
+        const float* factors
+        const int32_t* ids
+        const int32_t* ids_from
+        int32_t num_sets
+
     ctypedef struct rope_apply_desc:
         uint32_t struct_size
         uint32_t flags
@@ -99,6 +172,22 @@ cdef extern from "roperope/roperope.h" nogil:
         int64_t num_requests
         int64_t offset
         void* stream
+        rope_tensor v
+        rope_tensor v_out
+        rope_tensor q_nope
+        rope_tensor q_nope_out
+        int32_t num_v_heads
+        int32_t v_head_dim
+        int32_t q_nope_dim
+        rope_quantize q_quantize
+        rope_quantize k_quantize
+        rope_quantize v_quantize
+        rope_norm norm
+        rope_cache cache
+        rope_sections sections
+        rope_cos_sin cos_sin
+        rope_table_sets sets
+        const void* positions_from
 
     ctypedef struct rope_support_query:
         uint32_t struct_size

@@ -118,6 +118,30 @@ cdef int read_strides(str name, object strides, rope_tensor* tensor) except -1:
     return 0
 
 
+cdef bint holds(View* v, int32_t element) noexcept:
+    """Whether an array's elements are of that dtype, or may be."""
+    if element == ONE_BYTE:
+        return v.itemsize == 1
+    return v.itemsize == (4 if element == ROPE_DTYPE_F32 else 2) and (
+        v.kind == KIND_OPAQUE or v.kind == (KIND_BFLOAT if element == ROPE_DTYPE_BF16 else KIND_FLOAT))
+
+
+cdef str element_name(int32_t element):
+    return "of one byte" if element == ONE_BYTE else list(_DTYPES)[element]
+
+
+cdef tuple shape_of(View* v):
+    return tuple([v.shape[i] for i in range(v.ndim)])
+
+
+cdef int check_device(str name, View* v, rope_apply_desc* d) except -1:
+    if d.backend == ROPE_BACKEND_CUDA and not v.on_cuda:
+        raise ValueError(f"{name}: the array is in host memory, must be on the CUDA device (device='cuda')")
+    if d.backend == ROPE_BACKEND_CPU and not v.on_cpu:
+        raise ValueError(f"{name}: the array is on a CUDA device, must be in host memory (device='cpu')")
+    return 0
+
+
 cdef class Rope:
     """Rotary position embedding of fixed shape and parameters (RoFormer, arXiv:2104.09864).
 
@@ -181,21 +205,13 @@ cdef class Rope:
     >>> rope.apply(q, k, offset=7)  # in place, positions 7, 8, 9
     """
 
-    cdef rope_apply_desc base
-    cdef uint64_t* table
-    cdef readonly str layout, dtype, angle, device, position_dtype
-    cdef readonly double attention_factor
-    cdef readonly object theta, scaling
-    cdef tuple frequencies
-    cdef int itemsize
-
     def __cinit__(self):
         rope_apply_desc_init(&self.base)
 
     def __init__(self, head_dim, num_q_heads, num_k_heads, *, rotary_dim=None, rotary_offset=0, theta=10000.0,
                  scaling=None, inv_freq=None, attention_factor=None, layout="neox", dtype="bfloat16", angle="exact",
                  device="cuda", position_dtype="int64", num_threads=0, enable_pdl=False, positions_ready=False):
-        if self.table != NULL:
+        if self.words != NULL:
             raise RopeError("a Rope is immutable and cannot be initialised again")
         cdef rope_apply_desc* d = &self.base
         d.backend = choose("device", device, _DEVICES)
@@ -228,7 +244,6 @@ cdef class Rope:
         self.angle, self.device = list(_ANGLES)[d.angle], list(_DEVICES)[d.backend]
         self.position_dtype = list(_INDEX_DTYPES)[d.position_dtype]
         self.scaling, self.theta = scaling, None if inv_freq is not None else as_real("theta", theta)
-        self.itemsize = 4 if d.dtype == ROPE_DTYPE_F32 else 2
         self._make_table(theta, scaling, inv_freq)
         if attention_factor is not None:
             self.attention_factor = as_real("attention_factor", attention_factor)
@@ -275,8 +290,8 @@ cdef class Rope:
         f.angle, f.rotary_dim = self.base.angle, self.base.rotary_dim
         cdef double* out = <double*>malloc((1 + len(_LISTS)) * pairs * sizeof(double))
         cdef double* lists = out + pairs
-        self.table = <uint64_t*>malloc(pairs * sizeof(uint64_t))
-        if out == NULL or self.table == NULL:
+        self.words = <uint64_t*>malloc(pairs * sizeof(uint64_t))
+        if out == NULL or self.words == NULL:
             free(out)
             raise MemoryError
         try:
@@ -291,7 +306,7 @@ cdef class Rope:
                     raise ValueError(f"theta: {theta}, must be a finite number above 0")
                 if scaling is not None:
                     self._read_scaling(scaling, lists, &f)
-            check(rope_frequencies(&f, self.table, out, &self.attention_factor))
+            check(rope_frequencies(&f, self.words, out, &self.attention_factor))
             self.frequencies = tuple([out[i] for i in range(pairs)])
         finally:
             free(out)
@@ -329,12 +344,12 @@ cdef class Rope:
     cdef int _check_compiled(self) except -1:
         """Refuse a combination that is not built, with the library's own words."""
         cdef rope_apply_desc d = self.base
-        d.table = self.table
+        d.table = self.words
         d.num_tokens = 0
         return check(rope_apply(&d))
 
     def __dealloc__(self):
-        free(self.table)
+        free(self.words)
 
     @property
     def head_dim(self):
@@ -366,6 +381,45 @@ cdef class Rope:
         """float64 array [rotary_dim / 2]: radians per position, after scaling."""
         import numpy
         return numpy.array(self.frequencies)
+
+    @property
+    def table(self):
+        """uint64 array [rotary_dim / 2]: the frequencies as the library takes them, for this ``angle``."""
+        import numpy
+        return numpy.array([self.words[i] for i in range(len(self.frequencies))], numpy.uint64)
+
+    def cos_sin(self, num_positions, dtype="float32"):
+        """Tables of the cosines and sines of positions 0 to num_positions - 1, as ``angle="table"`` takes them.
+
+        Parameters
+        ----------
+        num_positions : int
+            1 to 2**31 - 1.
+        dtype : {"float32", "float16", "bfloat16"}
+            What the tables hold, rounded once.
+
+        Returns
+        -------
+        (cos, sin)
+            Arrays ``[num_positions, rotary_dim / 2]``, times the attention factor; ``bfloat16``, which NumPy does not
+            have, as uint16.
+        """
+        import numpy
+        if not self.frequencies:
+            raise ValueError(f"cos_sin: not with angle={self.angle!r}, which has no frequencies")
+        cdef rope_apply_desc d
+        cdef int pairs = self.base.rotary_dim // 2
+        rope_apply_desc_init(&d)
+        d.backend, d.dtype, d.angle = ROPE_BACKEND_CPU, choose("dtype", dtype, _DTYPES), self.base.angle
+        d.head_dim, d.num_q_heads, d.attention_factor = self.base.rotary_dim, 1, self.base.attention_factor
+        d.num_tokens = as_count("num_positions", num_positions, 1, (1 << 31) - 1)
+        d.table = self.words
+        rows = numpy.zeros((d.num_tokens, 2 * pairs), ("float32", "float16", "uint16")[d.dtype])
+        rows[:, :pairs] = 0x3F80 if d.dtype == ROPE_DTYPE_BF16 else 1
+        d.q.data = <void*><uintptr_t>rows.ctypes.data
+        with nogil:
+            check(rope_apply(&d))
+        return rows[:, :pairs].copy(), rows[:, pairs:].copy()
 
     def __repr__(self):
         scaling = f", scaling={self.scaling}" if self.scaling is not None else ""
@@ -439,10 +493,23 @@ cdef class Rope:
     cdef int _run(self, int flags, q, k, num_tokens, positions, offset, indptr, offsets, num_requests, q_out, k_out,
                   q_strides, k_strides, q_out_strides, k_out_strides, stream) except -1:
         cdef rope_apply_desc d = self.base
+        self._read_call(&d, flags, q, k, num_tokens, positions, offset, indptr, offsets, num_requests, q_out, k_out,
+                        q_strides, k_strides, q_out_strides, k_out_strides, stream)
+        with nogil:
+            check(rope_apply(&d))
+        return 0
+
+    cdef int _read_call(self, rope_apply_desc* d, int flags, q, k, num_tokens, positions, offset, indptr, offsets,
+                        num_requests, q_out, k_out, q_strides, k_strides, q_out_strides, k_out_strides,
+                        stream) except -1:
+        """What a call has without stages. Those that d already names say what the outputs hold and where k goes."""
         cdef uintptr_t stream_handle = read_stream(stream)
         cdef int64_t length
+        cdef int32_t q_element = ONE_BYTE if d.q_quantize.out_dtype else d.dtype
+        cdef int32_t k_element = ONE_BYTE if d.k_quantize.out_dtype else d.dtype
+        cdef bint in_cache = d.cache.kind != ROPE_CACHE_NONE
         d.flags |= flags
-        d.table = self.table
+        d.table = self.words
         d.stream = <void*>stream_handle
         if stream_handle and d.backend == ROPE_BACKEND_CPU:
             raise ValueError("stream: only allowed with device='cuda'")
@@ -454,43 +521,44 @@ cdef class Rope:
         if q is None and k is None:
             raise TypeError("q and k: both None, at least one must be given")
         if q is not None:
-            self._read_heads("q", q, q_strides, d.num_q_heads, q_out is None, &d, &d.q)
+            self._read_heads("q", q, q_strides, d.num_q_heads, d.head_dim, d.dtype, q_out is None, d, &d.q)
         elif q_strides is not None:
             raise ValueError("q_strides: given without q")
         if k is not None:
-            self._read_heads("k", k, k_strides, d.num_k_heads, k_out is None, &d, &d.k)
+            self._read_heads("k", k, k_strides, d.num_k_heads, d.head_dim, d.dtype,
+                             k_out is None and not in_cache, d, &d.k)
         elif k_strides is not None:
             raise ValueError("k_strides: given without k")
         if q_out is not None:
             if q is None:
                 raise ValueError("q_out: given without q")
-            self._read_heads("q_out", q_out, q_out_strides, d.num_q_heads, True, &d, &d.q_out)
+            self._read_heads("q_out", q_out, q_out_strides, d.num_q_heads, d.head_dim, q_element, True, d,
+                             &d.q_out)
         elif q_out_strides is not None:
             raise ValueError("q_out_strides: given without q_out")
         if k_out is not None:
             if k is None:
                 raise ValueError("k_out: given without k")
-            self._read_heads("k_out", k_out, k_out_strides, d.num_k_heads, True, &d, &d.k_out)
+            self._read_heads("k_out", k_out, k_out_strides, d.num_k_heads, d.head_dim, k_element, True, d,
+                             &d.k_out)
         elif k_out_strides is not None:
             raise ValueError("k_out_strides: given without k_out")
         if d.num_tokens < 0:
             raise TypeError("num_tokens: required with pointers")
         if positions is not None:
             length = d.num_tokens
-            d.positions = self._read_index("positions", positions, &length, &d)
+            d.positions = self._read_index("positions", positions, &length, &d.position_dtype, d)
         elif indptr is not None:
-            self._read_ragged(indptr, offsets, num_requests, &d)
+            self._read_ragged(indptr, offsets, num_requests, d)
         if indptr is None and (offsets is not None or num_requests is not None):
             raise ValueError(f"{'num_requests' if offsets is None else 'offsets'}: only allowed with indptr")
         if positions is not None and indptr is not None:
             raise ValueError("indptr: not allowed together with positions")
         d.offset = as_integer("offset", offset)
-        with nogil:
-            check(rope_apply(&d))
         return 0
 
-    cdef int _read_heads(self, str name, object x, object strides, int64_t heads, bint written, rope_apply_desc* d,
-                         rope_tensor* tensor) except -1:
+    cdef int _read_heads(self, str name, object x, object strides, int64_t heads, int64_t head_dim, int32_t element,
+                         bint written, rope_apply_desc* d, rope_tensor* tensor) except -1:
         if heads == 0:
             raise ValueError(f"{name}: given, but the Rope has num_{name[0]}_heads=0")
         if not is_array(x):
@@ -500,17 +568,14 @@ cdef class Rope:
             raise ValueError(f"{name}_strides: only allowed with pointers, an array has its own")
         cdef View v
         read_view(x, name, <uintptr_t>d.stream, &v)
-        self._check_device(name, &v, d)
-        cdef bint right = v.itemsize == self.itemsize and (
-            v.kind == KIND_OPAQUE or v.kind == (KIND_BFLOAT if d.dtype == ROPE_DTYPE_BF16 else KIND_FLOAT))
-        if not right:
-            raise TypeError(f"{name}: dtype {getattr(x, 'dtype', 'unknown')}, must be {self.dtype}")
+        check_device(name, &v, d)
+        if not holds(&v, element):
+            raise TypeError(f"{name}: dtype {getattr(x, 'dtype', 'unknown')}, must be {element_name(element)}")
         if written and v.read_only:
             raise ValueError(f"{name}: the array is read-only")
 
         # [..., heads, head_dim] or [..., heads * head_dim]
         cdef int leading = v.ndim - 2
-        cdef int64_t head_dim = d.head_dim
         tensor.head_stride = head_dim
         if v.ndim >= 3 and v.shape[v.ndim - 2] == heads and v.shape[v.ndim - 1] == head_dim:
             if heads > 1:
@@ -518,7 +583,7 @@ cdef class Rope:
         elif v.ndim >= 2 and v.shape[v.ndim - 1] == heads * head_dim:
             leading = v.ndim - 1
         else:
-            raise ValueError(f"{name}: shape {tuple([v.shape[i] for i in range(v.ndim)])}, must be "
+            raise ValueError(f"{name}: shape {shape_of(&v)}, must be "
                              f"[num_tokens, {heads}, {head_dim}] or [num_tokens, {heads * head_dim}]")
         if v.strides[v.ndim - 1] != 1:
             raise ValueError(f"{name}: the last dimension has stride {v.strides[v.ndim - 1]}, must be contiguous (1)")
@@ -542,27 +607,21 @@ cdef class Rope:
         d.num_tokens = tokens
         return 0
 
-    cdef int _check_device(self, str name, View* v, rope_apply_desc* d) except -1:
-        if d.backend == ROPE_BACKEND_CUDA and not v.on_cuda:
-            raise ValueError(f"{name}: the array is in host memory, must be on the CUDA device (device='cuda')")
-        if d.backend == ROPE_BACKEND_CPU and not v.on_cpu:
-            raise ValueError(f"{name}: the array is on a CUDA device, must be in host memory (device='cpu')")
-        return 0
-
-    cdef void* _read_index(self, str name, object x, int64_t* length, rope_apply_desc* d) except? NULL:
-        """A pointer to `length` integers; an array's own dtype replaces position_dtype. -1: becomes the array's."""
+    cdef void* _read_index(self, str name, object x, int64_t* length, int32_t* dtype,
+                           rope_apply_desc* d) except? NULL:
+        """A pointer to `length` integers; an array's own dtype and length (where -1) replace those given."""
         if not is_array(x):
             return <void*>read_pointer(x, name)
         cdef View v
         read_view(x, name, <uintptr_t>d.stream, &v)
-        self._check_device(name, &v, d)
+        check_device(name, &v, d)
         if v.kind != KIND_INT or v.itemsize not in (4, 8):
             raise TypeError(f"{name}: dtype {getattr(x, 'dtype', 'unknown')}, must be int32 or int64")
         if v.ndim != 1 or (v.shape[0] != length[0] and length[0] >= 0) or (v.shape[0] > 1 and v.strides[0] != 1):
-            raise ValueError(f"{name}: shape {tuple([v.shape[i] for i in range(v.ndim)])}, must be contiguous "
+            raise ValueError(f"{name}: shape {shape_of(&v)}, must be contiguous "
                              f"[{length[0] if length[0] >= 0 else 'num_requests + 1'}]")
         length[0] = v.shape[0]
-        d.position_dtype = ROPE_INDEX_INT32 if v.itemsize == 4 else ROPE_INDEX_INT64
+        dtype[0] = ROPE_INDEX_INT32 if v.itemsize == 4 else ROPE_INDEX_INT64
         return v.data
 
     cdef int _read_ragged(self, indptr, offsets, num_requests, rope_apply_desc* d) except -1:
@@ -571,7 +630,7 @@ cdef class Rope:
         if num_requests is not None:
             length = as_count("num_requests", num_requests, 1, (1 << 31) - 1)
             length += 1
-        d.indptr = self._read_index("indptr", indptr, &length, d)
+        d.indptr = self._read_index("indptr", indptr, &length, &d.position_dtype, d)
         if length < 0:
             raise TypeError("num_requests: required with indptr as a pointer")
         if length < 2:
@@ -580,7 +639,7 @@ cdef class Rope:
         if offsets is not None:
             dtype = d.position_dtype
             length = d.num_requests
-            d.offsets = self._read_index("offsets", offsets, &length, d)
+            d.offsets = self._read_index("offsets", offsets, &length, &d.position_dtype, d)
             if dtype != d.position_dtype:
                 raise TypeError("offsets: must have the dtype of indptr")
         return 0

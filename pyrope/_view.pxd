@@ -6,6 +6,7 @@ cdef enum:
 cdef enum ElementKind:
     KIND_OTHER
     KIND_INT
+    KIND_UINT
     KIND_FLOAT
     KIND_BFLOAT
     KIND_OPAQUE  # of known size only: two-byte types that the producer has no name for

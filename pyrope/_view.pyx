@@ -128,6 +128,8 @@ cdef int read_interface(object x, dict interface, str name, View* view) except -
         view.kind = KIND_BFLOAT
     elif view.on_cuda and view.itemsize == 2 and kind in "fVu":
         view.kind = KIND_OPAQUE  # the interface has no name for bfloat16, and producers make do
+    elif kind == "u":
+        view.kind = KIND_UINT
     else:
         view.kind = KIND_FLOAT if kind == "f" else KIND_OTHER
     step = 1
@@ -162,7 +164,7 @@ cdef int read_dlpack(object x, str name, uintptr_t stream, View* view) except -1
     view.itemsize = t.bits // 8
     view.kind = KIND_OTHER
     if t.lanes == 1:
-        view.kind = {0: KIND_INT, 2: KIND_FLOAT, 4: KIND_BFLOAT}.get(t.code, KIND_OTHER)
+        view.kind = {0: KIND_INT, 1: KIND_UINT, 2: KIND_FLOAT, 4: KIND_BFLOAT}.get(t.code, KIND_OTHER)
     view.on_cuda = t.device_type in (DEVICE_CUDA, DEVICE_CUDA_HOST, DEVICE_CUDA_MANAGED)
     view.on_cpu = t.device_type in (DEVICE_CPU, DEVICE_CUDA_HOST, DEVICE_CUDA_MANAGED)
     for i in range(t.ndim - 1, -1, -1):

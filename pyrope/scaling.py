@@ -6,30 +6,17 @@ Each class names the parameters of one method; the library turns them into one f
 
 from collections.abc import Iterable
 
+from pyrope._frozen import Frozen
+
 __all__ = ["NTK", "DynamicNTK", "Linear", "Llama3", "LongRoPE", "PairFactors", "Proportional", "Scaling", "YaRN"]
 
 
-class Scaling:
+class Scaling(Frozen):
     """Base class. ``kind`` is the ``ROPE_SCALING_*`` value of roperope.h; attributes have the descriptor's names, and
     None means its default.
-
-    Immutable and compared by value, like a frozen dataclass; importing the dataclasses module takes five times as
-    long as importing all of pyrope.
     """
 
     kind: int
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"{type(self).__name__}: immutable")
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and vars(self) == vars(other)
-
-    def __hash__(self) -> int:
-        return hash((type(self), *vars(self).values()))
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
 
 class Linear(Scaling):

@@ -1,0 +1,747 @@
+# cython: language_level=3, embedsignature=True, freethreading_compatible=True
+"""pyrope.FusedRope: Rope with the stages before and behind the rotation."""
+
+from libc.stdint cimport int32_t, int64_t, uint64_t, uintptr_t
+from libc.string cimport memset
+
+from pyrope._capi cimport *
+from pyrope._core cimport (
+    ONE_BYTE, Rope, as_count, as_integer, as_real, check, check_device, choose, element_name, holds, shape_of,
+)
+from pyrope._view cimport KIND_FLOAT, KIND_INT, KIND_UINT, ElementKind, View, is_array, read_pointer, read_view
+
+from pyrope.stages import PagedCache, RMSNorm
+
+_DTYPES = {"float32": ROPE_DTYPE_F32, "float16": ROPE_DTYPE_F16, "bfloat16": ROPE_DTYPE_BF16}
+_OUT_DTYPES = {"float8_e4m3fn": ROPE_OUT_E4M3, "float8_e5m2": ROPE_OUT_E5M2, "int8": ROPE_OUT_INT8}
+_SCALE_KINDS = {
+    "tensor": ROPE_SCALE_TENSOR, "head": ROPE_SCALE_HEAD, "token": ROPE_SCALE_TOKEN, "dynamic": ROPE_SCALE_DYNAMIC,
+}
+_INDEX_DTYPES = {"int64": ROPE_INDEX_INT64, "int32": ROPE_INDEX_INT32}
+_CACHE_LAYOUTS = {"NHD": False, "HND": True}
+
+
+cdef inline int refuse(str name, object value, str reason) except -1:
+    if value is not None:
+        raise ValueError(f"{name}: {reason}")
+    return 0
+
+
+cdef inline int require(str name, object value, str reason) except -1:
+    if value is None:
+        raise TypeError(f"{name}: required {reason}")
+    return 0
+
+
+cdef bint as_flag(str name, object value) except -1:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: {value!r} is not a bool")
+    return value
+
+
+cdef bint is_scale(object x):
+    """Whether x is a number rather than memory: it has a value as a float, and none as an index."""
+    if type(x) is float:
+        return True
+    return hasattr(x, "__float__") and not hasattr(x, "__index__") and not is_array(x)
+
+
+cdef void* read_memory(str name, object x, ElementKind kind, int itemsize, int64_t* count, str shape, bint written,
+                       rope_apply_desc* d) except? NULL:
+    """A pointer to `count` elements; -1 becomes what an array has."""
+    if not is_array(x):
+        return <void*>read_pointer(x, name)
+    cdef View v
+    cdef int64_t total = 1
+    cdef bint contiguous = True
+    cdef int i
+    read_view(x, name, <uintptr_t>d.stream, &v)
+    check_device(name, &v, d)
+    if v.itemsize != itemsize or v.kind != kind:
+        raise TypeError(f"{name}: dtype {getattr(x, 'dtype', 'unknown')}, must be "
+                        f"{ {KIND_INT: 'int', KIND_UINT: 'uint', KIND_FLOAT: 'float'}[kind]}{8 * itemsize}")
+    for i in range(v.ndim - 1, -1, -1):
+        contiguous = contiguous and (v.shape[i] == 1 or v.strides[i] == total)
+        total *= v.shape[i]
+    if (count[0] >= 0 and total != count[0]) or (total and not contiguous):
+        raise ValueError(f"{name}: shape {shape_of(&v)}, must be contiguous {shape}"
+                         + (f", {count[0]} elements" if count[0] >= 0 else ""))
+    if written and v.read_only:
+        raise ValueError(f"{name}: the array is read-only")
+    count[0] = total
+    return v.data
+
+
+cdef class FusedRope(Rope):
+    """A Rope with stages around the rotation, in one launch that reads and writes every element once.
+
+    load -> [RMS norm of q, k] -> rotate -> [quantise q, k, v] -> store | append k, v to a KV cache
+
+    Every stage is optional; without any, the results are a Rope's. Like a Rope it is immutable, holds no device
+    memory, and any number of threads may use it at once.
+
+    Parameters
+    ----------
+    head_dim, num_q_heads, num_k_heads
+        As for :class:`Rope`.
+    angle : {"exact", "fp32", "table"}
+        As for :class:`Rope`; ``table``: cosines and sines come with the call, indexed by position. Then ``theta``,
+        ``scaling`` and ``inv_freq`` are not allowed, and ``attention_factor`` is 1 unless given.
+    cos_sin_dtype : {"float32", "float16", "bfloat16"}
+        Of ``cos`` and ``sin`` with ``angle="table"``.
+    sections : tuple of 2 to 4 int, optional
+        M-RoPE (Qwen2-VL, arXiv:2409.12191; also 2-D and 3-D vision): how many pairs turn by each of a token's
+        positions, in all ``rotary_dim / 2``.
+    sections_interleaved : bool
+        False: the first ``sections[0]`` pairs turn by the first position, and so on. True (Qwen3-VL): with ``n``
+        sections, pair ``i`` turns by position ``s = i % n`` if ``i < n * sections[s]``, else by the first.
+    num_v_heads, v_head_dim : int, optional
+        Shape of v, which is stored and not rotated. Default: ``num_k_heads``, ``head_dim``.
+    q_nope_dim : int
+        Elements of a head of ``q_nope``, the part of q that is stored and not rotated (multi-head latent attention,
+        arXiv:2405.04434).
+    norm : pyrope.RMSNorm, optional
+        RMS norm of the heads of q and k.
+    q_out_dtype, k_out_dtype, v_out_dtype : {"float8_e4m3fn", "float8_e5m2", "int8"}, optional
+        Quantise: stored is ``round(x * (1 / scale))``, to nearest even, saturating. ``q_out_dtype`` is that of
+        ``q_nope`` too. Default: stored as ``dtype``.
+    q_scale_kind, k_scale_kind, v_scale_kind : {"tensor", "head", "token", "dynamic"}, optional
+        Which scales, float32, a call gives as memory: one; one a head; one a token; or, ``dynamic``, one a token and
+        head, which are computed (the head's largest magnitude over the type's largest value, 1 for a head of zeros)
+        and written. Default: ``tensor``, or a number in the call.
+    cache : pyrope.PagedCache, optional
+        Append k and v to a KV cache instead of storing them.
+    **options
+        The other options of :class:`Rope`: ``rotary_dim``, ``scaling``, ``layout``, ``dtype``, ``device``, ...
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument is not allowed; the text names it.
+    pyrope.UnsupportedError
+        This build has no such kernel.
+
+    Examples
+    --------
+    >>> import numpy as np, pyrope
+    >>> rope = pyrope.FusedRope(64, 2, 1, dtype="float32", device="cpu", norm=pyrope.RMSNorm(),
+    ...                         cache=pyrope.PagedCache(page_size=16, num_pages=4))
+    >>> q, k, v = np.ones((3, 2, 64), np.float32), np.ones((3, 1, 64), np.float32), np.ones((3, 1, 64), np.float32)
+    >>> weight, k_cache, v_cache = np.ones(64, np.float32), *np.zeros((2, 4, 16, 1, 64), np.float32)
+    >>> rope.apply(q, k, v=v, q_weight=weight, k_weight=weight, k_cache=k_cache, v_cache=v_cache,
+    ...            slots=np.array([5, 6, 7]), offset=7)
+    """
+
+    cdef readonly tuple sections
+    cdef readonly bint sections_interleaved
+    cdef readonly object norm, cache
+    cdef readonly str q_out_dtype, k_out_dtype, v_out_dtype
+    cdef readonly str q_scale_kind, k_scale_kind, v_scale_kind
+    cdef readonly str cos_sin_dtype
+    cdef readonly int num_v_heads, v_head_dim, q_nope_dim
+    cdef bint heads_first
+
+    def __init__(self, head_dim, num_q_heads, num_k_heads, *, angle="exact", cos_sin_dtype="float32", sections=None,
+                 sections_interleaved=False, num_v_heads=None, v_head_dim=None, q_nope_dim=0, norm=None,
+                 q_out_dtype=None, k_out_dtype=None, v_out_dtype=None, q_scale_kind=None, k_scale_kind=None,
+                 v_scale_kind=None, cache=None, **options):
+        cdef rope_apply_desc* d = &self.base
+        cdef bint from_table = angle == "table"
+        if from_table:
+            for name in ("theta", "scaling", "inv_freq"):
+                refuse(name, options.get(name), "not allowed with angle='table', where cos and sin come with the call")
+        Rope.__init__(self, head_dim, num_q_heads, num_k_heads, angle="exact" if from_table else angle, **options)
+        d.cos_sin.dtype = choose("cos_sin_dtype", cos_sin_dtype, _DTYPES)
+        self.cos_sin_dtype = list(_DTYPES)[d.cos_sin.dtype]
+        if from_table:
+            d.angle, self.angle, self.theta, self.frequencies = ROPE_ANGLE_TABLE, "table", None, ()
+
+        self.num_v_heads = d.num_k_heads if num_v_heads is None else as_count("num_v_heads", num_v_heads, 1, 1 << 20)
+        self.v_head_dim = d.head_dim if v_head_dim is None else as_count("v_head_dim", v_head_dim, 1, 1 << 20)
+        self.q_nope_dim = as_count("q_nope_dim", q_nope_dim, 0, 1 << 20)
+        self.q_out_dtype = self._set_quantize("q", q_out_dtype, q_scale_kind, &d.q_quantize)
+        self.k_out_dtype = self._set_quantize("k", k_out_dtype, k_scale_kind, &d.k_quantize)
+        self.v_out_dtype = self._set_quantize("v", v_out_dtype, v_scale_kind, &d.v_quantize)
+        self.q_scale_kind = None if q_scale_kind is None else list(_SCALE_KINDS)[d.q_quantize.scale_kind - 1]
+        self.k_scale_kind = None if k_scale_kind is None else list(_SCALE_KINDS)[d.k_quantize.scale_kind - 1]
+        self.v_scale_kind = None if v_scale_kind is None else list(_SCALE_KINDS)[d.v_quantize.scale_kind - 1]
+        self.sections_interleaved = as_flag("sections_interleaved", sections_interleaved)
+        if sections is not None:
+            self._set_sections(sections, d)
+        elif self.sections_interleaved:
+            raise ValueError("sections_interleaved: True, only allowed with sections")
+        if norm is not None:
+            self._set_norm(norm, d)
+        if cache is not None:
+            self._set_cache(cache, d)
+
+    cdef str _set_quantize(self, str x, out_dtype, scale_kind, rope_quantize* z):
+        if out_dtype is None:
+            refuse(f"{x}_scale_kind", scale_kind, f"only allowed with {x}_out_dtype")
+            return None
+        z.out_dtype = choose(f"{x}_out_dtype", out_dtype, _OUT_DTYPES)
+        z.scale_kind = choose(f"{x}_scale_kind", "tensor" if scale_kind is None else scale_kind, _SCALE_KINDS)
+        return list(_OUT_DTYPES)[z.out_dtype - 1]
+
+    cdef int _set_sections(self, sections, rope_apply_desc* d) except -1:
+        cdef int pairs = d.rotary_dim // 2
+        if not isinstance(sections, (tuple, list)) or not 2 <= len(sections) <= 4:
+            raise TypeError(f"sections: {sections!r}, must be 2 to 4 numbers of pairs")
+        for i, count in enumerate(sections):
+            d.sections.sizes[i] = as_count("sections", count, 0, pairs)
+        d.sections.num_streams = len(sections)
+        d.sections.interleaved = self.sections_interleaved
+        self.sections = tuple([d.sections.sizes[i] for i in range(d.sections.num_streams)])
+        if sum(self.sections) != pairs:
+            raise ValueError(f"sections: {self.sections}, their sum must be rotary_dim / 2 = {pairs}")
+        return 0
+
+    cdef int _set_norm(self, norm, rope_apply_desc* d) except -1:
+        if not isinstance(norm, RMSNorm):
+            raise TypeError(f"norm: {norm!r} is not a pyrope.RMSNorm")
+        d.norm.eps = <float>as_real("eps", norm.eps)
+        d.norm.weight_bias = <float>as_real("weight_bias", norm.weight_bias)
+        if not 0 <= d.norm.eps < 3.0e38:
+            raise ValueError(f"eps: {norm.eps}, must be at least 0 and finite as a float32")
+        if not -3.0e38 < d.norm.weight_bias < 3.0e38:
+            raise ValueError(f"weight_bias: {norm.weight_bias}, must be finite as a float32")
+        if norm.weight_dtype is not None:
+            d.norm.weight_is_f32 = choose("weight_dtype", norm.weight_dtype, {self.dtype: 0, "float32": 1})
+        d.norm.after = as_flag("after", norm.after)
+        self.norm = norm
+        return 0
+
+    cdef int _set_cache(self, cache, rope_apply_desc* d) except -1:
+        if not isinstance(cache, PagedCache):
+            raise TypeError(f"cache: {cache!r} is not a pyrope.PagedCache")
+        d.cache.page_size = as_count("page_size", cache.page_size, 1, 1 << 20)
+        d.cache.num_pages = as_integer("num_pages", cache.num_pages)
+        if d.cache.num_pages < 1:
+            raise ValueError(f"num_pages: {cache.num_pages}, must be at least 1")
+        d.cache.index_dtype = choose("index_dtype", cache.index_dtype, _INDEX_DTYPES)
+        self.heads_first = choose("layout", cache.layout, _CACHE_LAYOUTS)
+        self._set_pages("k_strides", cache.k_strides, d.num_k_heads, d.head_dim, &d.cache.k)
+        self._set_pages("v_strides", cache.v_strides, self.num_v_heads, self.v_head_dim, &d.cache.v)
+        self.cache = cache
+        return 0
+
+    cdef int _set_pages(self, str name, strides, int64_t heads, int64_t dim, rope_cache_tensor* pages) except -1:
+        cdef int64_t page_size = self.base.cache.page_size
+        if strides is None:
+            pages.page_stride = page_size * heads * dim
+            pages.entry_stride = dim if self.heads_first else heads * dim
+            pages.head_stride = page_size * dim if self.heads_first else dim
+            return 0
+        if not isinstance(strides, (tuple, list)) or len(strides) != 3:
+            raise TypeError(f"{name}: {strides!r}, must be (page stride, entry stride, head stride) in elements")
+        pages.page_stride = as_integer(name, strides[0])
+        pages.entry_stride = as_integer(name, strides[1])
+        pages.head_stride = as_integer(name, strides[2])
+        for stride in strides:
+            if stride < dim:
+                raise ValueError(f"{name}: {tuple(strides)!r}, each must be at least the elements of a head, {dim}")
+        return 0
+
+    def __repr__(self):
+        text = super().__repr__()
+        stages = [f"{name}={getattr(self, name)!r}" for name in (
+            "sections", "sections_interleaved", "norm", "q_out_dtype", "k_out_dtype", "v_out_dtype", "q_scale_kind",
+            "k_scale_kind", "v_scale_kind", "cache") if getattr(self, name)]
+        return f"FusedRope{text[4:-1]}{''.join(', ' + stage for stage in stages)})"
+
+    def apply(self, q, k=None, num_tokens=None, *, positions=None, offset=0, indptr=None, offsets=None,
+              num_requests=None, q_out=None, k_out=None, q_strides=None, k_strides=None, q_out_strides=None,
+              k_out_strides=None, stream=None, positions_stride=None, positions_from=None, v=None, v_out=None,
+              v_strides=None, v_out_strides=None, q_nope=None, q_nope_out=None, q_nope_strides=None,
+              q_nope_out_strides=None, q_weight=None, k_weight=None, q_scale=None, k_scale=None, v_scale=None,
+              k_cache=None, v_cache=None, slots=None, page_table=None, page_indptr=None, page_table_stride=None,
+              request_ids=None, cache_positions=None, cache_skipped=None, cos=None, sin=None, cos_sin_rows=None,
+              cos_sin_stride=None, table_skipped=None, tables=None, table_ids=None, table_ids_from=None,
+              table_factors=None, num_tables=None):
+        """Rotate q and k, and pass q, k and v through the stages.
+
+        Memory is given as to :meth:`Rope.apply`: as a pointer, or as an array of the shape and dtype below. An array of
+        a quantised type may have any dtype of one byte. What is written may not overlap anything else in the call.
+
+        Parameters
+        ----------
+        q, k, num_tokens, offset, indptr, offsets, num_requests, stream
+            As for :meth:`Rope.apply`. ``offset`` and ``indptr`` are not allowed with ``sections``.
+        q_out, k_out : pointer or array, optional
+            As for :meth:`Rope.apply`. Required where they are quantised; with a cache there is no ``k_out``.
+        positions : pointer or array, optional
+            ``[num_tokens]``; with ``sections`` required and ``[number of sections, num_tokens]``. int32 or int64.
+        positions_stride : int, optional
+            With ``sections`` and pointers: elements between the rows of positions. Default: ``num_tokens``.
+        positions_from : pointer or array, optional
+            ``[num_tokens]`` of the dtype of ``positions``: turn from these positions to those, by the difference. For
+            cached keys that move. Not allowed with ``sections``.
+        v, v_out : pointer or array, optional
+            ``[num_tokens, num_v_heads, v_head_dim]``, stored as it is or quantised; with a cache there is no ``v_out``.
+        q_nope, q_nope_out : pointer or array, optional
+            ``[num_tokens, num_q_heads, q_nope_dim]``, likewise.
+        q_strides, k_strides, v_strides, q_nope_strides and those of the outputs : (int, int), optional
+            With pointers: (token stride, head stride) in elements. Default: contiguous.
+        q_weight, k_weight : pointer or array, optional
+            With ``norm``: ``[head_dim]``, of its ``weight_dtype``. One left out leaves its tensor as it is.
+        q_scale, k_scale, v_scale : float, pointer or array, optional
+            Of a quantised tensor: a number above 0, or float32 memory as the tensor's ``scale_kind`` says: ``[1]``;
+            ``[heads]``; ``[num_tokens]``; or, written, ``[num_tokens, heads]``, in a cache
+            ``[num_pages * page_size, heads]``. Default: 1.
+        k_cache, v_cache : pointer or array
+            With ``cache``: where k and v are appended, ``[num_pages, page_size, heads, dim]`` or as the layout says;
+            with one head that dimension may be missing. An array brings its strides.
+        slots : pointer or array
+            ``[num_tokens]`` int32 or int64: ``page * page_size + entry`` of every token; negative: not appended.
+        page_table, request_ids, cache_positions : pointer or array
+            Instead of slots. ``request_ids`` ``[num_tokens]`` int32 and ``cache_positions`` ``[num_tokens]`` int32 or
+            int64 say which token ``n`` of which request ``r`` each is. It is appended to entry ``n % page_size`` of
+            page ``page_table[r, n // page_size]``; ``page_table`` is ``[num_requests, pages]`` int32. Not appended
+            where ``r`` or ``n`` is negative.
+        page_indptr : pointer or array, optional
+            ``[num_requests + 1]`` int32: page_table is one-dimensional, and ``r``'s begins at ``page_indptr[r]``.
+        page_table_stride : int
+            With ``page_table`` as a pointer and without ``page_indptr``: elements of its rows.
+        cache_skipped : pointer or array, optional
+            ``[1]`` int64, incremented for every token whose page is outside the cache.
+        cos, sin : pointer or array
+            With ``angle="table"``: ``[rows, rotary_dim / 2]`` of ``cos_sin_dtype``; without ``sin``, ``cos`` is
+            ``[rows, rotary_dim]``, cosines before sines. A token whose position is no row is left alone.
+        cos_sin_rows : int
+            With pointers: number of rows.
+        cos_sin_stride : int, optional
+            With pointers: elements between rows. Default: contiguous.
+        table_skipped : pointer or array, optional
+            ``[1]`` int64, incremented for every token whose position is no row.
+        tables, table_ids : pointer or array, optional
+            Frequencies for every token: ``tables`` ``[num_tables, rotary_dim / 2]`` uint64, rows from
+            :attr:`Rope.table` of Ropes with the same ``angle``, and ``table_ids`` ``[num_tokens]`` int32. A token whose
+            id is no row is left alone.
+        table_ids_from : pointer or array, optional
+            With ``positions_from``: ``[num_tokens]`` int32, the tables the tokens were rotated with. Default:
+            ``table_ids``.
+        table_factors : pointer or array, optional
+            ``[num_tables]`` float32, attention factors of the tables. Default: ones.
+        num_tables : int
+            Required with tables as a pointer.
+
+        Notes
+        -----
+        The notes of :meth:`Rope.apply` hold here too.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An argument is not allowed, or one is missing; the text names it. Nothing is written.
+        pyrope.UnsupportedError
+            This build does not serve the combination.
+        pyrope.CudaError
+            There is no CUDA device, or the launch failed.
+        """
+        self._fuse(0, q, k, num_tokens, positions, offset, indptr, offsets, num_requests, q_out, k_out, q_strides,
+                   k_strides, q_out_strides, k_out_strides, stream, positions_stride, positions_from, v, v_out,
+                   v_strides, v_out_strides, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, q_weight, k_weight,
+                   q_scale, k_scale, v_scale, k_cache, v_cache, slots, page_table, page_indptr, page_table_stride,
+                   request_ids, cache_positions, cache_skipped, cos, sin, cos_sin_rows, cos_sin_stride, table_skipped,
+                   tables, table_ids, table_ids_from, table_factors, num_tables)
+
+    def inverse(self, q, k=None, num_tokens=None, *, positions=None, offset=0, indptr=None, offsets=None,
+                num_requests=None, q_out=None, k_out=None, q_strides=None, k_strides=None, q_out_strides=None,
+                k_out_strides=None, stream=None, positions_stride=None, positions_from=None, v=None, v_out=None,
+                v_strides=None, v_out_strides=None, q_nope=None, q_nope_out=None, q_nope_strides=None,
+                q_nope_out_strides=None, q_weight=None, k_weight=None, q_scale=None, k_scale=None, v_scale=None,
+                k_cache=None, v_cache=None, slots=None, page_table=None, page_indptr=None, page_table_stride=None,
+                request_ids=None, cache_positions=None, cache_skipped=None, cos=None, sin=None, cos_sin_rows=None,
+                cos_sin_stride=None, table_skipped=None, tables=None, table_ids=None, table_ids_from=None,
+                table_factors=None, num_tables=None):
+        """The transposed rotation between the same stages, with the arguments of :meth:`apply`."""
+        self._fuse(ROPE_FLAG_INVERSE, q, k, num_tokens, positions, offset, indptr, offsets, num_requests, q_out, k_out,
+                   q_strides, k_strides, q_out_strides, k_out_strides, stream, positions_stride, positions_from, v,
+                   v_out, v_strides, v_out_strides, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, q_weight,
+                   k_weight, q_scale, k_scale, v_scale, k_cache, v_cache, slots, page_table, page_indptr,
+                   page_table_stride, request_ids, cache_positions, cache_skipped, cos, sin, cos_sin_rows,
+                   cos_sin_stride, table_skipped, tables, table_ids, table_ids_from, table_factors, num_tables)
+
+    cdef int _fuse(self, int flags, q, k, num_tokens, positions, offset, indptr, offsets, num_requests, q_out, k_out,
+                   q_strides, k_strides, q_out_strides, k_out_strides, stream, positions_stride, positions_from, v,
+                   v_out, v_strides, v_out_strides, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, q_weight,
+                   k_weight, q_scale, k_scale, v_scale, k_cache, v_cache, slots, page_table, page_indptr,
+                   page_table_stride, request_ids, cache_positions, cache_skipped, cos, sin, cos_sin_rows,
+                   cos_sin_stride, table_skipped, tables, table_ids, table_ids_from, table_factors,
+                   num_tables) except -1:
+        cdef rope_apply_desc d = self.base
+        cdef bint cached = self.cache is not None
+        if cached and (k is not None or v is not None):
+            d.cache.kind = ROPE_CACHE_SLOTS if slots is not None else ROPE_CACHE_PAGES
+            refuse("k_out", k_out, "not allowed with a cache, which k is appended to")
+            refuse("v_out", v_out, "not allowed with a cache, which v is appended to")
+        else:
+            memset(&d.cache, 0, sizeof(d.cache))
+        if q is None:
+            memset(&d.q_quantize, 0, sizeof(d.q_quantize))
+        elif d.q_quantize.out_dtype:
+            require("q_out", q_out, f"with q_out_dtype={self.q_out_dtype!r}")
+        if k is None:
+            memset(&d.k_quantize, 0, sizeof(d.k_quantize))
+        elif d.k_quantize.out_dtype and not cached:
+            require("k_out", k_out, f"with k_out_dtype={self.k_out_dtype!r}")
+        if v is None:
+            memset(&d.v_quantize, 0, sizeof(d.v_quantize))
+
+        self._read_call(&d, flags, q, k, num_tokens, None if self.sections is not None else positions, offset, indptr,
+                        offsets, num_requests, q_out, k_out, q_strides, k_strides, q_out_strides, k_out_strides, stream)
+        self._read_streams(positions, positions_stride, indptr, offset, &d)
+        if positions_from is not None:
+            self._read_positions_from(positions_from, positions, &d)
+        self._read_stored(v, v_out, v_strides, v_out_strides, q, q_nope, q_nope_out, q_nope_strides,
+                          q_nope_out_strides, &d)
+        self._read_norm(q, k, q_weight, k_weight, &d)
+        self._read_scale("q_scale", q_scale, &d.q_quantize, self.q_scale_kind, d.num_q_heads, d.num_tokens, &d)
+        cdef int64_t rows = d.cache.num_pages * d.cache.page_size if d.cache.kind else d.num_tokens
+        self._read_scale("k_scale", k_scale, &d.k_quantize, self.k_scale_kind, d.num_k_heads, rows, &d)
+        self._read_scale("v_scale", v_scale, &d.v_quantize, self.v_scale_kind, self.num_v_heads, rows, &d)
+        self._read_cache(k, v, k_cache, v_cache, slots, page_table, page_indptr, page_table_stride, request_ids,
+                         cache_positions, cache_skipped, &d)
+        self._read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, table_skipped, &d)
+        self._read_tables(tables, table_ids, table_ids_from, table_factors, num_tables, positions_from, &d)
+        with nogil:
+            check(rope_apply(&d))
+        return 0
+
+    cdef int _read_streams(self, positions, positions_stride, indptr, offset, rope_apply_desc* d) except -1:
+        """[sections, num_tokens] positions."""
+        cdef View v
+        if self.sections is None:
+            return refuse("positions_stride", positions_stride, "only allowed with sections")
+        refuse("indptr", indptr, "not allowed with sections")
+        if d.offset:
+            raise ValueError(f"offset: {offset}, not allowed with sections")
+        require("positions", positions, f"with sections: [{len(self.sections)}, num_tokens]")
+        if not is_array(positions):
+            d.positions = <void*>read_pointer(positions, "positions")
+            if positions_stride is not None:
+                d.sections.stream_stride = as_integer("positions_stride", positions_stride)
+                if d.sections.stream_stride == 0:
+                    raise ValueError("positions_stride: 0, a stride must not be 0")
+            return 0
+        refuse("positions_stride", positions_stride, "only allowed with pointers, an array has its own")
+        read_view(positions, "positions", <uintptr_t>d.stream, &v)
+        check_device("positions", &v, d)
+        if v.kind != KIND_INT or v.itemsize not in (4, 8):
+            raise TypeError(f"positions: dtype {getattr(positions, 'dtype', 'unknown')}, must be int32 or int64")
+        if (v.ndim != 2 or v.shape[0] != d.sections.num_streams or v.shape[1] != d.num_tokens
+                or (v.shape[1] > 1 and v.strides[1] != 1)):
+            raise ValueError(f"positions: shape {shape_of(&v)}, must be [{d.sections.num_streams}, {d.num_tokens}] "
+                             "with contiguous rows")
+        if v.strides[0] == 0 and d.num_tokens:
+            raise ValueError("positions: a broadcast array (stride 0) is not supported")
+        d.sections.stream_stride = v.strides[0]
+        d.position_dtype = ROPE_INDEX_INT32 if v.itemsize == 4 else ROPE_INDEX_INT64
+        d.positions = v.data
+        return 0
+
+    cdef int _read_positions_from(self, positions_from, positions, rope_apply_desc* d) except -1:
+        cdef int32_t dtype = d.position_dtype
+        cdef int64_t length = d.num_tokens
+        if self.sections is not None:
+            raise ValueError("positions_from: not allowed with sections")
+        require("positions", positions, "with positions_from")
+        d.positions_from = self._read_index("positions_from", positions_from, &length, &dtype, d)
+        if dtype != d.position_dtype:
+            raise TypeError("positions_from: must have the dtype of positions")
+        return 0
+
+    cdef int _read_stored(self, v, v_out, v_strides, v_out_strides, q, q_nope, q_nope_out, q_nope_strides,
+                          q_nope_out_strides, rope_apply_desc* d) except -1:
+        """What is stored and not rotated."""
+        if v is not None:
+            d.num_v_heads, d.v_head_dim = self.num_v_heads, self.v_head_dim
+            self._read_heads("v", v, v_strides, self.num_v_heads, self.v_head_dim, d.dtype, False, d, &d.v)
+            if not d.cache.kind:
+                require("v_out", v_out, "with v where there is no cache")
+        else:
+            refuse("v_strides", v_strides, "given without v")
+            refuse("v_out", v_out, "given without v")
+        if v_out is not None:
+            self._read_heads("v_out", v_out, v_out_strides, self.num_v_heads, self.v_head_dim,
+                             ONE_BYTE if d.v_quantize.out_dtype else d.dtype, True, d, &d.v_out)
+        else:
+            refuse("v_out_strides", v_out_strides, "given without v_out")
+        if q_nope is None:
+            refuse("q_nope_out", q_nope_out, "given without q_nope")
+            refuse("q_nope_strides", q_nope_strides, "given without q_nope")
+            return refuse("q_nope_out_strides", q_nope_out_strides, "given without q_nope")
+        if self.q_nope_dim == 0:
+            raise ValueError("q_nope: only allowed with q_nope_dim")
+        require("q", q, "with q_nope")
+        require("q_nope_out", q_nope_out, "with q_nope")
+        d.q_nope_dim = self.q_nope_dim
+        self._read_heads("q_nope", q_nope, q_nope_strides, d.num_q_heads, d.q_nope_dim, d.dtype, False, d, &d.q_nope)
+        return self._read_heads("q_nope_out", q_nope_out, q_nope_out_strides, d.num_q_heads, d.q_nope_dim,
+                                ONE_BYTE if d.q_quantize.out_dtype else d.dtype, True, d, &d.q_nope_out)
+
+    cdef int _read_norm(self, q, k, q_weight, k_weight, rope_apply_desc* d) except -1:
+        if self.norm is None:
+            refuse("q_weight", q_weight, "only allowed with norm=pyrope.RMSNorm(...)")
+            return refuse("k_weight", k_weight, "only allowed with norm=pyrope.RMSNorm(...)")
+        if q_weight is None and k_weight is None:
+            raise TypeError("q_weight and k_weight: both None, at least one is required with norm")
+        if q_weight is not None:
+            require("q", q, "with q_weight")
+            d.norm.q_weight = self._read_weight("q_weight", q_weight, d)
+        if k_weight is not None:
+            require("k", k, "with k_weight")
+            d.norm.k_weight = self._read_weight("k_weight", k_weight, d)
+        return 0
+
+    cdef void* _read_weight(self, str name, object x, rope_apply_desc* d) except? NULL:
+        if not is_array(x):
+            return <void*>read_pointer(x, name)
+        cdef View v
+        cdef int32_t element = ROPE_DTYPE_F32 if d.norm.weight_is_f32 else d.dtype
+        read_view(x, name, <uintptr_t>d.stream, &v)
+        check_device(name, &v, d)
+        if not holds(&v, element):
+            raise TypeError(f"{name}: dtype {getattr(x, 'dtype', 'unknown')}, must be {element_name(element)}")
+        if v.ndim != 1 or v.shape[0] != d.head_dim or (v.shape[0] > 1 and v.strides[0] != 1):
+            raise ValueError(f"{name}: shape {shape_of(&v)}, must be contiguous [{d.head_dim}]")
+        return v.data
+
+    cdef int _read_scale(self, str name, object x, rope_quantize* z, str kind, int64_t heads, int64_t rows,
+                         rope_apply_desc* d) except -1:
+        """rows: of what is stored."""
+        cdef int64_t count = 1
+        cdef str shape = "[1]"
+        if not z.out_dtype:
+            return refuse(name, x, f"only allowed with {name[0]} and {name[0]}_out_dtype")
+        if x is None:
+            if kind is not None:
+                raise TypeError(f"{name}: required with {name}_kind={kind!r}")
+            z.scale_kind = ROPE_SCALE_HOST
+            return 0
+        if is_scale(x):
+            if z.scale_kind == ROPE_SCALE_DYNAMIC:
+                raise TypeError(f"{name}: {x!r}, must be memory that the scales are written to ({name}_kind='dynamic')")
+            z.scale_kind = ROPE_SCALE_HOST
+            z.scale = <float>as_real(name, x)
+            if not 0 < z.scale < 3.4028236e38 or 1.0 / z.scale > 3.4028236e38:
+                raise ValueError(f"{name}: {x!r}, must be above 0 and finite as a float32, as must its reciprocal")
+            return 0
+        if z.scale_kind == ROPE_SCALE_HEAD:
+            count, shape = heads, "[heads]"
+        elif z.scale_kind == ROPE_SCALE_TOKEN:
+            count, shape = d.num_tokens, "[num_tokens]"
+        elif z.scale_kind == ROPE_SCALE_DYNAMIC:
+            count = rows * heads
+            shape = "[num_pages * page_size, heads]" if rows != d.num_tokens else "[num_tokens, heads]"
+        if isinstance(x, int) and 0 < x < 4096:
+            raise TypeError(f"{name}: {x!r} is an integer, which would be an address; pass {float(x)!r}")
+        z.scales = <float*>read_memory(name, x, KIND_FLOAT, 4, &count, shape, z.scale_kind == ROPE_SCALE_DYNAMIC, d)
+        return 0
+
+    cdef int _read_cache(self, k, v, k_cache, v_cache, slots, page_table, page_indptr, page_table_stride, request_ids,
+                         cache_positions, cache_skipped, rope_apply_desc* d) except -1:
+        cdef int64_t count = d.num_tokens
+        cdef str reason
+        if not d.cache.kind:
+            reason = "only allowed with cache=pyrope.PagedCache(...)" if self.cache is None else "given without k and v"
+            refuse("k_cache", k_cache, reason)
+            refuse("v_cache", v_cache, reason)
+            refuse("slots", slots, reason)
+            refuse("page_table", page_table, reason)
+            refuse("page_indptr", page_indptr, reason)
+            refuse("page_table_stride", page_table_stride, reason)
+            refuse("request_ids", request_ids, reason)
+            refuse("cache_positions", cache_positions, reason)
+            return refuse("cache_skipped", cache_skipped, reason)
+        if k is not None:
+            require("k_cache", k_cache, "with k and a cache")
+            self._read_pages("k_cache", k_cache, d.num_k_heads, d.head_dim, d.k_quantize.out_dtype, d, &d.cache.k)
+        else:
+            refuse("k_cache", k_cache, "given without k")
+            memset(&d.cache.k, 0, sizeof(d.cache.k))
+        if v is not None:
+            require("v_cache", v_cache, "with v and a cache")
+            self._read_pages("v_cache", v_cache, self.num_v_heads, self.v_head_dim, d.v_quantize.out_dtype, d,
+                             &d.cache.v)
+        else:
+            refuse("v_cache", v_cache, "given without v")
+            memset(&d.cache.v, 0, sizeof(d.cache.v))
+        if d.cache.kind == ROPE_CACHE_SLOTS:
+            refuse("page_table", page_table, "not allowed together with slots")
+            refuse("page_indptr", page_indptr, "not allowed together with slots")
+            refuse("page_table_stride", page_table_stride, "not allowed together with slots")
+            refuse("request_ids", request_ids, "not allowed together with slots")
+            refuse("cache_positions", cache_positions, "not allowed together with slots")
+            d.cache.slots = self._read_index("slots", slots, &count, &d.cache.index_dtype, d)
+        else:
+            if page_table is None:
+                raise TypeError("slots and page_table: both None, one of them is required with a cache")
+            require("request_ids", request_ids, "with page_table")
+            require("cache_positions", cache_positions, "with page_table")
+            d.cache.cache_positions = self._read_index("cache_positions", cache_positions, &count,
+                                                       &d.cache.index_dtype, d)
+            d.cache.request_ids = <int32_t*>read_memory("request_ids", request_ids, KIND_INT, 4, &count, "[num_tokens]",
+                                                        False, d)
+            self._read_page_table(page_table, page_indptr, page_table_stride, d)
+        if cache_skipped is not None:
+            count = 1
+            d.cache.num_skipped = <int64_t*>read_memory("cache_skipped", cache_skipped, KIND_INT, 8, &count, "[1]",
+                                                        True, d)
+        return 0
+
+    cdef int _read_pages(self, str name, object x, int64_t heads, int64_t dim, bint quantised, rope_apply_desc* d,
+                         rope_cache_tensor* pages) except -1:
+        cdef View v
+        cdef int32_t element = ONE_BYTE if quantised else d.dtype
+        if heads == 0:
+            raise ValueError(f"{name}: given, but the Rope has num_{name[0]}_heads=0")
+        if not is_array(x):
+            pages.data = <void*>read_pointer(x, name)
+            return 0
+        read_view(x, name, <uintptr_t>d.stream, &v)
+        check_device(name, &v, d)
+        if not holds(&v, element):
+            raise TypeError(f"{name}: dtype {getattr(x, 'dtype', 'unknown')}, must be {element_name(element)}")
+        if v.read_only:
+            raise ValueError(f"{name}: the array is read-only")
+        cdef int entry = 2 if self.heads_first and v.ndim == 4 else 1, head = 3 - entry
+        cdef int last = v.ndim - 1
+        cdef bint right = v.ndim == 4 and v.shape[head] == heads or v.ndim == 3 and heads == 1
+        if not (right and v.shape[0] == d.cache.num_pages and v.shape[entry] == d.cache.page_size
+                and v.shape[last] == dim):
+            shape = [d.cache.num_pages, d.cache.page_size, heads, dim]
+            if self.heads_first:
+                shape[1:3] = heads, d.cache.page_size
+            raise ValueError(f"{name}: shape {shape_of(&v)}, must be {shape}")
+        if v.strides[last] != 1 and dim > 1:
+            raise ValueError(f"{name}: the last dimension has stride {v.strides[last]}, must be contiguous (1)")
+        # A stride means nothing in a dimension of one.
+        if v.shape[0] > 1:
+            pages.page_stride = v.strides[0]
+        if v.shape[entry] > 1:
+            pages.entry_stride = v.strides[entry]
+        if heads > 1:
+            pages.head_stride = v.strides[head]
+        pages.data = v.data
+        return 0
+
+    cdef int _read_page_table(self, page_table, page_indptr, page_table_stride, rope_apply_desc* d) except -1:
+        cdef View v
+        cdef int64_t count = -1
+        if page_indptr is not None:
+            refuse("page_table_stride", page_table_stride, "not allowed together with page_indptr")
+            d.cache.page_indptr = <int32_t*>read_memory("page_indptr", page_indptr, KIND_INT, 4, &count,
+                                                        "[num_requests + 1]", False, d)
+            count = -1
+            d.cache.page_table = <int32_t*>read_memory("page_table", page_table, KIND_INT, 4, &count, "[pages]", False,
+                                                       d)
+            return 0
+        if not is_array(page_table):
+            require("page_table_stride", page_table_stride, "with page_table as a pointer and without page_indptr")
+            d.cache.page_table = <int32_t*>read_pointer(page_table, "page_table")
+            d.cache.page_table_stride = as_integer("page_table_stride", page_table_stride)
+            if d.cache.page_table_stride < 1:
+                raise ValueError(f"page_table_stride: {page_table_stride}, must be at least 1")
+            return 0
+        refuse("page_table_stride", page_table_stride, "only allowed with pointers, an array has its own")
+        read_view(page_table, "page_table", <uintptr_t>d.stream, &v)
+        check_device("page_table", &v, d)
+        if v.kind != KIND_INT or v.itemsize != 4:
+            raise TypeError(f"page_table: dtype {getattr(page_table, 'dtype', 'unknown')}, must be int32")
+        if v.ndim != 2 or (v.shape[1] > 1 and v.strides[1] != 1) or (v.shape[0] > 1 and v.strides[0] < v.shape[1]):
+            raise ValueError(f"page_table: shape {shape_of(&v)}, must be [num_requests, pages] with contiguous "
+                             "rows, or [pages] with page_indptr")
+        d.cache.page_table = <int32_t*>v.data
+        d.cache.page_table_stride = v.strides[0] if v.shape[0] > 1 else max(v.shape[1], 1)
+        return 0
+
+    cdef int _read_cos_sin(self, cos, sin, cos_sin_rows, cos_sin_stride, table_skipped, rope_apply_desc* d) except -1:
+        cdef int64_t count = 1
+        if d.angle != ROPE_ANGLE_TABLE:
+            d.cos_sin.dtype = 0
+            refuse("cos", cos, "only allowed with angle='table'")
+            refuse("sin", sin, "only allowed with angle='table'")
+            refuse("cos_sin_rows", cos_sin_rows, "only allowed with angle='table'")
+            refuse("cos_sin_stride", cos_sin_stride, "only allowed with angle='table'")
+            return refuse("table_skipped", table_skipped, "only allowed with angle='table'")
+        require("cos", cos, "with angle='table'")
+        d.cos_sin.num_rows = -1
+        if cos_sin_rows is not None:
+            d.cos_sin.num_rows = as_integer("cos_sin_rows", cos_sin_rows)
+            if d.cos_sin.num_rows < 1:
+                raise ValueError(f"cos_sin_rows: {cos_sin_rows}, must be at least 1")
+        if cos_sin_stride is not None:
+            if is_array(cos) or is_array(sin):
+                raise ValueError("cos_sin_stride: only allowed with pointers, an array has its own")
+            d.cos_sin.row_stride = as_integer("cos_sin_stride", cos_sin_stride)
+            if d.cos_sin.row_stride < 1:
+                raise ValueError(f"cos_sin_stride: {cos_sin_stride}, must be at least 1")
+        d.cos_sin.cos = self._read_rows("cos", cos, d.rotary_dim if sin is None else d.rotary_dim // 2, d)
+        if sin is not None:
+            d.cos_sin.sin = self._read_rows("sin", sin, d.rotary_dim // 2, d)
+        if d.cos_sin.num_rows < 0:
+            raise TypeError("cos_sin_rows: required with pointers")
+        if table_skipped is not None:
+            d.cos_sin.num_skipped = <int64_t*>read_memory("table_skipped", table_skipped, KIND_INT, 8, &count, "[1]",
+                                                          True, d)
+        return 0
+
+    cdef void* _read_rows(self, str name, object x, int64_t width, rope_apply_desc* d) except? NULL:
+        """Rows of cosines or sines; the first array sets their number and stride."""
+        if not is_array(x):
+            return <void*>read_pointer(x, name)
+        cdef View v
+        cdef int64_t stride
+        read_view(x, name, <uintptr_t>d.stream, &v)
+        check_device(name, &v, d)
+        if not holds(&v, d.cos_sin.dtype):
+            raise TypeError(f"{name}: dtype {getattr(x, 'dtype', 'unknown')}, must be {self.cos_sin_dtype} "
+                            "(cos_sin_dtype)")
+        if (v.ndim != 2 or v.shape[0] < 1 or v.shape[1] != width or (width > 1 and v.strides[1] != 1)
+                or (d.cos_sin.num_rows >= 0 and v.shape[0] != d.cos_sin.num_rows)):
+            raise ValueError(f"{name}: shape {shape_of(&v)}, must be "
+                             f"[{d.cos_sin.num_rows if d.cos_sin.num_rows >= 0 else 'rows'}, {width}] with contiguous "
+                             "rows")
+        stride = v.strides[0] if v.shape[0] > 1 else width
+        if stride < width:
+            raise ValueError(f"{name}: a row stride of {stride}, must be at least {width}")
+        if d.cos_sin.row_stride and d.cos_sin.row_stride != stride:
+            raise ValueError(f"{name}: a row stride of {stride}, must be that of cos, {d.cos_sin.row_stride}")
+        d.cos_sin.num_rows, d.cos_sin.row_stride = v.shape[0], stride
+        return v.data
+
+    cdef int _read_tables(self, tables, table_ids, table_ids_from, table_factors, num_tables, positions_from,
+                          rope_apply_desc* d) except -1:
+        cdef int64_t count = -1
+        cdef int pairs = d.rotary_dim // 2
+        if tables is None:
+            refuse("table_ids", table_ids, "only allowed with tables")
+            refuse("table_ids_from", table_ids_from, "only allowed with tables")
+            refuse("table_factors", table_factors, "only allowed with tables")
+            return refuse("num_tables", num_tables, "only allowed with tables")
+        if d.angle == ROPE_ANGLE_TABLE:
+            raise ValueError("tables: not allowed with angle='table'")
+        require("table_ids", table_ids, "with tables")
+        if positions_from is None:
+            refuse("table_ids_from", table_ids_from, "only allowed with positions_from")
+        if num_tables is not None:
+            d.sets.num_sets = as_count("num_tables", num_tables, 1, (1 << 31) - 1)
+            count = <int64_t>d.sets.num_sets * pairs
+        d.sets.tables = <uint64_t*>read_memory("tables", tables, KIND_UINT, 8, &count, f"[num_tables, {pairs}]", False,
+                                               d)
+        if count < 0:
+            raise TypeError("num_tables: required with tables as a pointer")
+        if count == 0 or count % pairs:
+            raise ValueError(f"tables: {count} elements, must be [num_tables, rotary_dim / 2 = {pairs}]")
+        d.sets.num_sets = <int32_t>(count // pairs)
+        count = d.num_tokens
+        d.sets.ids = <int32_t*>read_memory("table_ids", table_ids, KIND_INT, 4, &count, "[num_tokens]", False, d)
+        if table_ids_from is not None:
+            d.sets.ids_from = <int32_t*>read_memory("table_ids_from", table_ids_from, KIND_INT, 4, &count,
+                                                    "[num_tokens]", False, d)
+        if table_factors is not None:
+            count = d.sets.num_sets
+            d.sets.factors = <float*>read_memory("table_factors", table_factors, KIND_FLOAT, 4, &count, "[num_tables]",
+                                                 False, d)
+        return 0
