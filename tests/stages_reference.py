@@ -35,7 +35,8 @@ def storage(name):
 
 def decode(array):
     """Stored numbers of any format as float64."""
-    return np.asarray(array).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # NaNs
+        return np.asarray(array).astype(np.float64)
 
 
 def round_to(x, name):

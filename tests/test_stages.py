@@ -42,7 +42,7 @@ ROWS, IMPOSSIBLE = all_pairs(FACTORS, RULES, np.random.default_rng(1))
 
 
 def name_of(row):
-    return "-".join(str(value) for value in row.values())
+    return "-".join(str(row[name]) for name in FACTORS)
 
 
 def test_every_pair_is_covered():
