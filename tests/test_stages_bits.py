@@ -18,6 +18,12 @@ def make(device, shape, *, fused=True, **options):
     return cls(head_dim, Q_HEADS, K_HEADS, rotary_dim=rotary_dim, rotary_offset=offset, device=device, **options)
 
 
+def without_nans(block, elements=slice(None)):
+    """NaNs among these elements become 0."""
+    part = block.view()[..., elements]
+    part[np.isnan(part.astype(np.float32))] = 0
+
+
 def operands(dtype, tokens, head_dim, rng, bits=False):
     """q and k: normal numbers, or any bit patterns."""
     blocks = {}
@@ -48,10 +54,13 @@ def got(blocks, flats, name):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_plain_and_fused_and_appended(device, shape, dtype, layout, angle, rng):
-    """Any bit patterns, infinities and NaNs too: Rope, FusedRope and what lands in a cache, q and v beside or not."""
+    """Any bit patterns, where it is rotated NaNs too: Rope, FusedRope and what lands in a cache beside v."""
     tokens, d = 40, shape[0]
     options = {"dtype": dtype, "layout": layout, "angle": angle}
     inputs = operands(dtype, tokens, d, rng, bits=True)
+    for block in inputs.values():
+        without_nans(block, slice(shape[2]))
+        without_nans(block, slice(sum(shape[1:]), None))
     ids = Block(np.int64, (tokens,), values=rng.integers(-(2**62), 2**62, tokens))
     blocks = inputs | outputs(dtype, tokens, d) | {"positions": ids}
     flats = call(make(device, shape, fused=False, **options), blocks, {}, tokens)
@@ -67,6 +76,7 @@ def test_plain_and_fused_and_appended(device, shape, dtype, layout, angle, rng):
         rope = make(device, shape, **options, cache=cache)
         v = rows_block(ref.storage(dtype), (tokens, K_HEADS, d), "padded")
         v.flat[...] = rng.integers(0, 256, v.flat.size, np.uint8)
+        without_nans(v)
         cached = inputs | {"positions": ids, "slots": Block(np.int64, (tokens,), values=slots), "v": v}
         for name in ("k_cache", "v_cache"):
             cached[name] = cache_block(ref.storage(dtype), PAGES, PAGE_SIZE, K_HEADS, d, layout_of_cache)
@@ -76,6 +86,23 @@ def test_plain_and_fused_and_appended(device, shape, dtype, layout, angle, rng):
         for name, want in (("k_cache", want_k), ("v_cache", np.ascontiguousarray(v.view()).view(np.uint8))):
             stored = np.ascontiguousarray(cached[name].view(flats[name])[rows]).view(np.uint8)
             np.testing.assert_array_equal(stored, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_copies_keep_the_bits_of_nans(device, dtype, rng):
+    """What is neither rotated nor quantised is copied, as Rope copies it: v, the nope part of q, the rest of a head."""
+    tokens, d, width = 40, 64, ref.storage(dtype).itemsize
+    blocks = operands(dtype, tokens, d, rng, bits=True) | outputs(dtype, tokens, d)
+    for name, heads in (("v", K_HEADS), ("q_nope", Q_HEADS)):
+        blocks[name] = rows_block(ref.storage(dtype), (tokens, heads, d), "dense")
+        blocks[name].flat[...] = rng.integers(0, 256, blocks[name].flat.size, np.uint8)
+        blocks[f"{name}_out"] = rows_block(ref.storage(dtype), (tokens, heads, d), "dense")
+    rope = make(device, (d, 16, 8), dtype=dtype, q_nope_dim=d)
+    flats = call(rope, blocks, {}, tokens)
+    rest = np.r_[: 8 * width, 24 * width : d * width]
+    for name, part in (("q", rest), ("k", rest), ("v", slice(None)), ("q_nope", slice(None))):
+        want = blocks[name].view().view(np.uint8)[..., part]
+        np.testing.assert_array_equal(got(blocks, flats, f"{name}_out")[..., part], want, err_msg=name)
 
 
 def quantised(y, scale, name):
