@@ -11,17 +11,23 @@ except ModuleNotFoundError:
         "start it elsewhere, or install with `pip install -e .`"
     ) from None
 from pyrope.errors import CudaError, RopeError, UnsupportedError
-from pyrope.scaling import Linear, Llama3, Scaling
+from pyrope.scaling import NTK, DynamicNTK, Linear, Llama3, LongRoPE, PairFactors, Proportional, Scaling, YaRN
 
 __version__ = version()
 __all__ = [
+    "NTK",
     "CudaError",
+    "DynamicNTK",
     "Linear",
     "Llama3",
+    "LongRoPE",
+    "PairFactors",
+    "Proportional",
     "Rope",
     "RopeError",
     "Scaling",
     "UnsupportedError",
+    "YaRN",
     "__version__",
     "build_info",
     "device_count",

@@ -36,6 +36,12 @@ cdef extern from "roperope/roperope.h" nogil:
         ROPE_SCALING_LINEAR
         ROPE_SCALING_LLAMA3
         ROPE_SCALING_CUSTOM
+        ROPE_SCALING_NTK
+        ROPE_SCALING_DYNAMIC_NTK
+        ROPE_SCALING_YARN
+        ROPE_SCALING_LONGROPE
+        ROPE_SCALING_PAIR_FACTORS
+        ROPE_SCALING_PROPORTIONAL
     enum:
         ROPE_MAX_ROTARY_DIM
 
@@ -50,6 +56,16 @@ cdef extern from "roperope/roperope.h" nogil:
         double high_freq_factor
         int64_t original_max_position
         const double* inv_freq
+        double beta_fast
+        double beta_slow
+        double mscale
+        double mscale_all_dim
+        double proportion
+        const double* pair_factors
+        const double* short_factors
+        const double* long_factors
+        int64_t seq_len
+        int64_t no_truncate
 
     ctypedef struct rope_tensor:
         void* data

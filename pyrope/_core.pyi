@@ -1,6 +1,6 @@
 # What Rope.apply takes, for type checkers. cuda-python's handles are untyped and pass as they are.
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol, SupportsFloat, SupportsIndex, TypeAlias
+from typing import Any, Literal, Protocol, Self, SupportsFloat, SupportsIndex, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +62,10 @@ class Rope:
         enable_pdl: bool = False,
         positions_ready: bool = False,
     ) -> None: ...
+    @classmethod
+    def from_hf_config(
+        cls, config: object, *, layer_type: str | None = None, seq_len: int | None = None, **options: Any
+    ) -> Self: ...
     @property
     def head_dim(self) -> int: ...
     @property

@@ -19,6 +19,28 @@ _ANGLES = {"exact": ROPE_ANGLE_EXACT, "fp32": ROPE_ANGLE_FP32}
 _DEVICES = {"cuda": ROPE_BACKEND_CUDA, "cpu": ROPE_BACKEND_CPU}
 _INDEX_DTYPES = {"int64": ROPE_INDEX_INT64, "int32": ROPE_INDEX_INT32}
 
+# Attributes of a pyrope.Scaling and where the descriptor has them, in bytes.
+cdef rope_frequencies_desc _f
+_REALS = {
+    "factor": <uintptr_t>&_f.factor - <uintptr_t>&_f,
+    "low_freq_factor": <uintptr_t>&_f.low_freq_factor - <uintptr_t>&_f,
+    "high_freq_factor": <uintptr_t>&_f.high_freq_factor - <uintptr_t>&_f,
+    "beta_fast": <uintptr_t>&_f.beta_fast - <uintptr_t>&_f,
+    "beta_slow": <uintptr_t>&_f.beta_slow - <uintptr_t>&_f,
+    "mscale": <uintptr_t>&_f.mscale - <uintptr_t>&_f,
+    "mscale_all_dim": <uintptr_t>&_f.mscale_all_dim - <uintptr_t>&_f,
+    "proportion": <uintptr_t>&_f.proportion - <uintptr_t>&_f,
+}
+_INTEGERS = {
+    "original_max_position": <uintptr_t>&_f.original_max_position - <uintptr_t>&_f,
+    "seq_len": <uintptr_t>&_f.seq_len - <uintptr_t>&_f,
+}
+_LISTS = {
+    "pair_factors": <uintptr_t>&_f.pair_factors - <uintptr_t>&_f,
+    "short_factors": <uintptr_t>&_f.short_factors - <uintptr_t>&_f,
+    "long_factors": <uintptr_t>&_f.long_factors - <uintptr_t>&_f,
+}
+
 
 cdef int check(rope_status status) except -1 nogil:
     if status == ROPE_OK:
@@ -67,6 +89,17 @@ cdef double as_real(str name, object value) except? -1:
     raise TypeError(f"{name}: {value!r}, must be a real number")
 
 
+cdef int read_numbers(str name, object values, int count, double* out) except -1:
+    if not hasattr(values, "__len__"):
+        raise TypeError(f"{name}: {values!r} is not a sequence of numbers")
+    values = tuple(values)  # what it holds, whatever its __len__ says
+    if len(values) != count:
+        raise ValueError(f"{name}: {len(values)} values, must be rotary_dim / 2 = {count}")
+    for i, value in enumerate(values):
+        out[i] = as_real(name, value)
+    return 0
+
+
 cdef int32_t as_count(str name, object value, int64_t low, int64_t high) except? -1:
     cdef int64_t number = as_integer(name, value)
     if not low <= number <= high:
@@ -105,12 +138,12 @@ cdef class Rope:
     theta : float
         Base of the frequencies ``theta ** (-2 i / rotary_dim)``; > 0. Not allowed with ``inv_freq``.
     scaling : pyrope.Scaling, optional
-        ``pyrope.Linear(...)``, ``pyrope.Llama3(...)``.
+        ``pyrope.Linear(...)``, ``pyrope.Llama3(...)``, ``pyrope.YaRN(...)``, ... (see ``pyrope.scaling``).
     inv_freq : sequence of float, optional
         ``[rotary_dim / 2]`` frequencies in radians per position instead of theta and scaling, each taken as exactly
         the number it is.
     attention_factor : float, optional
-        What cos and sin are multiplied with. Default: what the scaling says, 1 for those above.
+        What cos and sin are multiplied with. Default: what the scaling says; 1 but for YaRN and LongRoPE.
     layout : {"neox", "gptj"}
         Which elements form a pair: ``i`` with ``i + rotary_dim / 2``, or ``2 i`` with ``2 i + 1``.
     dtype : {"float32", "float16", "bfloat16"}
@@ -204,51 +237,93 @@ cdef class Rope:
             raise ValueError(f"attention_factor: {attention_factor}, must be above 0 and finite as a float32")
         self._check_compiled()
 
+    @classmethod
+    def from_hf_config(cls, config, *, layer_type=None, seq_len=None, **options):
+        """The Rope of a Hugging Face model configuration.
+
+        Parameters
+        ----------
+        config : dict or object
+            What config.json holds, or a configuration object of transformers.
+        layer_type : str, optional
+            Which of the model's layers, for example ``"sliding_attention"``; required if they differ.
+        seq_len : int, optional
+            Tokens that the context will have, for ``dynamic`` and ``longrope``. Default: no more than the original
+            training had.
+        **options
+            Arguments of ``Rope``; they replace what the configuration says.
+
+        Notes
+        -----
+        Rotated is what the model rotates: with multi-head latent attention, ``qk_rope_head_dim`` elements of q and a
+        single head of k. ``dtype``, ``device`` and ``angle`` do not come from the configuration.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The configuration lacks or contradicts something; the text names the key.
+        pyrope.UnsupportedError
+            It asks for a rotation that pyrope does not have.
+        """
+        from pyrope.hf import rope_options
+        return cls(**rope_options(config, layer_type, seq_len, options))
+
     cdef int _make_table(self, theta, scaling, inv_freq) except -1:
         cdef rope_frequencies_desc f
         cdef int pairs = self.base.rotary_dim // 2, i
         rope_frequencies_desc_init(&f)
         f.angle, f.rotary_dim = self.base.angle, self.base.rotary_dim
-        cdef double* custom = <double*>malloc(2 * pairs * sizeof(double))
-        cdef double* out = custom + pairs
+        cdef double* out = <double*>malloc((1 + len(_LISTS)) * pairs * sizeof(double))
+        cdef double* lists = out + pairs
         self.table = <uint64_t*>malloc(pairs * sizeof(uint64_t))
-        if custom == NULL or self.table == NULL:
-            free(custom)
+        if out == NULL or self.table == NULL:
+            free(out)
             raise MemoryError
         try:
             if inv_freq is not None:
                 if scaling is not None or theta != 10000.0:
                     raise ValueError("inv_freq: not allowed together with theta or scaling")
-                if not hasattr(inv_freq, "__len__"):
-                    raise TypeError(f"inv_freq: {inv_freq!r} is not a sequence of numbers")
-                if len(inv_freq) != pairs:
-                    raise ValueError(f"inv_freq: {len(inv_freq)} values, must be rotary_dim / 2 = {pairs}")
-                for i, value in enumerate(inv_freq):
-                    custom[i] = as_real("inv_freq", value)
-                f.scaling, f.inv_freq = ROPE_SCALING_CUSTOM, custom
+                read_numbers("inv_freq", inv_freq, pairs, lists)
+                f.scaling, f.inv_freq = ROPE_SCALING_CUSTOM, lists
             else:
                 f.theta = self.theta
                 if not f.theta > 0:
                     raise ValueError(f"theta: {theta}, must be a finite number above 0")
                 if scaling is not None:
-                    self._read_scaling(scaling, &f)
+                    self._read_scaling(scaling, lists, &f)
             check(rope_frequencies(&f, self.table, out, &self.attention_factor))
             self.frequencies = tuple([out[i] for i in range(pairs)])
         finally:
-            free(custom)
+            free(out)
         return 0
 
-    cdef int _read_scaling(self, scaling, rope_frequencies_desc* f) except -1:
+    cdef int _read_scaling(self, scaling, double* lists, rope_frequencies_desc* f) except -1:
+        """lists: [len(_LISTS), rotary_dim / 2], where the descriptor's lists go."""
         if not isinstance(scaling, Scaling) or type(scaling) is Scaling:
             raise TypeError(f"scaling: {scaling!r} is not a pyrope.Scaling such as pyrope.Llama3(factor=8.0)")
+        cdef char* fields = <char*>f
+        cdef size_t at
         f.scaling = scaling.kind
-        for name in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position"):
-            if getattr(scaling, name, 1) == 0:  # zero is the descriptor's word for "default"
-                raise ValueError(f"{name}: 0, must be above 0")
-        f.factor = as_real("factor", getattr(scaling, "factor", 0))
-        f.low_freq_factor = as_real("low_freq_factor", getattr(scaling, "low_freq_factor", 0))
-        f.high_freq_factor = as_real("high_freq_factor", getattr(scaling, "high_freq_factor", 0))
-        f.original_max_position = as_integer("original_max_position", getattr(scaling, "original_max_position", 0))
+        for name, value in vars(scaling).items():
+            if value is None:
+                continue
+            if name in _LISTS:
+                at = _LISTS[name]
+                read_numbers(name, value, f.rotary_dim // 2, lists)
+                (<double**>(fields + at))[0] = lists
+                lists += f.rotary_dim // 2
+            elif name == "truncate":
+                if not isinstance(value, bool):
+                    raise TypeError(f"truncate: {value!r} is not a bool")
+                f.no_truncate = not value
+            elif value == 0:  # zero is the descriptor's word for "default"
+                raise ValueError(f"{name}: {value}, must be above 0")
+            elif name in _REALS:
+                at = _REALS[name]
+                (<double*>(fields + at))[0] = as_real(name, value)
+            else:
+                at = _INTEGERS[name]
+                (<int64_t*>(fields + at))[0] = as_integer(name, value)
         return 0
 
     cdef int _check_compiled(self) except -1:

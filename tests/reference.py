@@ -36,6 +36,61 @@ def llama3_frequencies(rotary_dim, theta, factor, low, high, original):
         return result
 
 
+def ntk_frequencies(rotary_dim, theta, stretch):
+    """NTK-aware scaling as YaRN's paper (arXiv:2309.00071) defines it: b' = b * s^(|D| / (|D| - 2))."""
+    with mp.workprec(BITS):
+        return base_frequencies(rotary_dim, mpf(theta) * mpf(stretch) ** (mpf(rotary_dim) / (rotary_dim - 2)))
+
+
+def dynamic_ntk_frequencies(rotary_dim, theta, factor, original, length):
+    """Dynamic NTK: the stretch follows the current length, and is none up to the original one."""
+    with mp.workprec(BITS):
+        stretch = mpf(factor) * length / original - (mpf(factor) - 1)
+        return ntk_frequencies(rotary_dim, theta, max(stretch, mpf(1)))
+
+
+def yarn_frequencies(rotary_dim, theta, factor, original, fast=32, slow=1, truncate=True):
+    """NTK-by-parts, arXiv:2309.00071, equations 11 to 13, gamma being a ramp over the pairs' indices as in the
+    authors' code: the index at which a pair turns n times solves original * theta^(-2i/r) = 2 pi n."""
+    with mp.workprec(BITS):
+        low, high = (
+            mpf(rotary_dim) / 2 * mp.log(original / (2 * mp.pi * mpf(turns))) / mp.log(mpf(theta))
+            for turns in (fast, slow)
+        )
+        if truncate:
+            low, high = mp.floor(low), mp.ceil(high)
+        low, high = max(low, 0), min(high, rotary_dim - 1)
+        result = []
+        for i, f in enumerate(base_frequencies(rotary_dim, theta)):
+            gamma = 1 - min(max((i - low) / (high - low), 0), 1)
+            result.append((1 - gamma) * f / mpf(factor) + gamma * f)
+        return result
+
+
+def yarn_magnitude(factor, mscale=1, mscale_all_dim=0):
+    """arXiv:2309.00071, section 3.4: sqrt(1/t) = 0.1 ln(s) + 1, over the same with DeepSeek's mscale_all_dim."""
+    growth = mp.log(factor) if factor > 1 else 0
+    return float((mpf("0.1") * mscale * growth + 1) / (mpf("0.1") * mscale_all_dim * growth + 1))
+
+
+def divided_frequencies(rotary_dim, theta, factors):
+    """LongRoPE (arXiv:2402.13753), equation 2, and rope_freqs of GGUF files: pair i divided by factors[i]."""
+    with mp.workprec(BITS):
+        return [f / mpf(x) for f, x in zip(base_frequencies(rotary_dim, theta), factors, strict=True)]
+
+
+def longrope_magnitude(factor, original):
+    """Phi-3's: sqrt(1 + ln(s) / ln(original))."""
+    return float(mp.sqrt(1 + mp.log(factor) / mp.log(original))) if factor > 1 else 1.0
+
+
+def proportional_frequencies(rotary_dim, theta, proportion, factor=1):
+    """p-RoPE (arXiv:2410.06205), section 6: the lowest (1 - p) of the frequencies are 0."""
+    with mp.workprec(BITS):
+        turning = int(mp.floor(mpf(proportion) * rotary_dim / 2))
+        return [f / mpf(factor) if i < turning else mpf(0) for i, f in enumerate(base_frequencies(rotary_dim, theta))]
+
+
 def cos_sin(positions, inv_freq):
     """float64 [len(positions), len(inv_freq)] of cos and sin; the product of the two is formed without rounding."""
     with mp.workprec(BITS):

@@ -36,23 +36,6 @@ def test_exact(device, theta, rng):
     assert largest_error(got, reference.cos_sin(positions, reference.base_frequencies(128, theta))) <= 1e-7
 
 
-@pytest.mark.parametrize(
-    ("scaling", "frequencies"),
-    [
-        (pyrope.Linear(factor=3.0), lambda: reference.linear_frequencies(128, 5e5, 3.0)),
-        (pyrope.Llama3(), lambda: reference.llama3_frequencies(128, 5e5, 8, 1, 4, 8192)),
-        (pyrope.Llama3(32.0, 1.0, 4.0, 8192), lambda: reference.llama3_frequencies(128, 5e5, 32, 1, 4, 8192)),
-    ],
-)
-def test_exact_scaled(device, scaling, frequencies):
-    rope = make(device, theta=5e5, scaling=scaling)
-    want = frequencies()
-    assert rope.inv_freq.dtype == np.float64
-    np.testing.assert_array_max_ulp(rope.inv_freq, np.array([float(f) for f in want]), maxulp=1)
-    assert rope.attention_factor == 1.0
-    assert largest_error(cos_sin_of(rope, EDGES), reference.cos_sin(EDGES, want)) <= 1e-7
-
-
 def test_exact_many_phases(device, rng):
     # One radian per position: integer angles, whose cosine long double arithmetic knows to 1e-18.
     positions = rng.integers(0, 2**31, 1 << 20 if device == "cpu" else 1 << 16)

@@ -67,7 +67,7 @@ CONSTRUCTOR = rows(
         "high_freq_factor",
         {"scaling": LLAMA3(high_freq_factor=0.5)},
         V,
-        "high_freq_factor: 0.5, must be above low_freq_factor, 1",
+        "high_freq_factor: 0.5, must be at least low_freq_factor, 1",
     ),
     (
         "original_max_position",

@@ -70,6 +70,7 @@ static void test_version(void) {
 
 static void test_frequencies(void) {
   rope_frequencies_desc d;
+  const double factors[HEAD_DIM / 2] = {2, 4};
   double inv_freq[HEAD_DIM / 2] = {-1, -1}, magnitude = -1;
   memset(&d, 0xff, sizeof(d));
   rope_frequencies_desc_init(&d);
@@ -86,6 +87,33 @@ static void test_frequencies(void) {
   CHECK(rope_frequencies(&d, table, inv_freq, &magnitude) == ROPE_OK);
   CHECK(inv_freq[0] == 1.0 && inv_freq[1] == 0.01 && magnitude == 1.0);
   CHECK(rope_frequencies(&d, table, NULL, NULL) == ROPE_OK);
+
+  /* A scaling's list is required with it, and refused with every other. */
+  d.scaling = ROPE_SCALING_PAIR_FACTORS;
+  CHECK(rope_frequencies(&d, table, inv_freq, &magnitude) == ROPE_ERR_INVALID_ARG);
+  CHECK(strstr(rope_last_error(), "pair_factors: NULL, required with ROPE_SCALING_PAIR_FACTORS") != NULL);
+  d.pair_factors = factors;
+  CHECK(rope_frequencies(&d, table, inv_freq, &magnitude) == ROPE_OK);
+  CHECK(inv_freq[0] == 0.5 && inv_freq[1] == 0.0025 && magnitude == 1.0);
+  d.scaling = ROPE_SCALING_NONE;
+  CHECK(rope_frequencies(&d, table, inv_freq, &magnitude) == ROPE_ERR_INVALID_ARG);
+  CHECK(strstr(rope_last_error(), "pair_factors: only allowed with ROPE_SCALING_PAIR_FACTORS") != NULL);
+
+  /* A program of the first release has no pair_factors. */
+  d.struct_size = offsetof(rope_frequencies_desc, beta_fast);
+  CHECK(rope_frequencies(&d, table, inv_freq, &magnitude) == ROPE_OK);
+  CHECK(inv_freq[0] == 1.0 && inv_freq[1] == 0.01);
+
+  d.struct_size = sizeof(d);
+  d.pair_factors = NULL;
+  d.scaling = ROPE_SCALING_PROPORTIONAL + 1;
+  CHECK(rope_frequencies(&d, table, inv_freq, &magnitude) == ROPE_ERR_INVALID_ARG);
+  d.scaling = ROPE_SCALING_YARN;
+  d.factor = 4.0;
+  d.original_max_position = 4096;
+  d.no_truncate = 2;
+  CHECK(rope_frequencies(&d, table, inv_freq, &magnitude) == ROPE_ERR_INVALID_ARG);
+  CHECK(strstr(rope_last_error(), "no_truncate: 2") != NULL);
 }
 
 static void test_rotation(void) {

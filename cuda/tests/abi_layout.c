@@ -10,7 +10,7 @@
 #define FIELD(type, field, offset, size) \
   CHECK(offsetof(type, field) == (offset) && SIZE_OF_FIELD(type, field) == (size))
 
-CHECK(sizeof(rope_frequencies_desc) == 64);
+CHECK(sizeof(rope_frequencies_desc) == 144);
 FIELD(rope_frequencies_desc, struct_size, 0, 4);
 FIELD(rope_frequencies_desc, scaling, 4, 4);
 FIELD(rope_frequencies_desc, angle, 8, 4);
@@ -21,6 +21,16 @@ FIELD(rope_frequencies_desc, low_freq_factor, 32, 8);
 FIELD(rope_frequencies_desc, high_freq_factor, 40, 8);
 FIELD(rope_frequencies_desc, original_max_position, 48, 8);
 FIELD(rope_frequencies_desc, inv_freq, 56, 8);
+FIELD(rope_frequencies_desc, beta_fast, 64, 8);
+FIELD(rope_frequencies_desc, beta_slow, 72, 8);
+FIELD(rope_frequencies_desc, mscale, 80, 8);
+FIELD(rope_frequencies_desc, mscale_all_dim, 88, 8);
+FIELD(rope_frequencies_desc, proportion, 96, 8);
+FIELD(rope_frequencies_desc, pair_factors, 104, 8);
+FIELD(rope_frequencies_desc, short_factors, 112, 8);
+FIELD(rope_frequencies_desc, long_factors, 120, 8);
+FIELD(rope_frequencies_desc, seq_len, 128, 8);
+FIELD(rope_frequencies_desc, no_truncate, 136, 8);
 
 CHECK(sizeof(rope_tensor) == 24);
 FIELD(rope_tensor, data, 0, 8);
@@ -87,6 +97,12 @@ CHECK(ROPE_SCALING_NONE == 0);
 CHECK(ROPE_SCALING_LINEAR == 1);
 CHECK(ROPE_SCALING_LLAMA3 == 2);
 CHECK(ROPE_SCALING_CUSTOM == 3);
+CHECK(ROPE_SCALING_NTK == 4);
+CHECK(ROPE_SCALING_DYNAMIC_NTK == 5);
+CHECK(ROPE_SCALING_YARN == 6);
+CHECK(ROPE_SCALING_LONGROPE == 7);
+CHECK(ROPE_SCALING_PAIR_FACTORS == 8);
+CHECK(ROPE_SCALING_PROPORTIONAL == 9);
 CHECK(ROPE_MAX_ROTARY_DIM == 2048);
 
 CHECK(sizeof(rope_status) == 4);

@@ -82,7 +82,13 @@ enum {
   ROPE_SCALING_NONE = 0,   /* inv_freq[i] = theta^(-2i/rotary_dim) */
   ROPE_SCALING_LINEAR = 1, /* divided by factor (position interpolation, arXiv:2306.15595) */
   ROPE_SCALING_LLAMA3 = 2, /* Llama 3.1: long wavelengths divided by factor, a linear ramp between */
-  ROPE_SCALING_CUSTOM = 3  /* inv_freq given by the caller, each taken as exactly the number it is */
+  ROPE_SCALING_CUSTOM = 3, /* inv_freq given by the caller, each taken as exactly the number it is */
+  ROPE_SCALING_NTK = 4,    /* theta times factor^(r/(r-2)): the slowest pair is divided by factor, the fastest kept */
+  ROPE_SCALING_DYNAMIC_NTK = 5,  /* the same by factor * seq_len/original_max_position - (factor - 1), at least 1 */
+  ROPE_SCALING_YARN = 6,         /* slow pairs divided by factor, a ramp between; a magnitude (arXiv:2309.00071) */
+  ROPE_SCALING_LONGROPE = 7,     /* divided by short_factors or long_factors; a magnitude (arXiv:2402.13753) */
+  ROPE_SCALING_PAIR_FACTORS = 8, /* divided by pair_factors, as the tensor rope_freqs of a GGUF file holds them */
+  ROPE_SCALING_PROPORTIONAL = 9  /* p-RoPE: all but the fastest pairs do not turn (arXiv:2410.06205) */
 };
 
 typedef struct rope_frequencies_desc {
@@ -90,12 +96,23 @@ typedef struct rope_frequencies_desc {
   int32_t scaling;               /* rope_scaling */
   int32_t angle;                 /* rope_angle: what the table will be used with */
   int32_t rotary_dim;            /* even, 2 to ROPE_MAX_ROTARY_DIM */
-  double theta;                  /* base; 0: 10000 */
-  double factor;                 /* linear, llama3: > 0 */
+  double theta;                  /* base; 0: 10000; yarn: > 1 */
+  double factor;                 /* linear, llama3, ntk, dynamic_ntk, yarn, longrope: > 0; proportional: > 0; 0: 1 */
   double low_freq_factor;        /* llama3: > 0; 0: 1 */
-  double high_freq_factor;       /* llama3: > low_freq_factor; 0: 4 */
-  int64_t original_max_position; /* llama3: context length of the original training, tokens; 0: 8192 */
+  double high_freq_factor;       /* llama3: >= low_freq_factor; 0: 4 */
+  int64_t original_max_position; /* context length of the original training, tokens; llama3: 0: 8192; dynamic_ntk,
+                                    yarn: > 0; longrope: > 1 */
   const double* inv_freq;        /* custom: host, [rotary_dim/2], radians per position, |inv_freq| < 2^30; else NULL */
+  double beta_fast;              /* yarn: pairs that turn more often in the original context are kept; 0: 32 */
+  double beta_slow;              /* yarn: those that turn less often are divided by factor; <= beta_fast; 0: 1 */
+  double mscale;                 /* yarn: magnitude (0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1) */
+  double mscale_all_dim;         /*   for factor > 1, else 1. mscale: > 0; 0: 1. mscale_all_dim: >= 0 */
+  double proportion;           /* proportional: the floor(proportion * rotary_dim/2) fastest pairs turn; 0 < it <= 1 */
+  const double* pair_factors;  /* pair_factors: host, [rotary_dim/2], > 0; else NULL */
+  const double* short_factors; /* longrope: host, [rotary_dim/2], > 0, up to original_max_position; else NULL */
+  const double* long_factors;  /* longrope: the same beyond it; else NULL */
+  int64_t seq_len;             /* dynamic_ntk, longrope: tokens the context has; 0: original_max_position */
+  int64_t no_truncate;         /* yarn: 1: the ends of the ramp are real numbers; 0: rounded to whole pairs, outwards */
 } rope_frequencies_desc;
 
 #define ROPE_MAX_ROTARY_DIM 2048

@@ -12,18 +12,128 @@ namespace {
 
 static_assert(kMaxRotaryDim == ROPE_MAX_ROTARY_DIM);
 
-// 0 means the default.
-double or_default(double value, double otherwise) { return value == 0 ? otherwise : value; }
+using Desc = rope_frequencies_desc;
+using Params = ScalingParams;
 
 rope_status check_positive(const char* name, double value) {
   if (std::isfinite(value) && value > 0) return ROPE_OK;
   return fail(ROPE_ERR_INVALID_ARG, "%s: %g, must be a finite number above 0", name, value);
 }
 
-rope_status validate(const rope_frequencies_desc& d, ScalingParams* s) {
-  if (d.scaling < ROPE_SCALING_NONE || d.scaling > ROPE_SCALING_CUSTOM)
-    return fail(ROPE_ERR_INVALID_ARG, "scaling: %d, must be one of ROPE_SCALING_NONE (0) to ROPE_SCALING_CUSTOM (3)",
-                d.scaling);
+// What a scaling reads: a number above 0, and what 0 means. A default of 0: it is required.
+template <class T>
+struct Field {
+  Scaling scaling;
+  const char* name;
+  T Desc::* field;
+  double Params::* parameter;
+  double otherwise;
+};
+
+constexpr Field<double> kReals[] = {
+    {Scaling::kLinear, "factor", &Desc::factor, &Params::factor, 0},
+    {Scaling::kLlama3, "factor", &Desc::factor, &Params::factor, 0},
+    {Scaling::kLlama3, "low_freq_factor", &Desc::low_freq_factor, &Params::low_freq_factor, 1},
+    {Scaling::kLlama3, "high_freq_factor", &Desc::high_freq_factor, &Params::high_freq_factor, 4},
+    {Scaling::kNtk, "factor", &Desc::factor, &Params::factor, 0},
+    {Scaling::kDynamicNtk, "factor", &Desc::factor, &Params::factor, 0},
+    {Scaling::kYarn, "factor", &Desc::factor, &Params::factor, 0},
+    {Scaling::kYarn, "beta_fast", &Desc::beta_fast, &Params::beta_fast, 32},
+    {Scaling::kYarn, "beta_slow", &Desc::beta_slow, &Params::beta_slow, 1},
+    {Scaling::kYarn, "mscale", &Desc::mscale, &Params::mscale, 1},
+    {Scaling::kLongRope, "factor", &Desc::factor, &Params::factor, 0},
+    {Scaling::kProportional, "factor", &Desc::factor, &Params::factor, 1},
+    {Scaling::kProportional, "proportion", &Desc::proportion, &Params::proportion, 0},
+};
+
+constexpr Field<int64_t> kIntegers[] = {
+    {Scaling::kLlama3, "original_max_position", &Desc::original_max_position, &Params::original_max_position, 8192},
+    {Scaling::kDynamicNtk, "original_max_position", &Desc::original_max_position, &Params::original_max_position, 0},
+    {Scaling::kYarn, "original_max_position", &Desc::original_max_position, &Params::original_max_position, 0},
+    {Scaling::kLongRope, "original_max_position", &Desc::original_max_position, &Params::original_max_position, 0},
+};
+
+struct List {
+  Scaling scaling;
+  const char *name, *scaling_name;
+  const double* Desc::* field;
+  const double* Params::* parameter;
+};
+
+constexpr List kLists[] = {
+    {Scaling::kCustom, "inv_freq", "ROPE_SCALING_CUSTOM", &Desc::inv_freq, &Params::inv_freq},
+    {Scaling::kPairFactors, "pair_factors", "ROPE_SCALING_PAIR_FACTORS", &Desc::pair_factors, &Params::pair_factors},
+    {Scaling::kLongRope, "short_factors", "ROPE_SCALING_LONGROPE", &Desc::short_factors, &Params::short_factors},
+    {Scaling::kLongRope, "long_factors", "ROPE_SCALING_LONGROPE", &Desc::long_factors, &Params::long_factors},
+};
+
+template <class T, size_t N>
+rope_status read_fields(const Field<T> (&fields)[N], const Desc& d, Params* s) {
+  for (const Field<T>& f : fields) {
+    if (f.scaling != s->scaling) continue;
+    const double value = double(d.*f.field);
+    s->*f.parameter = value == 0 ? f.otherwise : value;
+    ROPE_TRY(check_positive(f.name, s->*f.parameter));
+  }
+  return ROPE_OK;
+}
+
+rope_status read_lists(const Desc& d, Params* s) {
+  for (const List& list : kLists) {
+    const double* values = d.*list.field;
+    if ((list.scaling == s->scaling) != (values != nullptr))
+      return fail(ROPE_ERR_INVALID_ARG, "%s: %s %s", list.name, values ? "only allowed with" : "NULL, required with",
+                  list.scaling_name);
+    s->*list.parameter = values;
+    if (!values || s->scaling == Scaling::kCustom) continue;
+    for (int i = 0; i < d.rotary_dim / 2; ++i)
+      if (!(std::isfinite(values[i]) && values[i] > 0))
+        return fail(ROPE_ERR_INVALID_ARG, "%s: value %d is %g, must be a finite number above 0", list.name, i,
+                    values[i]);
+  }
+  return ROPE_OK;
+}
+
+// What concerns more than one field, or allows more or less than a number above 0.
+rope_status check_scaling(const Desc& d, Params* s) {
+  switch (s->scaling) {
+    case Scaling::kLlama3:
+      if (s->high_freq_factor < s->low_freq_factor)
+        return fail(ROPE_ERR_INVALID_ARG, "high_freq_factor: %g, must be at least low_freq_factor, %g",
+                    s->high_freq_factor, s->low_freq_factor);
+      break;
+    case Scaling::kYarn:
+      if (s->theta <= 1) return fail(ROPE_ERR_INVALID_ARG, "theta: %g, must be above 1 with YaRN", s->theta);
+      if (s->beta_fast < s->beta_slow)
+        return fail(ROPE_ERR_INVALID_ARG, "beta_fast: %g, must be at least beta_slow, %g", s->beta_fast, s->beta_slow);
+      s->mscale_all_dim = d.mscale_all_dim;
+      if (s->mscale_all_dim != 0) ROPE_TRY(check_positive("mscale_all_dim", s->mscale_all_dim));
+      if (d.no_truncate != 0 && d.no_truncate != 1)
+        return fail(ROPE_ERR_INVALID_ARG, "no_truncate: %lld, must be 0 or 1", (long long)d.no_truncate);
+      s->no_truncate = d.no_truncate == 1;
+      break;
+    case Scaling::kLongRope:
+      if (s->original_max_position <= 1)
+        return fail(ROPE_ERR_INVALID_ARG, "original_max_position: %g, must be above 1 with LongRoPE",
+                    s->original_max_position);
+      [[fallthrough]];
+    case Scaling::kDynamicNtk:
+      if (d.seq_len < 0) return fail(ROPE_ERR_INVALID_ARG, "seq_len: %lld, must not be negative", (long long)d.seq_len);
+      s->seq_len = double(d.seq_len);
+      break;
+    case Scaling::kProportional:
+      if (s->proportion > 1)
+        return fail(ROPE_ERR_INVALID_ARG, "proportion: %g, must be above 0 and at most 1", s->proportion);
+      break;
+    default: break;
+  }
+  return ROPE_OK;
+}
+
+rope_status validate(const Desc& d, Params* s) {
+  if (d.scaling < ROPE_SCALING_NONE || d.scaling > ROPE_SCALING_PROPORTIONAL)
+    return fail(ROPE_ERR_INVALID_ARG,
+                "scaling: %d, must be one of ROPE_SCALING_NONE (0) to ROPE_SCALING_PROPORTIONAL (9)", d.scaling);
   if (d.angle != ROPE_ANGLE_EXACT && d.angle != ROPE_ANGLE_FP32)
     return fail(ROPE_ERR_INVALID_ARG, "angle: %d, must be one of ROPE_ANGLE_EXACT (0), ROPE_ANGLE_FP32 (1)", d.angle);
   if (d.rotary_dim < 2 || d.rotary_dim > kMaxRotaryDim || d.rotary_dim % 2)
@@ -31,28 +141,12 @@ rope_status validate(const rope_frequencies_desc& d, ScalingParams* s) {
   *s = {};
   s->scaling = static_cast<Scaling>(d.scaling);
   s->rotary_dim = d.rotary_dim;
-  s->theta = or_default(d.theta, 10000.0);
+  s->theta = d.theta == 0 ? 10000.0 : d.theta;
   ROPE_TRY(check_positive("theta", s->theta));
-  if (s->scaling == Scaling::kLinear || s->scaling == Scaling::kLlama3) {
-    s->factor = d.factor;
-    ROPE_TRY(check_positive("factor", s->factor));
-  }
-  if (s->scaling == Scaling::kLlama3) {
-    s->low_freq_factor = or_default(d.low_freq_factor, 1.0);
-    s->high_freq_factor = or_default(d.high_freq_factor, 4.0);
-    s->original_max_position = or_default(double(d.original_max_position), 8192.0);
-    ROPE_TRY(check_positive("low_freq_factor", s->low_freq_factor));
-    ROPE_TRY(check_positive("high_freq_factor", s->high_freq_factor));
-    ROPE_TRY(check_positive("original_max_position", s->original_max_position));
-    if (s->high_freq_factor <= s->low_freq_factor)
-      return fail(ROPE_ERR_INVALID_ARG, "high_freq_factor: %g, must be above low_freq_factor, %g", s->high_freq_factor,
-                  s->low_freq_factor);
-  }
-  if ((s->scaling == Scaling::kCustom) != (d.inv_freq != nullptr))
-    return fail(ROPE_ERR_INVALID_ARG, "inv_freq: %s",
-                d.inv_freq ? "only allowed with ROPE_SCALING_CUSTOM" : "NULL, required with ROPE_SCALING_CUSTOM");
-  s->inv_freq = d.inv_freq;
-  return ROPE_OK;
+  ROPE_TRY(read_fields(kReals, d, s));
+  ROPE_TRY(read_fields(kIntegers, d, s));
+  ROPE_TRY(read_lists(d, s));
+  return check_scaling(d, s);
 }
 
 rope_status frequencies(const rope_frequencies_desc* desc, uint64_t* table, double* inv_freq,

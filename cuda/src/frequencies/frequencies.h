@@ -7,14 +7,27 @@
 
 namespace rope {
 
-enum class Scaling : int32_t { kNone = 0, kLinear = 1, kLlama3 = 2, kCustom = 3 };
+enum class Scaling : int32_t {
+  kNone = 0,
+  kLinear = 1,
+  kLlama3 = 2,
+  kCustom = 3,
+  kNtk = 4,
+  kDynamicNtk = 5,
+  kYarn = 6,
+  kLongRope = 7,
+  kPairFactors = 8,
+  kProportional = 9
+};
 
 // Validated.
 struct ScalingParams {
   Scaling scaling;
   int32_t rotary_dim;
+  bool no_truncate;
   double theta, factor, low_freq_factor, high_freq_factor, original_max_position;
-  const double* inv_freq;
+  double beta_fast, beta_slow, mscale, mscale_all_dim, proportion, seq_len;
+  const double *inv_freq, *pair_factors, *short_factors, *long_factors;  // [rotary_dim / 2]
 };
 
 // inv_freq[rotary_dim / 2], radians per position. Returns what cos and sin are multiplied with.
