@@ -13,7 +13,7 @@ struct PipelineInstance {
 
   template <int kAccess, bool kReduce>
   static int launch_one(const PipelineParams& p, const uint64_t* table, const Execution& e, const PipelinePlan& plan) {
-    constexpr int kUnroll = pipeline_unroll(kAccess);
+    constexpr int kUnroll = pipeline_unroll(kAccess, kReduce);
     const auto go = [&](auto& args) {
       constexpr int kMaxPairs = sizeof(args.table) / sizeof(args.table[0]);
       args.params = p;

@@ -56,7 +56,7 @@ PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes) {
   plan.prefetch = true;
   plan.release_early = bytes <= kEarlyBytes;
   plan.access_bytes = access_of(p, element_bytes, bytes <= kNarrowBytes && !plan.reduce);
-  const int unroll = pipeline_unroll(plan.access_bytes);
+  const int unroll = pipeline_unroll(plan.access_bytes, plan.reduce);
   const int32_t slots = most_slots(p, plan.access_bytes / element_bytes);
   plan.grid_z = unsigned(divide_up(slots, kPipelineBlock));
   plan.block_x = unsigned(divide_up(slots, plan.grid_z));

@@ -18,7 +18,7 @@ PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes);
 // False: a block cannot hold a head, which a norm or dynamic scales need.
 bool pipeline_fits(const PipelineParams& p, int element_bytes);
 
-// Heads in flight in a thread.
-constexpr int pipeline_unroll(int access_bytes) { return access_bytes >= 8 ? 2 : 1; }
+// Heads in flight in a thread. (Element by element, two heads and a reduction spill a register.)
+constexpr int pipeline_unroll(int access_bytes, bool reduce) { return access_bytes < 8 && reduce ? 1 : 2; }
 
 }  // namespace rope::cuda
