@@ -183,3 +183,28 @@ def test_place_and_batch_do_not_matter(device, shape, form, rng):
     for memory, first, count in (("padded", 0, tokens), ("odd", 0, tokens), ("dense", 7, 1), ("odd", 31, 33)):
         for x, value in results(memory, first, count).items():
             np.testing.assert_array_equal(value, want[x][first : first + count])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("memory", ["dense", "padded", "odd"])
+@pytest.mark.parametrize("layout", ["neox", "gptj"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cuda_equals_cpu_in_every_head_dim(dtype, layout, memory, rng):
+    """The norm's sum and the scale's maximum, which the kernel divides among threads: every width of its accesses."""
+    for d in (*range(2, 132, 2), 160, 192, 256):
+        half = max(2, d // 4 * 2)
+        for number, (rotary_dim, offset) in enumerate([(d, 0), (half, 0), (half, (d - half) // 2)]):
+            blocks = {
+                "q": rows_block(ref.storage(dtype), (3, 2, d), memory, rng.standard_normal((3, 2, d))),
+                "q_weight": Block(ref.storage(dtype), (d,), values=rng.standard_normal(d)),
+                "q_out": rows_block(np.int8, (3, 2, d), memory),
+                "q_scale": Block(np.float32, (3, 2), (2, 1)),
+            }
+            options = {"rotary_dim": rotary_dim, "rotary_offset": offset, "dtype": dtype, "layout": layout}
+            options |= {"norm": pyrope.RMSNorm(after=number == 1), "q_out_dtype": "int8", "q_scale_kind": "dynamic"}
+            cpu, cuda = (
+                call(pyrope.FusedRope(d, 2, 0, device=device, **options), blocks, {"offset": 3}, 3)
+                for device in ("cpu", "cuda")
+            )
+            for name, flat in cpu.items():
+                np.testing.assert_array_equal(cuda[name], flat, err_msg=f"{name} {d} {rotary_dim} {offset}")
