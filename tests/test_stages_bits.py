@@ -186,10 +186,9 @@ def test_place_and_batch_do_not_matter(device, shape, form, rng):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("memory", ["dense", "padded", "odd"])
-@pytest.mark.parametrize("layout", ["neox", "gptj"])
+@pytest.mark.parametrize("memory", ["dense", "odd"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_cuda_equals_cpu_in_every_head_dim(dtype, layout, memory, rng):
+def test_cuda_equals_cpu_in_every_head_dim(dtype, memory, rng):
     """The norm's sum and the scale's maximum, which the kernel divides among threads: every width of its accesses."""
     for d in (*range(2, 132, 2), 160, 192, 256):
         half = max(2, d // 4 * 2)
@@ -200,7 +199,8 @@ def test_cuda_equals_cpu_in_every_head_dim(dtype, layout, memory, rng):
                 "q_out": rows_block(np.int8, (3, 2, d), memory),
                 "q_scale": Block(np.float32, (3, 2), (2, 1)),
             }
-            options = {"rotary_dim": rotary_dim, "rotary_offset": offset, "dtype": dtype, "layout": layout}
+            options = {"rotary_dim": rotary_dim, "rotary_offset": offset, "dtype": dtype}
+            options["layout"] = ("neox", "gptj")[(d // 2 + number) % 2]
             options |= {"norm": pyrope.RMSNorm(after=number == 1), "q_out_dtype": "int8", "q_scale_kind": "dynamic"}
             cpu, cuda = (
                 call(pyrope.FusedRope(d, 2, 0, device=device, **options), blocks, {"offset": 3}, 3)
