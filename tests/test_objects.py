@@ -138,7 +138,6 @@ FORMS = {
     "3-D": lambda x: x.copy(),
     "2-D": lambda x: x.reshape(TOKENS, -1).copy(),
     "4-D": lambda x: x.reshape(2, 3, *x.shape[1:]).copy(),
-    "3-D, heads joined": lambda x: x.reshape(3, 2, -1).copy(),
     "5-D with ones": lambda x: x.reshape(1, 3, 1, 2, *x.shape[1:]).copy(),
     "padded": padded,
     "4-D padded": lambda x: padded(x, 0).reshape(TOKENS, *x.shape[1:])[None],
@@ -487,8 +486,24 @@ def test_initialised_once():
     with pytest.raises(pyrope.RopeError, match="immutable"):
         rope.__init__(32, 1, 1)
     assert repr(rope) == before
-    with pytest.raises(ValueError, match="num_q_heads"):
-        pyrope.Rope.__new__(pyrope.Rope).apply(256, None, 1)
+
+
+def test_refused_by_its_constructor(rng):
+    """What __init__ refused cannot be used, and may be initialised after all."""
+    rope = pyrope.Rope.__new__(pyrope.Rope)
+    q = rng.standard_normal((3, 1, 32)).astype(np.float32)
+    before, want = q.copy(), q.copy()
+    options = {"dtype": "float32", "device": "cpu"}
+    for wrong in ({"inv_freq": [1.0] * 15}, {"attention_factor": -1}):
+        with pytest.raises(ValueError):
+            rope.__init__(32, 1, 0, **options, **wrong)
+        with pytest.raises(pyrope.RopeError, match="never initialised"):
+            rope.apply(q, offset=5)
+        assert equal(q, before)
+    rope.__init__(32, 1, 0, **options)
+    rope.apply(q, offset=5)
+    pyrope.Rope(32, 1, 0, **options).apply(want, offset=5)
+    assert equal(q, want)
 
 
 def test_threads(rng):
@@ -503,7 +518,7 @@ def test_threads(rng):
             for _ in range(20):
                 assert equal(run(rope, {"q": q[i]}, offset=1000 * i)["q"], want[i])
                 with pytest.raises(ValueError, match=f"num_tokens: {2**31 + i}, "):
-                    rope.apply(256, None, 2**31 + i)
+                    rope.apply(1 << 16, None, 2**31 + i)
         except BaseException as error:
             faults.append(error)
 

@@ -146,7 +146,7 @@ ARRAYS = rows(
         {},
         lambda a: {"q": Interface("__array_interface__", no_address(a.q))},
         T,
-        "q: the array interface of Interface gives no address",
+        "q: malformed array interface of Interface: TypeError",
     ),
     (
         "q without a capsule",
