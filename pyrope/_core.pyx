@@ -1,4 +1,4 @@
-# cython: language_level=3, embedsignature=True, freethreading_compatible=True
+# cython: language_level=3, freethreading_compatible=True
 """pyrope.Rope: Cython over roperope.h, and nothing else."""
 
 from operator import index
@@ -95,7 +95,12 @@ cdef int read_strides(str name, object strides, rope_tensor* tensor) except -1:
 
 
 cdef class Rope:
-    """Rotary position embedding of fixed shape and parameters (RoFormer, arXiv:2104.09864).
+    """Rope(head_dim, num_q_heads, num_k_heads, *, rotary_dim=None, rotary_offset=0, theta=10000.0, scaling=None, \
+inv_freq=None, attention_factor=None, layout='neox', dtype='bfloat16', angle='exact', device='cuda', \
+position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
+--
+
+    Rotary position embedding of fixed shape and parameters (RoFormer, arXiv:2104.09864).
 
     Every pair ``i`` of the rotated part of a head turns by ``position * inv_freq[i]`` radians. A ``Rope`` holds no
     device memory and no reference to what it is applied to; it is immutable, and any number of threads may use it at
