@@ -4,7 +4,7 @@ The work is done by :class:`Rope`; see its docstring. ``python -m pyrope`` says 
 """
 
 try:
-    import pyrope._core
+    import pyrope._core  # noqa: F401
 except ModuleNotFoundError:
     # A checkout, which Python started there finds first: the installed package has the compiled modules.
     import pkgutil

@@ -240,7 +240,8 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
             if inv_freq is not None:
                 if scaling is not None or theta != 10000.0:
                     raise ValueError("inv_freq: not allowed together with theta or scaling")
-                if not (hasattr(inv_freq, "__len__") and hasattr(inv_freq, "__getitem__")) or isinstance(inv_freq, dict):
+                if (not hasattr(inv_freq, "__len__") or not hasattr(inv_freq, "__getitem__")
+                        or isinstance(inv_freq, dict)):
                     raise TypeError(f"inv_freq: {inv_freq!r} is not a sequence of numbers")
                 if len(inv_freq) != pairs:
                     raise ValueError(f"inv_freq: {len(inv_freq)} values, must be rotary_dim / 2 = {pairs}")
@@ -281,8 +282,8 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         check(rope_query_support(&query, &yes))
         if not yes:
             raise UnsupportedError(
-                f"device: {self.device!r} with dtype={self.dtype!r}, layout={self.layout!r}, angle={self.angle!r} is not "
-                f"in this build ({build_info()}); pass device='cpu', or see pyrope.supported()")
+                f"device: {self.device!r} with dtype={self.dtype!r}, layout={self.layout!r}, angle={self.angle!r} is "
+                f"not in this build ({build_info()}); pass device='cpu', or see pyrope.supported()")
         return 0
 
     def __dealloc__(self):
@@ -477,7 +478,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         if written and v.read_only:
             raise ValueError(f"{name}: the array is read-only")
         if written and is_immutable(x):
-            raise TypeError(f"{name}: a jax.Array is immutable and cannot be written; pass {name[0]}_out= of other memory")
+            raise TypeError(f"{name}: a jax.Array is immutable and cannot be written; pass {name[0]}_out= elsewhere")
 
         # [..., heads, head_dim] or [num_tokens, heads * head_dim]
         cdef int leading = v.ndim - 2

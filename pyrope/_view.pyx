@@ -1,6 +1,8 @@
 # cython: language_level=3, freethreading_compatible=True
 """What callers may pass for memory and streams, read into plain C values. Keeps no reference to anything."""
 
+from operator import index
+
 from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_SetName
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t, uintptr_t
@@ -140,19 +142,19 @@ cdef int read_interface(object x, object interface, str name, View* view) except
         shape, strides, typestr = interface["shape"], interface.get("strides"), interface["typestr"]
         address, read_only = interface["data"]
         order, kind, size = typestr[0], typestr[1], typestr[2:]
+        # Sizes that are no number of bytes belong to kinds that are refused.
+        view.itemsize = int(size) if size.isdecimal() and 0 < int(size) < 1 << 16 else 1
         if strides is not None and len(strides) != len(shape):
             raise ValueError(f"{len(strides)} strides for {len(shape)} dimensions")
-        view.data = <void*><uintptr_t>address
+        view.data = <void*><uintptr_t>index(address)
         view.read_only = read_only
         view.ndim = len(shape)
         for i in range(min(view.ndim, <int>MAX_DIMS)):
-            view.shape[i] = shape[i]
-            steps[i] = 0 if strides is None else strides[i]
+            view.shape[i] = index(shape[i])
+            steps[i] = 0 if strides is None else index(strides[i])
     except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise TypeError(f"{name}: malformed array interface of {type(x).__name__}: {error!r}") from None
     check_ndim(name, view.ndim)
-    # Sizes that are no number of bytes belong to kinds that are refused.
-    view.itemsize = int(size) if size.isdecimal() and 0 < int(size) < 1 << 16 else 1
     if order == ">":
         view.kind = KIND_OTHER
     elif kind == "i":

@@ -429,7 +429,9 @@ def test_allowed(device, change):
 
 @pytest.mark.skipif(HAS_CUDA, reason="built with CUDA")
 def test_built_without_cuda():
-    with pytest.raises(pyrope.UnsupportedError, match=r"device: 'cuda' .* not in this build \(no CUDA;.*; pass device='cpu'"):
+    with pytest.raises(
+        pyrope.UnsupportedError, match=r"device: 'cuda' .* not in this build \(no CUDA;.*; pass device='cpu'"
+    ):
         make("cuda")
 
 

@@ -14,9 +14,10 @@ constexpr int32_t kMaxHeadDim = 1 << 20, kMaxHeads = 1 << 20;
 
 rope_status check_shape(rope_apply_desc* d) {
   if (d->flags & ~uint32_t(ROPE_FLAG_INVERSE | ROPE_FLAG_PDL | ROPE_FLAG_POSITIONS_READY))
-    return fail(ROPE_ERR_INVALID_ARG,
-                "flags: %#x has bits other than ROPE_FLAG_INVERSE (1), ROPE_FLAG_PDL (2), ROPE_FLAG_POSITIONS_READY (4)",
-                d->flags);
+    return fail(
+        ROPE_ERR_INVALID_ARG,
+        "flags: %#x has bits other than ROPE_FLAG_INVERSE (1), ROPE_FLAG_PDL (2), ROPE_FLAG_POSITIONS_READY (4)",
+        d->flags);
   if (d->head_dim < 2 || d->head_dim > kMaxHeadDim)
     return fail(ROPE_ERR_INVALID_ARG, "head_dim: %d, must be 2 to %d", d->head_dim, kMaxHeadDim);
   if (d->rotary_dim == 0) d->rotary_dim = d->head_dim;
@@ -189,7 +190,8 @@ rope_status apply(const rope_apply_desc* desc) {
   p.sin_scale = d.flags & ROPE_FLAG_INVERSE ? -p.cos_scale : p.cos_scale;
 
   const bool dependent = (d.flags & ROPE_FLAG_PDL) && d.backend == ROPE_BACKEND_CUDA && cuda::has_dependent_launch();
-  const int error = rotation(p, d.table, {d.stream, dependent, (d.flags & ROPE_FLAG_POSITIONS_READY) != 0, d.num_threads});
+  const int error =
+      rotation(p, d.table, {d.stream, dependent, (d.flags & ROPE_FLAG_POSITIONS_READY) != 0, d.num_threads});
   if (error == 0) return ROPE_OK;
   return fail(cuda::is_no_device(error) ? ROPE_ERR_NO_DEVICE : ROPE_ERR_CUDA, "launch failed: %s",
               cuda::error_name(error));
