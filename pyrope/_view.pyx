@@ -53,7 +53,7 @@ cdef bint is_immutable(object x):
     return type(x).__module__.partition(".")[0] in ("jax", "jaxlib")
 
 
-cdef uintptr_t read_pointer(object x, str name, bint may_be_null=False) except? 0:
+cdef uintptr_t read_pointer(object x, str name, bint may_be_null) except? 0:
     """An address given as an int, anything with __index__, or a cuda-python handle or buffer."""
     cdef int overflow = 0
     cdef long long address
