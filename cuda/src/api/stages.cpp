@@ -276,10 +276,11 @@ rope_status read_angles(const rope_apply_desc& d, PipelineParams* p) {
 }  // namespace
 
 bool has_stages(const rope_apply_desc& d) {
-  const auto* bytes = reinterpret_cast<const char*>(&d);
-  for (size_t i = offsetof(rope_apply_desc, v); i < sizeof(d); ++i)
-    if (bytes[i]) return true;
-  return d.angle == ROPE_ANGLE_TABLE;
+  static const rope_apply_desc none = {};
+  constexpr size_t kFirst = offsetof(rope_apply_desc, v);
+  return d.angle == ROPE_ANGLE_TABLE ||
+         std::memcmp(reinterpret_cast<const char*>(&d) + kFirst, reinterpret_cast<const char*>(&none) + kFirst,
+                     sizeof(d) - kFirst) != 0;
 }
 
 rope_status read_pipeline(const rope_apply_desc& d, PipelineParams* p) {
