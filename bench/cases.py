@@ -128,7 +128,7 @@ SUITES = {
                                                   *grid(seq_len=[1024, 8192, 65536])]),
     "decode": ("1 to 256 tokens, three head counts", _DECODE),
     "prefill": ("512 to 65536 tokens, three head counts", _PREFILL),
-    "seed-fp32": ("float32, one head of m elements, no keys, batches of 64 and 128",
+    "seed-fp32": ("one float32 query head of 128 or 256 elements and no keys, in batches of 64 and 128 requests",
                   grid(dtype=["float32"], heads=[(1, 0)], head_dim=[128, 256], batch_size=[64, 128],
                        seq_len=powers(512, 8192))),
     "vllm": ("the grid of vLLM's own benchmark: a quarter of each head rotated, equal head counts",

@@ -26,8 +26,11 @@ def verdict(a: dict, b: dict, least: float) -> str | None:
 
 def load(path: pathlib.Path) -> tuple[dict, dict]:
     """(the record, its cases by identity)."""
-    record = json.loads(path.read_text())
-    return record, {tuple(case[field] for field in FIELDS): case for case in record["cases"]}
+    try:
+        record = json.loads(path.read_text())
+        return record, {tuple(case[field] for field in FIELDS): case for case in record["cases"]}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path}: not the results of run.py: {error}") from None
 
 
 def changes(a: dict, b: dict, name: str, least: float) -> list[tuple]:
@@ -49,13 +52,18 @@ def main() -> int:
     p.add_argument("--names", default="pyrope,ceiling", help="implementations to compare (default: %(default)s)")
     p.add_argument("--least", type=float, default=0.02, help="smallest change that counts (default: %(default)s)")
     args = p.parse_args()
-    (before, a), (after, b) = load(args.before), load(args.after)
+    try:
+        (before, a), (after, b) = load(args.before), load(args.after)
+    except ValueError as error:
+        p.error(str(error))
     for path, record in ((args.before, before), (args.after, after)):
         device = record["device"]
         clocks = "".join(f", {device[f]} MHz {f}" for f in ("clocks.sm", "clocks.mem") if f in device)
         print(f"{path}: {record['date']}, commit {record['commit']}, {device['name']}{clocks}")
-    if before["device"]["name"] != after["device"]["name"]:
-        print("these are different devices")
+    for field in ("name", "threads"):
+        x, y = (record["device"].get(field) for record in (before, after))
+        if x != y:
+            print(f"NOT COMPARABLE: the device's {field}: {x}, {y}")
     if not a.keys() & b.keys():
         print("no case is in both")
         return 2

@@ -63,5 +63,4 @@ def table(record: dict) -> str:
 
 def save(record: dict, path: pathlib.Path) -> None:
     """Write a run as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")

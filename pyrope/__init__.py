@@ -5,13 +5,18 @@ The work is done by :class:`Rope` and, with more stages in the same launch, :cla
 """
 
 try:
+    import pyrope._core  # noqa: F401
+except ModuleNotFoundError:
+    # A checkout, which Python started there finds first: the installed package has the compiled modules.
+    import pkgutil
+
+    __path__ = pkgutil.extend_path(__path__, __name__)
+
+try:
     from pyrope._core import Rope, build_info, device_count, supported, version
     from pyrope._fused import FusedRope
 except ModuleNotFoundError:
-    raise ImportError(
-        "pyrope's compiled modules are missing. In a checkout, Python started there finds this source folder first: "
-        "start it elsewhere, or install with `pip install -e .`"
-    ) from None
+    raise ImportError("pyrope's compiled modules are missing; install it: `pip install .` in the checkout") from None
 from pyrope.errors import CudaError, RopeError, UnsupportedError
 from pyrope.scaling import NTK, DynamicNTK, Linear, Llama3, LongRoPE, PairFactors, Proportional, Scaling, YaRN
 from pyrope.stages import PagedCache, RMSNorm

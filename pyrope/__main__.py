@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
         print(USAGE)
         return 0
     if arguments:
-        print(USAGE, file=sys.stderr)
+        print(f"{USAGE}\nunknown argument: {' '.join(arguments)}", file=sys.stderr)
         return 2
     describe()
     return 0

@@ -24,7 +24,9 @@ cdef class Rope:
     cdef readonly double attention_factor
     cdef readonly object theta, scaling
     cdef tuple frequencies
+    cdef bint ready  # the constructor accepted its arguments
 
+    cdef void _clear(self) noexcept
     cdef int _make_table(self, theta, scaling, inv_freq) except -1
     cdef int _read_scaling(self, scaling, double* lists, rope_frequencies_desc* f) except -1
     cdef int _check_compiled(self) except -1

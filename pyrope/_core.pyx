@@ -1,5 +1,7 @@
-# cython: language_level=3, embedsignature=True, freethreading_compatible=True
+# cython: language_level=3, freethreading_compatible=True
 """pyrope.Rope: Cython over roperope.h, and nothing else."""
+
+from operator import index
 
 from cpython.long cimport PyLong_AsLongLongAndOverflow
 from libc.stdint cimport int32_t, int64_t, uint64_t, uintptr_t
@@ -7,7 +9,8 @@ from libc.stdlib cimport free, malloc
 
 from pyrope._capi cimport *
 from pyrope._view cimport (
-    KIND_BFLOAT, KIND_FLOAT, KIND_INT, KIND_OPAQUE, View, is_array, read_pointer, read_stream, read_view,
+    KIND_BFLOAT, KIND_FLOAT, KIND_INT, KIND_OPAQUE, View, is_array, is_immutable, read_pointer, read_stream,
+    read_view,
 )
 
 from pyrope.errors import CudaError, RopeError, UnsupportedError
@@ -57,10 +60,11 @@ cdef int check(rope_status status) except -1 nogil:
 
 
 cdef int32_t choose(str name, object value, dict allowed) except -1:
+    key = value
     if not isinstance(value, str):  # also torch.bfloat16, numpy.float32, ...
-        value = getattr(value, "__name__", None) or str(value).rpartition(".")[2]
+        key = getattr(value, "__name__", None) or str(value).rpartition(".")[2]
     try:
-        return allowed[value]
+        return allowed[key]
     except KeyError:
         raise ValueError(f"{name}: {value!r}, must be one of {', '.join(map(repr, allowed))}") from None
 
@@ -72,9 +76,14 @@ cdef int64_t as_integer(str name, object value) except? -1:
         number = PyLong_AsLongLongAndOverflow(value, &overflow)
         if overflow == 0:
             return number
-    if isinstance(value, (bool, float)) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: {value!r} is not an integer")
-    value = value.__index__()
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        value = index(value)
+    except TypeError:
+        shown = f"{type(value).__name__}" if hasattr(value, "shape") else repr(value)
+        hint = "; positions are passed as positions=" if name in ("num_tokens", "offset") else ""
+        raise TypeError(f"{name}: {shown} is not an integer{hint}") from None
     if not -(1 << 63) <= value < 1 << 63:
         raise ValueError(f"{name}: {value} does not fit 64 bits")
     return value
@@ -90,7 +99,7 @@ cdef double as_real(str name, object value) except? -1:
 
 
 cdef int read_numbers(str name, object values, int count, double* out) except -1:
-    if not hasattr(values, "__len__"):
+    if not hasattr(values, "__len__") or not hasattr(values, "__getitem__") or isinstance(values, dict):
         raise TypeError(f"{name}: {values!r} is not a sequence of numbers")
     values = tuple(values)  # what it holds, whatever its __len__ says
     if len(values) != count:
@@ -143,7 +152,12 @@ cdef int check_device(str name, View* v, rope_apply_desc* d) except -1:
 
 
 cdef class Rope:
-    """Rotary position embedding of fixed shape and parameters (RoFormer, arXiv:2104.09864).
+    """Rope(head_dim, num_q_heads, num_k_heads, *, rotary_dim=None, rotary_offset=0, theta=10000.0, scaling=None, \
+inv_freq=None, attention_factor=None, layout='neox', dtype='bfloat16', angle='exact', device='cuda', \
+position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
+--
+
+    Rotary position embedding of fixed shape and parameters (RoFormer, arXiv:2104.09864).
 
     Every pair ``i`` of the rotated part of a head turns by ``position * inv_freq[i]`` radians. A ``Rope`` holds no
     device memory and no reference to what it is applied to; it is immutable, and any number of threads may use it at
@@ -152,7 +166,7 @@ cdef class Rope:
     Parameters
     ----------
     head_dim : int
-        Elements of a head, 1 to 2**20.
+        Elements of a head, 2 to 2**20.
     num_q_heads, num_k_heads : int
         Heads of q and of k. ``num_k_heads`` may be 0 if k is never given, ``num_q_heads`` likewise.
     rotary_dim : int, optional
@@ -205,14 +219,13 @@ cdef class Rope:
     >>> rope.apply(q, k, offset=7)  # in place, positions 7, 8, 9
     """
 
-    def __cinit__(self):
-        rope_apply_desc_init(&self.base)
 
     def __init__(self, head_dim, num_q_heads, num_k_heads, *, rotary_dim=None, rotary_offset=0, theta=10000.0,
                  scaling=None, inv_freq=None, attention_factor=None, layout="neox", dtype="bfloat16", angle="exact",
                  device="cuda", position_dtype="int64", num_threads=0, enable_pdl=False, positions_ready=False):
-        if self.words != NULL:
+        if self.ready:
             raise RopeError("a Rope is immutable and cannot be initialised again")
+        self._clear()
         cdef rope_apply_desc* d = &self.base
         d.backend = choose("device", device, _DEVICES)
         d.dtype = choose("dtype", dtype, _DTYPES)
@@ -220,10 +233,12 @@ cdef class Rope:
         d.angle = choose("angle", angle, _ANGLES)
         d.position_dtype = choose("position_dtype", position_dtype, _INDEX_DTYPES)
         d.head_dim = as_count("head_dim", head_dim, 2, 1 << 20)
-        d.rotary_dim = as_count("rotary_dim", d.head_dim if rotary_dim is None else rotary_dim, 2,
-                                min(d.head_dim, ROPE_MAX_ROTARY_DIM))
+        rotary_name = "rotary_dim"
+        if rotary_dim is None:
+            rotary_name, rotary_dim = "rotary_dim (default: head_dim)", head_dim
+        d.rotary_dim = as_count(rotary_name, rotary_dim, 2, min(d.head_dim, ROPE_MAX_ROTARY_DIM))
         if d.rotary_dim % 2:
-            raise ValueError(f"rotary_dim: {d.rotary_dim}, must be even")
+            raise ValueError(f"{rotary_name}: {d.rotary_dim}, must be even")
         d.rotary_offset = as_count("rotary_offset", rotary_offset, 0, d.head_dim - d.rotary_dim)
         d.num_q_heads = as_count("num_q_heads", num_q_heads, 0, 1 << 20)
         d.num_k_heads = as_count("num_k_heads", num_k_heads, 0, 1 << 20)
@@ -251,6 +266,12 @@ cdef class Rope:
         if not 0 < d.attention_factor < 3.0e38:
             raise ValueError(f"attention_factor: {attention_factor}, must be above 0 and finite as a float32")
         self._check_compiled()
+        self.ready = True
+
+    cdef void _clear(self) noexcept:
+        free(self.words)
+        self.words = NULL
+        rope_apply_desc_init(&self.base)
 
     @classmethod
     def from_hf_config(cls, config, *, layer_type=None, seq_len=None, **options):
@@ -342,11 +363,17 @@ cdef class Rope:
         return 0
 
     cdef int _check_compiled(self) except -1:
-        """Refuse a combination that is not built, with the library's own words."""
-        cdef rope_apply_desc d = self.base
-        d.table = self.words
-        d.num_tokens = 0
-        return check(rope_apply(&d))
+        cdef rope_support_query query
+        cdef int32_t yes
+        query.struct_size = sizeof(query)
+        query.backend, query.dtype, query.layout = self.base.backend, self.base.dtype, self.base.layout
+        query.angle = self.base.angle
+        check(rope_query_support(&query, &yes))
+        if not yes:
+            raise UnsupportedError(
+                f"device: {self.device!r} with dtype={self.dtype!r}, layout={self.layout!r}, angle={self.angle!r} is "
+                f"not in this build ({build_info()}); pass device='cpu', or see pyrope.supported()")
+        return 0
 
     def __dealloc__(self):
         free(self.words)
@@ -378,7 +405,7 @@ cdef class Rope:
 
     @property
     def inv_freq(self):
-        """float64 array [rotary_dim / 2]: radians per position, after scaling."""
+        """float64 array [rotary_dim / 2]: radians per position, after scaling. Needs NumPy."""
         import numpy
         return numpy.array(self.frequencies)
 
@@ -421,6 +448,21 @@ cdef class Rope:
             check(rope_apply(&d))
         return rows[:, :pairs].copy(), rows[:, pairs:].copy()
 
+    def __reduce__(self):
+        from functools import partial
+        options = {
+            "rotary_dim": self.rotary_dim, "rotary_offset": self.rotary_offset, "scaling": self.scaling,
+            "attention_factor": self.attention_factor, "layout": self.layout, "dtype": self.dtype, "angle": self.angle,
+            "device": self.device, "position_dtype": self.position_dtype, "num_threads": self.base.num_threads,
+            "enable_pdl": bool(self.base.flags & ROPE_FLAG_PDL),
+            "positions_ready": bool(self.base.flags & ROPE_FLAG_POSITIONS_READY),
+        }
+        if self.theta is None:
+            options["inv_freq"] = self.frequencies
+        else:
+            options["theta"] = self.theta
+        return partial(type(self), **options), (self.head_dim, self.num_q_heads, self.num_k_heads)
+
     def __repr__(self):
         scaling = f", scaling={self.scaling}" if self.scaling is not None else ""
         base = f", theta={self.theta}" if self.theta is not None else ", inv_freq=..." if self.frequencies else ""
@@ -439,7 +481,7 @@ cdef class Rope:
             ``[num_tokens, heads, head_dim]`` of the Rope's dtype, the last dimension contiguous. A pointer is an int or
             a cuda-python handle; an array is anything with ``__array_interface__`` (NumPy), ``__dlpack__`` or
             ``__cuda_array_interface__``, with any leading dimensions that fold into one, or
-            ``[num_tokens, heads * head_dim]``. None leaves that one out.
+            ``[num_tokens, heads * head_dim]``. A jax.Array is immutable: give the output. None leaves that one out.
         num_tokens : int
             0 to 2**31 - 1. Required with pointers; arrays bring it.
         positions : pointer or array, optional
@@ -492,6 +534,8 @@ cdef class Rope:
 
     cdef int _run(self, int flags, q, k, num_tokens, positions, offset, indptr, offsets, num_requests, q_out, k_out,
                   q_strides, k_strides, q_out_strides, k_out_strides, stream) except -1:
+        if not self.ready:
+            raise RopeError("this Rope was never initialised, or its constructor refused the arguments")
         cdef rope_apply_desc d = self.base
         self._read_call(&d, flags, q, k, num_tokens, positions, offset, indptr, offsets, num_requests, q_out, k_out,
                         q_strides, k_strides, q_out_strides, k_out_strides, stream)
@@ -562,7 +606,7 @@ cdef class Rope:
         if heads == 0:
             raise ValueError(f"{name}: given, but the Rope has num_{name[0]}_heads=0")
         if not is_array(x):
-            tensor.data = <void*>read_pointer(x, name)
+            tensor.data = <void*>read_pointer(x, name, d.num_tokens == 0)
             return 0 if strides is None else read_strides(name + "_strides", strides, tensor)
         if strides is not None:
             raise ValueError(f"{name}_strides: only allowed with pointers, an array has its own")
@@ -573,18 +617,20 @@ cdef class Rope:
             raise TypeError(f"{name}: dtype {getattr(x, 'dtype', 'unknown')}, must be {element_name(element)}")
         if written and v.read_only:
             raise ValueError(f"{name}: the array is read-only")
+        if written and is_immutable(x):
+            raise TypeError(f"{name}: a jax.Array is immutable and cannot be written; pass {name[0]}_out= elsewhere")
 
-        # [..., heads, head_dim] or [..., heads * head_dim]
+        # [..., heads, head_dim] or [num_tokens, heads * head_dim]
         cdef int leading = v.ndim - 2
         tensor.head_stride = head_dim
         if v.ndim >= 3 and v.shape[v.ndim - 2] == heads and v.shape[v.ndim - 1] == head_dim:
             if heads > 1:
                 tensor.head_stride = v.strides[v.ndim - 2]
-        elif v.ndim >= 2 and v.shape[v.ndim - 1] == heads * head_dim:
-            leading = v.ndim - 1
+        elif v.ndim == 2 and v.shape[1] == heads * head_dim:
+            leading = 1
         else:
             raise ValueError(f"{name}: shape {shape_of(&v)}, must be "
-                             f"[num_tokens, {heads}, {head_dim}] or [num_tokens, {heads * head_dim}]")
+                             f"[num_tokens, {heads}, {head_dim}] or two-dimensional [num_tokens, {heads * head_dim}]")
         if v.strides[v.ndim - 1] != 1:
             raise ValueError(f"{name}: the last dimension has stride {v.strides[v.ndim - 1]}, must be contiguous (1)")
         cdef int64_t tokens = 1, stride = 0
@@ -611,15 +657,17 @@ cdef class Rope:
                            rope_apply_desc* d) except? NULL:
         """A pointer to `length` integers; an array's own dtype and length (where -1) replace those given."""
         if not is_array(x):
-            return <void*>read_pointer(x, name)
+            return <void*>read_pointer(x, name, length[0] == 0)
         cdef View v
         read_view(x, name, <uintptr_t>d.stream, &v)
         check_device(name, &v, d)
         if v.kind != KIND_INT or v.itemsize not in (4, 8):
             raise TypeError(f"{name}: dtype {getattr(x, 'dtype', 'unknown')}, must be int32 or int64")
-        if v.ndim != 1 or (v.shape[0] != length[0] and length[0] >= 0) or (v.shape[0] > 1 and v.strides[0] != 1):
-            raise ValueError(f"{name}: shape {shape_of(&v)}, must be contiguous "
-                             f"[{length[0] if length[0] >= 0 else 'num_requests + 1'}]")
+        must = f"must be contiguous [{length[0] if length[0] >= 0 else 'num_requests + 1'}]"
+        if v.ndim != 1 or (v.shape[0] != length[0] and length[0] >= 0):
+            raise ValueError(f"{name}: shape {shape_of(&v)}, {must}")
+        if v.shape[0] > 1 and v.strides[0] != 1:
+            raise ValueError(f"{name}: stride {v.strides[0]}, {must} (stride 1)")
         length[0] = v.shape[0]
         dtype[0] = ROPE_INDEX_INT32 if v.itemsize == 4 else ROPE_INDEX_INT64
         return v.data

@@ -1,4 +1,4 @@
-# cython: language_level=3, embedsignature=True, freethreading_compatible=True
+# cython: language_level=3, freethreading_compatible=True
 """pyrope.FusedRope: Rope with the stages before and behind the rotation."""
 
 from libc.stdint cimport int32_t, int64_t, uint64_t, uintptr_t
@@ -10,6 +10,7 @@ from pyrope._core cimport (
 )
 from pyrope._view cimport KIND_FLOAT, KIND_INT, KIND_UINT, ElementKind, View, is_array, read_pointer, read_view
 
+from pyrope.errors import RopeError
 from pyrope.stages import PagedCache, RMSNorm
 
 _DTYPES = {"float32": ROPE_DTYPE_F32, "float16": ROPE_DTYPE_F16, "bfloat16": ROPE_DTYPE_BF16}
@@ -85,7 +86,14 @@ cdef void* read_memory(str name, object x, ElementKind kind, int itemsize, int64
 
 
 cdef class FusedRope(Rope):
-    """A Rope with stages around the rotation, in one launch that reads and writes every element once.
+    """FusedRope(head_dim, num_q_heads, num_k_heads, *, angle='exact', cos_sin_dtype='float32', sections=None, \
+sections_interleaved=False, num_v_heads=None, v_head_dim=None, q_nope_dim=0, norm=None, q_out_dtype=None, \
+k_out_dtype=None, v_out_dtype=None, q_scale_kind=None, k_scale_kind=None, v_scale_kind=None, cache=None, \
+rotary_dim=None, rotary_offset=0, theta=10000.0, scaling=None, inv_freq=None, attention_factor=None, layout='neox', \
+dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
+--
+
+    A Rope with stages around the rotation, in one launch that reads and writes every element once.
 
     load -> [RMS norm of q, k] -> rotate -> [quantise q, k, v] -> store | append k, v to a KV cache
 
@@ -172,6 +180,7 @@ cdef class FusedRope(Rope):
                       dtype=dtype, angle="exact" if from_table else angle, device=device,
                       position_dtype=position_dtype, num_threads=num_threads, enable_pdl=enable_pdl,
                       positions_ready=positions_ready)
+        self.ready = False
         d.cos_sin.dtype = choose("cos_sin_dtype", cos_sin_dtype, _DTYPES)
         self.cos_sin_dtype = list(_DTYPES)[d.cos_sin.dtype]
         if from_table:
@@ -195,6 +204,21 @@ cdef class FusedRope(Rope):
             self._set_norm(norm, d)
         if cache is not None:
             self._set_cache(cache, d)
+        self.ready = True
+
+    def __reduce__(self):
+        from functools import partial
+        make, arguments = Rope.__reduce__(self)
+        options = make.keywords | {
+            "cos_sin_dtype": self.cos_sin_dtype, "sections": self.sections,
+            "sections_interleaved": self.sections_interleaved, "num_v_heads": self.num_v_heads or None,
+            "v_head_dim": self.v_head_dim, "q_nope_dim": self.q_nope_dim, "norm": self.norm, "cache": self.cache,
+            "q_out_dtype": self.q_out_dtype, "k_out_dtype": self.k_out_dtype, "v_out_dtype": self.v_out_dtype,
+            "q_scale_kind": self.q_scale_kind, "k_scale_kind": self.k_scale_kind, "v_scale_kind": self.v_scale_kind,
+        }
+        if self.angle == "table":
+            del options["inv_freq"]
+        return partial(type(self), **options), arguments
 
     cdef str _set_quantize(self, str x, out_dtype, scale_kind, rope_quantize* z):
         if out_dtype is None:
@@ -390,6 +414,8 @@ cdef class FusedRope(Rope):
                    page_table_stride, request_ids, cache_positions, cache_skipped, cos, sin, cos_sin_rows,
                    cos_sin_stride, table_skipped, tables, table_ids, table_ids_from, table_factors,
                    num_tables) except -1:
+        if not self.ready:
+            raise RopeError("this FusedRope was never initialised, or its constructor refused the arguments")
         cdef rope_apply_desc d = self.base
         cdef bint cached = self.cache is not None
         if cached and (k is not None or v is not None):

@@ -23,6 +23,7 @@ cdef struct View:
     bint read_only
 
 cdef bint is_array(object x)
-cdef uintptr_t read_pointer(object x, str name) except? 0
+cdef bint is_immutable(object x)
+cdef uintptr_t read_pointer(object x, str name, bint may_be_null) except? 0
 cdef uintptr_t read_stream(object x) except? 0
 cdef int read_view(object x, str name, uintptr_t stream, View* view) except -1

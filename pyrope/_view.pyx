@@ -1,6 +1,8 @@
 # cython: language_level=3, freethreading_compatible=True
 """What callers may pass for memory and streams, read into plain C values. Keeps no reference to anything."""
 
+from operator import index
+
 from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_SetName
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t, uintptr_t
@@ -29,6 +31,9 @@ cdef enum:
     DEVICE_CUDA_HOST = 3
     DEVICE_CUDA_MANAGED = 13
 
+cdef enum:
+    LOWEST_ADDRESS = 1 << 16  # Linux maps nothing below (vm.mmap_min_addr)
+
 
 cdef bint is_cuda_python(object x):
     return type(x).__module__.startswith("cuda.")
@@ -36,20 +41,25 @@ cdef bint is_cuda_python(object x):
 
 cdef bint is_array(object x):
     """Whether x describes its own memory. A pointer, in whatever form, does not."""
-    if type(x) is int or x is None or is_cuda_python(x):
+    if type(x) is int or x is None or is_cuda_python(x) or isinstance(x, type):
         return False
     if hasattr(x, "__array_interface__"):
-        return getattr(x, "ndim", 1) > 0  # a NumPy scalar has the attribute too
+        return hasattr(x, "__len__") or getattr(x, "ndim", 1) > 0  # a NumPy scalar has the attribute too
     return hasattr(x, "__dlpack__") or hasattr(x, "__cuda_array_interface__")
 
 
-cdef uintptr_t read_pointer(object x, str name) except? 0:
+cdef bint is_immutable(object x):
+    """Arrays that may not be written although no protocol says so."""
+    return type(x).__module__.partition(".")[0] in ("jax", "jaxlib")
+
+
+cdef uintptr_t read_pointer(object x, str name, bint may_be_null) except? 0:
     """An address given as an int, anything with __index__, or a cuda-python handle or buffer."""
     cdef int overflow = 0
     cdef long long address
     if type(x) is int:  # nearly always, and on the path of every call
         address = PyLong_AsLongLongAndOverflow(x, &overflow)
-        if overflow == 0 and address > 0:
+        if overflow == 0 and address >= LOWEST_ADDRESS:
             return <uintptr_t>address
     if isinstance(x, (bool, float)) or x is None:
         raise TypeError(f"{name}: {x!r} is not a pointer; pass an int, a cuda-python handle or an array")
@@ -58,14 +68,20 @@ cdef uintptr_t read_pointer(object x, str name) except? 0:
             if hasattr(x, "handle"):
                 x = x.handle
             x = int(x)
-        elif hasattr(x, "__index__"):
+        elif hasattr(type(x), "__index__"):
             x = x.__index__()
         else:
             raise TypeError(f"{name}: {type(x).__name__} is not a pointer; pass an int, a cuda-python handle or "
                             "an array with __dlpack__, __array_interface__ or __cuda_array_interface__")
-    if x <= 0 or x > <uintptr_t>-1:
-        raise ValueError(f"{name}: {x:#x} is not the address of any memory"
-                         + ("; pass None to leave the argument out" if x == 0 else ""))
+    if x == 0 and may_be_null:
+        return 0
+    if x < LOWEST_ADDRESS or x > <uintptr_t>-1:
+        hint = ""
+        if x == 0:
+            hint = "; pass None to leave the argument out"
+        elif name == "positions":
+            hint = "; the position of the first token is passed as offset="
+        raise ValueError(f"{name}: {x:#x} is not the address of any memory{hint}")
     return x
 
 
@@ -88,7 +104,7 @@ cdef uintptr_t read_stream(object x) except? 0:
                 raise ValueError(f"stream: __cuda_stream__ protocol version {version}, must be 0")
         elif is_cuda_python(x):
             x = int(x)
-        elif hasattr(x, "__index__"):
+        elif hasattr(type(x), "__index__"):
             x = x.__index__()
         else:
             raise TypeError(f"stream: {type(x).__name__} is not a stream; pass an int, None or an object with "
@@ -104,23 +120,42 @@ cdef int check_ndim(str name, int ndim) except -1:
     return 0
 
 
-cdef int read_interface(object x, dict interface, str name, View* view) except -1:
+cdef int check_shape(str name, View* view) except -1:
+    """Sizes whose product is a number, and an address unless that is 0."""
+    cdef int64_t elements = 1
+    cdef int i
+    for i in range(view.ndim):
+        if view.shape[i] < 0 or (view.shape[i] > 0 and elements > (<int64_t>1 << 62) // view.shape[i]):
+            raise ValueError(f"{name}: shape {tuple([view.shape[i] for i in range(view.ndim)])}, is that of no array")
+        elements *= view.shape[i]
+    if elements and view.data == NULL:
+        raise ValueError(f"{name}: the array has no memory")
+    return 0
+
+
+cdef int read_interface(object x, object interface, str name, View* view) except -1:
     """The array interface of NumPy, and its CUDA twin."""
-    cdef tuple shape = interface["shape"]
-    cdef object strides = interface.get("strides")
-    cdef str typestr = interface["typestr"]
     cdef int i
     cdef int64_t step
-    check_ndim(name, len(shape))
-    if not isinstance(interface.get("data"), tuple):
-        raise TypeError(f"{name}: the array interface of {type(x).__name__} gives no address")
-    address, read_only = interface["data"]
-    view.data = <void*><uintptr_t>address
-    view.read_only = read_only
-    view.ndim = len(shape)
-    view.itemsize = int(typestr[2:])
-    kind = typestr[1]
-    if typestr[0] == ">":
+    cdef int64_t[MAX_DIMS] steps
+    try:
+        shape, strides, typestr = interface["shape"], interface.get("strides"), interface["typestr"]
+        address, read_only = interface["data"]
+        order, kind, size = typestr[0], typestr[1], typestr[2:]
+        # Sizes that are no number of bytes belong to kinds that are refused.
+        view.itemsize = int(size) if size.isdecimal() and 0 < int(size) < 1 << 16 else 1
+        if strides is not None and len(strides) != len(shape):
+            raise ValueError(f"{len(strides)} strides for {len(shape)} dimensions")
+        view.data = <void*><uintptr_t>index(address)
+        view.read_only = read_only
+        view.ndim = len(shape)
+        for i in range(min(view.ndim, <int>MAX_DIMS)):
+            view.shape[i] = index(shape[i])
+            steps[i] = 0 if strides is None else index(strides[i])
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
+        raise TypeError(f"{name}: malformed array interface of {type(x).__name__}: {error!r}") from None
+    check_ndim(name, view.ndim)
+    if order == ">":
         view.kind = KIND_OTHER
     elif kind == "i":
         view.kind = KIND_INT
@@ -132,16 +167,16 @@ cdef int read_interface(object x, dict interface, str name, View* view) except -
         view.kind = KIND_UINT
     else:
         view.kind = KIND_FLOAT if kind == "f" else KIND_OTHER
+    check_shape(name, view)
     step = 1
     for i in range(view.ndim - 1, -1, -1):
-        view.shape[i] = shape[i]
         if strides is None:
             view.strides[i] = step
             step *= view.shape[i]
         else:
-            if strides[i] % view.itemsize:
-                raise ValueError(f"{name}: a stride of {strides[i]} bytes is not a multiple of the element size")
-            view.strides[i] = strides[i] // view.itemsize
+            if steps[i] % view.itemsize:
+                raise ValueError(f"{name}: a stride of {steps[i]} bytes is not a multiple of the element size")
+            view.strides[i] = steps[i] // view.itemsize
     return 0
 
 

@@ -163,6 +163,20 @@ def test_import_is_light():
     assert min(float(words[0]) for words in runs) < 0.030
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_import_in_a_checkout(installed, tmp_path):
+    """The sources, found first, take the compiled modules from the installed package, and say so without one."""
+    shutil.copytree(ROOT / "pyrope", tmp_path / "pyrope", ignore=lambda _, names: [n for n in names if ".so" in n])
+    sites = INSTALLED.parent if installed else ""
+    program = "import pyrope; print(pyrope.__file__, pyrope._core.__file__, pyrope.Rope(8, 1, 1, device='cpu'))"
+    done = subprocess.run([sys.executable, "-S", "-c", program], cwd=tmp_path, capture_output=True, text=True,
+                          check=False, env=os.environ | {"PYTHONPATH": str(sites)})  # fmt: skip
+    if installed:
+        assert done.stdout.startswith(f"{tmp_path}/pyrope/__init__.py {INSTALLED}/_core"), done.stderr
+    else:
+        assert "ImportError: pyrope's compiled modules are missing; install it" in done.stderr
+
+
 # ---- layers of the sources
 
 FLOORS = {"math": 0, "": 1, "cpu": 2, "frequencies": 2, "kernels": 2, "api": 3}

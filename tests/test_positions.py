@@ -10,7 +10,6 @@ from test_rotation import check_both_ways
 
 import pyrope
 
-
 EARLY = {"enable_pdl": True, "positions_ready": True}  # positions are read before the previous kernel has ended
 
 

@@ -26,9 +26,15 @@ CONSTRUCTOR = rows(
     ("head_dim str", {"head_dim": "64"}, T, "head_dim: '64' is not an integer"),
     ("head_dim None", {"head_dim": None}, T, "head_dim: None is not an integer"),
     ("rotary_dim odd", {"rotary_dim": 63}, V, "rotary_dim: 63, must be even"),
-    ("rotary_dim odd by default", {"head_dim": 63}, V, "rotary_dim: 63, must be even"),
+    ("rotary_dim odd by default", {"head_dim": 63}, V, r"rotary_dim \(default: head_dim\): 63, must be even"),
     ("rotary_dim above head_dim", {"rotary_dim": 66}, V, "rotary_dim: 66, must be 2 to 64"),
-    ("rotary_dim above 2048", {"head_dim": 4096}, V, "rotary_dim: 4096, must be 2 to 2048"),
+    (
+        "rotary_dim above 2048 by default",
+        {"head_dim": 4096},
+        V,
+        r"rotary_dim \(default: head_dim\): 4096, must be 2 to 2048",
+    ),
+    ("rotary_dim above 2048", {"head_dim": 4096, "rotary_dim": 4096}, V, "rotary_dim: 4096, must be 2 to 2048"),
     ("rotary_dim zero", {"rotary_dim": 0}, V, "rotary_dim: 0, must be 2 to 64"),
     ("rotary_dim float", {"rotary_dim": 32.0}, T, "rotary_dim: 32.0 is not an integer"),
     ("rotary_offset negative", {"rotary_offset": -1}, V, "rotary_offset: -1, must be 0 to 0"),
@@ -38,9 +44,9 @@ CONSTRUCTOR = rows(
     ("num_k_heads float", {"num_k_heads": 1.0}, T, "num_k_heads: 1.0 is not an integer"),
     ("no heads", {"num_q_heads": 0, "num_k_heads": 0}, V, "num_q_heads: 0 and num_k_heads: 0, at least one"),
     ("layout", {"layout": "neo"}, V, "layout: 'neo', must be one of 'neox', 'gptj'"),
-    ("layout None", {"layout": None}, V, "layout: 'None', must be one of 'neox', 'gptj'"),
+    ("layout None", {"layout": None}, V, "layout: None, must be one of 'neox', 'gptj'"),
     ("dtype", {"dtype": "float64"}, V, "dtype: 'float64', must be one of 'float32', 'float16', 'bfloat16'"),
-    ("dtype type", {"dtype": np.float64}, V, "dtype: 'float64', must be one of 'float32'"),
+    ("dtype type", {"dtype": np.float64}, V, "dtype: <class 'numpy.float64'>, must be one of 'float32'"),
     ("angle", {"angle": "table"}, V, "angle: 'table', must be one of 'exact', 'fp32'"),
     ("device", {"device": "gpu"}, V, "device: 'gpu', must be one of 'cuda', 'cpu'"),
     ("position_dtype", {"position_dtype": "uint32"}, V, "position_dtype: 'uint32', must be one of 'int64'"),
@@ -423,7 +429,9 @@ def test_allowed(device, change):
 
 @pytest.mark.skipif(HAS_CUDA, reason="built with CUDA")
 def test_built_without_cuda():
-    with pytest.raises(pyrope.UnsupportedError, match=r"backend: .* built without CUDA; use ROPE_BACKEND_CPU"):
+    with pytest.raises(
+        pyrope.UnsupportedError, match=r"device: 'cuda' .* not in this build \(no CUDA;.*; pass device='cpu'"
+    ):
         make("cuda")
 
 

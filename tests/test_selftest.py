@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ def test_usage(tmp_path):
     assert python(tmp_path, "-m", "pyrope", "--help").stdout.startswith("usage: python -m pyrope [selftest]")
     done = python(tmp_path, "-m", "pyrope", "self-test")
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("usage:")
+    assert "unknown argument: self-test" in done.stderr
 
 
 def test_selftest_passes(tmp_path):
@@ -106,14 +108,18 @@ def defaults(arguments):
 def test_stub_signature(name):
     """The stub has the parameters and defaults that the module has."""
     stub = stub_signatures()[name]
-    if name == "Rope.__init__":  # has no signature of its own: its class's docstring begins with it
-        text = pyrope.Rope.__doc__.partition("\n")[0]
-        real = ast.parse(f"def {text}: ...").body[0].args
-        assert defaults(stub) == defaults(real)
-        return
-    real = inspect.signature(eval(f"pyrope._core.{name}")).parameters.values()
+    real = inspect.signature(eval(f"pyrope._core.{name.removesuffix('.__init__')}")).parameters.values()
     assert defaults(stub) == {p.name: p.default for p in real if p.name != "self"}
     assert [a.arg for a in stub.kwonlyargs] == [p.name for p in real if p.kind is p.KEYWORD_ONLY]
+
+
+def test_signature_of_the_constructor():
+    """What help() shows is written by hand into the docstring."""
+    source = (Path(__file__).parent.parent / "pyrope/_core.pyx").read_text()
+    text = re.search(r"def (__init__\(.*?\)):", source, re.S).group(1)
+    written = {p.name: p.default for p in inspect.signature(pyrope.Rope).parameters.values()}
+    assert defaults(ast.parse(f"def {text}: ...").body[0].args) == written
+    assert not pyrope.Rope.__doc__.startswith("Rope(")
 
 
 def test_stub_is_complete():

@@ -32,10 +32,10 @@ struct RotateParams {
 
 // Where and how to run.
 struct Execution {
-  void* stream;         // CUDA
-  bool dependent;       // CUDA: programmatic dependent launch
-  bool positions_ready; // CUDA: nothing that is still pending on the stream writes positions
-  int32_t num_threads;  // CPU; 0: all of the process's
+  void* stream;          // CUDA
+  bool dependent;        // CUDA: programmatic dependent launch
+  bool positions_ready;  // CUDA: nothing that is still pending on the stream writes positions
+  int32_t num_threads;   // CPU; 0: all of the process's
 };
 
 // A backend's compiled rotation. `table` is host memory, [rotary_dim / 2]. Returns a cudaError_t, 0 on the CPU.

@@ -185,6 +185,16 @@ static void test_refusals(void) {
   d.q.data = (char*)q + 1;
   CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "q");
   d = plain();
+  d.q.data = (void*)1024;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "q: 0x400");
+  d = plain();
+  d.positions = (const void*)1024;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "positions: 0x400");
+  d = plain();
+  d.positions = q;
+  d.position_dtype = ROPE_INDEX_INT32;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "positions: overlaps q");
+  d = plain();
   d.k.data = k;
   d.k_out.data = q;
   CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "k_out");

@@ -243,7 +243,7 @@ typedef struct rope_apply_desc {
   int32_t dtype;          /* rope_dtype of q, k and their outputs */
   int32_t layout;         /* rope_layout */
   int32_t angle;          /* rope_angle; the one that table was made for */
-  int32_t head_dim;       /* 1 to 2^20 */
+  int32_t head_dim;       /* 2 to 2^20 */
   int32_t rotary_dim;     /* even, at most head_dim and ROPE_MAX_ROTARY_DIM; 0: head_dim */
   int32_t rotary_offset;  /* first rotated element of a head; rotary_offset + rotary_dim <= head_dim */
   int32_t num_q_heads;    /* > 0 where q.data is set */
@@ -257,7 +257,7 @@ typedef struct rope_apply_desc {
   const uint64_t* table;  /* host, [rotary_dim/2], from rope_frequencies; copied before the call returns */
   float attention_factor; /* multiplies cos and sin; 0: 1 */
   int32_t position_dtype; /* rope_index_dtype of positions, indptr and offsets */
-  /* The position of token t, in one of three forms:
+  /* The position of token t, in one of three forms, whose memory is apart from what is written:
    *   positions                  positions[t]; -1 leaves the token alone: its output is not written
    *   indptr, offsets            offsets[r] + t - indptr[r] where indptr[r] <= t < indptr[r+1]; a token outside
    *                              every request is left alone

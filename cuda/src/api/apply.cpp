@@ -17,8 +17,8 @@ rope_status check_shape(rope_apply_desc* d) {
         ROPE_ERR_INVALID_ARG,
         "flags: %#x has bits other than ROPE_FLAG_INVERSE (1), ROPE_FLAG_PDL (2), ROPE_FLAG_POSITIONS_READY (4)",
         d->flags);
-  if (d->head_dim < 1 || d->head_dim > kMaxHeadDim)
-    return fail(ROPE_ERR_INVALID_ARG, "head_dim: %d, must be 1 to %d", d->head_dim, kMaxHeadDim);
+  if (d->head_dim < 2 || d->head_dim > kMaxHeadDim)
+    return fail(ROPE_ERR_INVALID_ARG, "head_dim: %d, must be 2 to %d", d->head_dim, kMaxHeadDim);
   if (d->rotary_dim == 0) d->rotary_dim = d->head_dim;
   if (d->rotary_dim < 2 || d->rotary_dim % 2 || d->rotary_dim > d->head_dim || d->rotary_dim > ROPE_MAX_ROTARY_DIM)
     return fail(ROPE_ERR_INVALID_ARG, "rotary_dim: %d, must be even, at least 2, at most head_dim (%d) and %d",
@@ -39,13 +39,7 @@ rope_status check_shape(rope_apply_desc* d) {
   return ROPE_OK;
 }
 
-rope_status check_index_pointer(const char* name, const void* pointer, int32_t dtype) {
-  const unsigned bytes = dtype == ROPE_INDEX_INT32 ? 4 : 8;
-  if (reinterpret_cast<uintptr_t>(pointer) % bytes)
-    return fail(ROPE_ERR_INVALID_ARG, "%s: pointer %p is misaligned, must be a multiple of %u bytes", name, pointer,
-                bytes);
-  return ROPE_OK;
-}
+int64_t index_bytes(const rope_apply_desc& d) { return d.position_dtype == ROPE_INDEX_INT32 ? 4 : 8; }
 
 rope_status read_positions(const rope_apply_desc& d, Positions* p) {
   if (d.position_dtype != ROPE_INDEX_INT64 && d.position_dtype != ROPE_INDEX_INT32)
@@ -62,15 +56,15 @@ rope_status read_positions(const rope_apply_desc& d, Positions* p) {
                 static_cast<long long>(d.num_requests));
   *p = {PositionKind::kOffset, 0, d.offset, nullptr, nullptr};
   if (d.positions) {
-    ROPE_TRY(check_index_pointer("positions", d.positions, d.position_dtype));
+    ROPE_TRY(check_address("positions", d.positions, index_bytes(d)));
     p->kind = is_int32 ? PositionKind::kIds32 : PositionKind::kIds64;
     p->ids = d.positions;
   } else if (d.indptr) {
     if (d.num_requests < 1 || d.num_requests > INT32_MAX)
       return fail(ROPE_ERR_INVALID_ARG, "num_requests: %lld, must be 1 to %d with indptr",
                   static_cast<long long>(d.num_requests), INT32_MAX);
-    ROPE_TRY(check_index_pointer("indptr", d.indptr, d.position_dtype));
-    ROPE_TRY(check_index_pointer("offsets", d.offsets, d.position_dtype));
+    ROPE_TRY(check_address("indptr", d.indptr, index_bytes(d)));
+    if (d.offsets) ROPE_TRY(check_address("offsets", d.offsets, index_bytes(d)));
     *p = {is_int32 ? PositionKind::kRagged32 : PositionKind::kRagged64, int32_t(d.num_requests), 0, d.indptr,
           d.offsets};
   }
@@ -116,6 +110,22 @@ rope_status check_operands(const Operand& q, const Operand& k) {
   return ROPE_OK;
 }
 
+rope_status check_positions_apart(const rope_apply_desc& d, const Operand& x) {
+  const struct {
+    const char* name;
+    const void* data;
+    int64_t count;
+  } indices[] = {{"positions", d.positions, d.num_tokens},
+                 {"indptr", d.indptr, d.num_requests + 1},
+                 {"offsets", d.offsets, d.num_requests}};
+  if (!x.present) return ROPE_OK;
+  for (const auto& i : indices)
+    if (i.data && !are_apart(x.out, i.data, i.count * index_bytes(d)))
+      return fail(ROPE_ERR_INVALID_ARG, "%s: overlaps %s in memory, which is written; must be memory that is apart",
+                  i.name, x.written());
+  return ROPE_OK;
+}
+
 rope_status check_device_pointer(const char* name, const void* pointer) {
   if (!pointer || !cuda::is_host_only(pointer)) return ROPE_OK;
   return fail(ROPE_ERR_INVALID_ARG, "%s: %p is host memory, which the CUDA backend cannot read", name, pointer);
@@ -135,6 +145,8 @@ rope_status run_rotation(const rope_apply_desc& d, const Positions& positions, c
   ROPE_TRY(read_operand(d, d.q, d.q_out, d.num_q_heads, &q));
   ROPE_TRY(read_operand(d, d.k, d.k_out, d.num_k_heads, &k));
   ROPE_TRY(check_operands(q, k));
+  ROPE_TRY(check_positions_apart(d, q));
+  ROPE_TRY(check_positions_apart(d, k));
   if (d.backend == ROPE_BACKEND_CUDA)
     for (const Operand* o : {&q, &k}) {
       if (!o->present) continue;

@@ -10,6 +10,7 @@ namespace rope::api {
 namespace {
 
 constexpr int64_t kMaxStrideBytes = int64_t(1) << 62;
+constexpr uintptr_t kLowestAddress = 1 << 16;  // Linux maps nothing below (vm.mmap_min_addr)
 
 // [low, high): bytes that the rows span, relative to data. The extents were checked to fit.
 std::pair<int64_t, int64_t> span(const Rows& x) {
@@ -48,11 +49,19 @@ bool rows_meet(const Rows& x, const Rows& y, int64_t delta) {
 
 }  // namespace
 
+rope_status check_address(const char* name, const void* pointer, int64_t element_bytes) {
+  const auto address = reinterpret_cast<uintptr_t>(pointer);
+  if (address < kLowestAddress)
+    return fail(ROPE_ERR_INVALID_ARG, "%s: %#zx is not the address of any memory", name, size_t(address));
+  if (address % uintptr_t(element_bytes))
+    return fail(ROPE_ERR_INVALID_ARG, "%s: pointer %p is misaligned, must be a multiple of %d bytes", name, pointer,
+                int(element_bytes));
+  return ROPE_OK;
+}
+
 rope_status read_rows(const char* name, const rope_tensor& x, int64_t tokens, int64_t heads, int64_t head_dim,
                       int64_t element_bytes, Rows* rows) {
-  if (reinterpret_cast<uintptr_t>(x.data) % uintptr_t(element_bytes))
-    return fail(ROPE_ERR_INVALID_ARG, "%s: pointer %p is misaligned, must be a multiple of the element size, %d bytes",
-                name, x.data, int(element_bytes));
+  ROPE_TRY(check_address(name, x.data, element_bytes));
   const int64_t head_stride = x.head_stride ? x.head_stride : head_dim;
   const __int128 token_stride = x.token_stride ? x.token_stride : __int128(head_stride) * heads;
   const auto magnitude = [](__int128 v) { return v < 0 ? -v : v; };
@@ -93,6 +102,22 @@ bool are_apart(Rows x, Rows y) {
   if (delta + y_low >= x_high || delta + y_high <= x_low) return true;
   const bool same_strides = x.token_stride == y.token_stride && x.head_stride == y.head_stride;
   return same_strides && rows_are_distinct(x) && rows_are_distinct(y) && !rows_meet(x, y, delta);
+}
+
+bool are_apart(const Rows& x, const void* data, int64_t bytes) {
+  const auto [low, high] = span(x);
+  const int64_t extent = high - low, at = static_cast<const char*>(data) - (x.data + low);
+  if (at >= extent || at + bytes <= 0) return true;
+  // From the lowest row upwards: the first one that ends behind `at`.
+  int64_t outer = std::llabs(x.token_stride), inner = std::llabs(x.head_stride), inner_count = x.heads;
+  if (x.heads > 1 && x.tokens > 1 && outer < inner) {
+    std::swap(outer, inner);
+    inner_count = x.tokens;
+  }
+  const int64_t block = (inner_count - 1) * inner + x.row;
+  const int64_t i = std::max<int64_t>(floor_divide(at - block, outer) + 1, 0) * outer;
+  const int64_t j = std::max<int64_t>(floor_divide(at - i - x.row, inner) + 1, 0) * inner;
+  return i + j >= at + bytes;
 }
 
 }  // namespace rope::api

@@ -11,9 +11,8 @@ namespace {
 constexpr int32_t kMaxPageSize = 1 << 20;
 
 rope_status check_pointer(const rope_apply_desc& d, const char* name, const void* pointer, size_t bytes) {
-  if (reinterpret_cast<uintptr_t>(pointer) % bytes)
-    return fail(ROPE_ERR_INVALID_ARG, "%s: pointer %p is misaligned, must be a multiple of %zu bytes", name, pointer,
-                bytes);
+  if (!pointer) return ROPE_OK;
+  ROPE_TRY(check_address(name, pointer, int64_t(bytes)));
   return d.backend == ROPE_BACKEND_CUDA ? check_device_pointer(name, pointer) : ROPE_OK;
 }
 
@@ -31,7 +30,7 @@ rope_status check_range(const char* name, int64_t value, int64_t low, int64_t hi
 
 size_t index_bytes(int32_t dtype) { return dtype == ROPE_INDEX_INT32 ? 4 : 8; }
 
-// One tensor of the descriptor on its way through the pipeline.
+// One tensor of the descriptor on its way through the pipeline, and where it is read and written.
 struct Source {
   const char *name, *out_name, *cache_name, *quantize_name;
   const rope_tensor &in, &out;
@@ -40,6 +39,9 @@ struct Source {
   const void* weight;
   int32_t heads, dim;
   bool rotated;
+  Rows read = {}, written = {};
+  const char* written_name = nullptr;
+  bool cached = false;
 };
 
 rope_status read_quantize(const rope_apply_desc& d, const Source& s, Quantize* q) {
@@ -64,8 +66,7 @@ rope_status read_quantize(const rope_apply_desc& d, const Source& s, Quantize* q
   return require_pointer(d, name, from.scales, 4, "as scales with this scale_kind");
 }
 
-// Bytes from the first to behind the last one that a cache's tensor may be written at.
-rope_status read_cache_rows(const rope_apply_desc& d, const Source& s, int64_t element_bytes, PipelineOperand* o) {
+rope_status read_cache_rows(const rope_apply_desc& d, Source& s, int64_t element_bytes, PipelineOperand* o) {
   const rope_cache_tensor& c = *s.cache;
   ROPE_TRY(require_pointer(d, s.cache_name, c.data, size_t(element_bytes), "with a cache"));
   const struct {
@@ -85,18 +86,14 @@ rope_status read_cache_rows(const rope_apply_desc& d, const Source& s, int64_t e
   o->cached = true;
   int64_t end = s.dim;
   for (const auto& dim : dims) end += (dim.count - 1) * (dim.count > 1 ? dim.stride : 0);
-  const Rows cache{o->out, 1, 1, 0, 0, end * element_bytes};
-  const Rows in{o->in,
-                d.num_tokens,
-                s.heads,
-                o->in_token_stride,
-                o->in_head_stride,
-                int64_t(s.dim) * dtype_bytes(d.dtype)};
-  return check_apart(s.cache_name, cache, s.name, in);
+  s.cached = true;
+  s.written_name = s.cache_name;
+  s.written = {o->out, 1, 1, 0, 0, end * element_bytes};
+  return check_apart(s.cache_name, s.written, s.name, s.read);
 }
 
-rope_status read_operand(const rope_apply_desc& d, const Source& s, PipelineOperand* o) {
-  Rows in, out;
+rope_status read_operand(const rope_apply_desc& d, Source& s, PipelineOperand* o) {
+  Rows &in = s.read, &out = s.written;
   const int64_t bytes = dtype_bytes(d.dtype);
   ROPE_TRY(read_rows(s.name, s.in, d.num_tokens, s.heads, s.dim, bytes, &in));
   ROPE_TRY(read_quantize(d, s, &o->quantize));
@@ -128,10 +125,26 @@ rope_status read_operand(const rope_apply_desc& d, const Source& s, PipelineOper
     return fail(ROPE_ERR_INVALID_ARG, "%s: strides overlap, every row that is written must be its own memory",
                 in_place ? s.name : s.out_name);
   if (!in_place) ROPE_TRY(check_apart(s.out_name, out, s.name, in));
+  s.written_name = in_place ? s.name : s.out_name;
   o->out = const_cast<char*>(out.data);
   o->out_token_stride = out.token_stride;
   o->out_head_stride = out.head_stride;
   o->whole = !in_place || s.weight;
+  return ROPE_OK;
+}
+
+// What is written is apart from what other operands read and write. Two tensors of one cache may lie in its rows side
+// by side: there only the rows themselves are compared.
+rope_status check_sources_apart(const Source& x, const Source& y) {
+  if (!x.cached || !y.cached) {
+    ROPE_TRY(check_apart(x.written_name, x.written, y.written_name, y.written));
+  } else {
+    const int64_t delta = y.written.data - x.written.data;
+    if (delta < 0 ? -delta < y.dim : delta < x.dim)
+      return fail(ROPE_ERR_INVALID_ARG, "%s: overlaps %s", y.written_name, x.written_name);
+  }
+  if (!same_rows(x.written, x.read)) ROPE_TRY(check_apart(x.written_name, x.written, y.name, y.read));
+  if (!same_rows(y.written, y.read)) ROPE_TRY(check_apart(y.written_name, y.written, x.name, x.read));
   return ROPE_OK;
 }
 
@@ -263,10 +276,11 @@ rope_status read_angles(const rope_apply_desc& d, PipelineParams* p) {
 }  // namespace
 
 bool has_stages(const rope_apply_desc& d) {
-  const auto* bytes = reinterpret_cast<const char*>(&d);
-  for (size_t i = offsetof(rope_apply_desc, v); i < sizeof(d); ++i)
-    if (bytes[i]) return true;
-  return d.angle == ROPE_ANGLE_TABLE;
+  static const rope_apply_desc none = {};
+  constexpr size_t kFirst = offsetof(rope_apply_desc, v);
+  return d.angle == ROPE_ANGLE_TABLE ||
+         std::memcmp(reinterpret_cast<const char*>(&d) + kFirst, reinterpret_cast<const char*>(&none) + kFirst,
+                     sizeof(d) - kFirst) != 0;
 }
 
 rope_status read_pipeline(const rope_apply_desc& d, PipelineParams* p) {
@@ -276,15 +290,15 @@ rope_status read_pipeline(const rope_apply_desc& d, PipelineParams* p) {
   ROPE_TRY(read_cache(d, &p->cache));
   const int32_t v_heads = d.num_v_heads ? d.num_v_heads : d.num_k_heads,
                 v_dim = d.v_head_dim ? d.v_head_dim : d.head_dim;
-  const Source sources[kMaxOperands] = {{"q", "q_out", "", "q_quantize", d.q, d.q_out, nullptr, d.q_quantize,
-                                         d.norm.q_weight, d.num_q_heads, d.head_dim, true},
-                                        {"k", "k_out", "cache.k", "k_quantize", d.k, d.k_out, &d.cache.k, d.k_quantize,
-                                         d.norm.k_weight, d.num_k_heads, d.head_dim, true},
-                                        {"v", "v_out", "cache.v", "v_quantize", d.v, d.v_out, &d.cache.v, d.v_quantize,
-                                         nullptr, v_heads, v_dim, false},
-                                        {"q_nope", "q_nope_out", "", "q_quantize", d.q_nope, d.q_nope_out, nullptr,
-                                         d.q_quantize, nullptr, d.num_q_heads, d.q_nope_dim, false}};
-  for (const Source& s : sources) {
+  Source sources[kMaxOperands] = {{"q", "q_out", "", "q_quantize", d.q, d.q_out, nullptr, d.q_quantize, d.norm.q_weight,
+                                   d.num_q_heads, d.head_dim, true},
+                                  {"k", "k_out", "cache.k", "k_quantize", d.k, d.k_out, &d.cache.k, d.k_quantize,
+                                   d.norm.k_weight, d.num_k_heads, d.head_dim, true},
+                                  {"v", "v_out", "cache.v", "v_quantize", d.v, d.v_out, &d.cache.v, d.v_quantize,
+                                   nullptr, v_heads, v_dim, false},
+                                  {"q_nope", "q_nope_out", "", "q_quantize", d.q_nope, d.q_nope_out, nullptr,
+                                   d.q_quantize, nullptr, d.num_q_heads, d.q_nope_dim, false}};
+  for (Source& s : sources) {
     if (!s.in.data) {
       if (s.out.data) return fail(ROPE_ERR_INVALID_ARG, "%s: given without %s", s.out_name, s.name);
       if (s.weight) return fail(ROPE_ERR_INVALID_ARG, "norm.%s_weight: given without %s", s.name, s.name);
@@ -302,6 +316,11 @@ rope_status read_pipeline(const rope_apply_desc& d, PipelineParams* p) {
     p->heads += s.heads;
     p->dynamic |= o->quantize.type != OutType::kSame && o->quantize.kind == ScaleKind::kDynamic;
   }
+  if (d.q_nope.data && d.q_quantize.scale_kind == ROPE_SCALE_DYNAMIC)
+    return fail(ROPE_ERR_UNSUPPORTED, "q_nope: not with a dynamic scale, which q_quantize has one of for each head");
+  for (const Source& x : sources)
+    for (const Source* y = sources; y != &x; ++y)
+      if (x.in.data && y->in.data) ROPE_TRY(check_sources_apart(*y, x));
   if (!p->num_operands) return fail(ROPE_ERR_INVALID_ARG, "q: NULL and k: NULL, at least one must be given");
 #ifdef ROPEROPE_WITH_CUDA
   if (d.backend == ROPE_BACKEND_CUDA && !cuda::pipeline_fits(*p, dtype_bytes(d.dtype)))

@@ -68,7 +68,10 @@ void one_head(const PipelineParams& p, const PipelineOperand& o, int64_t token, 
   if (o.weight && p.norm.after) normalise<D>(p, o, x);
   if (o.quantize.type == OutType::kSame) {
     auto* y = reinterpret_cast<Storage*>(out);
-    for (int32_t i = begin; i < end; ++i) y[i] = D::narrow(x[i]);
+    for (int32_t i = begin; i < end; ++i) {
+      const bool copied = !o.weight && (!o.rotated || uint32_t(i - p.rotary_offset) >= uint32_t(p.rotary_dim));
+      y[i] = copied ? in[i] : D::narrow(x[i]);  // a copy, bit for bit
+    }
     return;
   }
   const float factor = 1.0f / scale_of(p, o, token, head, place, x);

@@ -51,8 +51,8 @@ __device__ __forceinline__ void wait_for_previous(uint64_t digest) {
   wait_for_previous();
 }
 
-// Asks for the line to be brought into the second-level cache. That cache is where the device's writes meet, so a kernel
-// may ask before it waits: what its predecessor still writes, it will read.
+// Asks for the line to be brought into the second-level cache. That cache is where the device's writes meet, so a
+// kernel may ask before it waits: what its predecessor still writes, it will read.
 __device__ __forceinline__ void prefetch(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }

@@ -209,6 +209,8 @@ __global__ void __launch_bounds__(kPipelineBlock)
       }
     }
   }
+  const bool per_head = o.quantize.kind == ScaleKind::kHead;
+  const float token_factor = kQuantised && moves && !per_head ? 1.0f / given_scale(o.quantize, token, 0) : 1.0f;
   char* out = row_out(o, token, head, place);
   const int64_t out_step = step * o.out_head_stride;
 
@@ -304,13 +306,17 @@ __global__ void __launch_bounds__(kPipelineBlock)
       if (!live(u) || !moves) continue;
       char* const row = out + u * out_step;
       if (!kQuantised || o.quantize.type == OutType::kSame) {
-        a[u].narrow(x[u]);
-        b[u].narrow(x[u] + kVec);
+        if (share.rotated || (kReduce && o.weight)) {  // else a copy, bit for bit
+          a[u].narrow(x[u]);
+          b[u].narrow(x[u] + kVec);
+        }
         *reinterpret_cast<C*>(row + first) = a[u];
         *reinterpret_cast<C*>(row + second) = b[u];
       } else {
-        const bool dynamic = kReduce && o.quantize.kind == ScaleKind::kDynamic;
-        const float factor = dynamic ? dynamic_factor[u] : 1.0f / given_scale(o.quantize, token, head + u * step);
+        const ScaleKind kind = o.quantize.kind;
+        const float factor = kReduce && kind == ScaleKind::kDynamic ? dynamic_factor[u]
+                             : kind == ScaleKind::kHead             ? 1.0f / o.quantize.scales[head + u * step]
+                                                                    : token_factor;
         detail::store_quantised<kVec>(o.quantize.type, row, share, factor, x[u]);
       }
     }

@@ -57,13 +57,16 @@ bool is_general(const PipelineParams& p, bool vectors) {
 PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes) {
   PipelinePlan plan = {};
   int64_t bytes = 0;
+  for (int i = 0; i < p.num_operands; ++i) {
+    bytes += p.num_tokens * p.operands[i].heads * p.operands[i].dim * element_bytes;
+    plan.quantised |= p.operands[i].quantize.type != OutType::kSame;
+  }
+  // Heads of those operands that make up an eighth of all bytes or more.
   int32_t most_heads = 1, fewest_heads = INT32_MAX;
   for (int i = 0; i < p.num_operands; ++i) {
     const PipelineOperand& o = p.operands[i];
-    bytes += p.num_tokens * o.heads * o.dim * element_bytes;
-    plan.quantised |= o.quantize.type != OutType::kSame;
     most_heads = std::max(most_heads, o.heads);
-    fewest_heads = std::min(fewest_heads, o.heads);
+    if (8 * p.num_tokens * o.heads * o.dim * element_bytes >= bytes) fewest_heads = std::min(fewest_heads, o.heads);
   }
   plan.reduce = p.norm.on || p.dynamic;
   plan.prefetch = true;

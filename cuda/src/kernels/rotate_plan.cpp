@@ -55,7 +55,8 @@ constexpr Regime kRegimes[] = {
     {INT64_MAX, 8, 4, kMaxBlock, kMaxBlock, true, true, false},
 };
 
-// Of few heads, a thread that takes several leaves none for other blocks: from so many bytes on, the last regime is best.
+// Of few heads, a thread that takes several leaves none for other blocks: from so many bytes on, the last regime is
+// best.
 constexpr int32_t kFewHeads = 12;
 constexpr int64_t kFewHeadsLoop = 1'000'000;
 

@@ -27,7 +27,8 @@ ROPE_INLINE bool ragged_position(const Positions& p, int64_t token, int64_t* pos
   }
   const int64_t start = indptr[low];
   if (token < start || token >= indptr[low + 1]) return false;
-  *position = token - start + (p.offsets ? int64_t(static_cast<const Index*>(p.offsets)[low]) : 0);
+  const int64_t offset = p.offsets ? static_cast<const Index*>(p.offsets)[low] : 0;
+  *position = int64_t(uint64_t(offset) + uint64_t(token) - uint64_t(start));
   return true;
 }
 

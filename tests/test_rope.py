@@ -1,0 +1,146 @@
+"""The Rope itself: its properties, its life, its use from many threads."""
+
+import copy
+import pickle
+import threading
+
+import numpy as np
+import pytest
+from memory import Tensor, run
+from objects import DIM, Q_HEADS, equal, make
+
+import pyrope
+
+
+def test_properties():
+    rope = pyrope.Rope(
+        96,
+        4,
+        2,
+        rotary_dim=64,
+        rotary_offset=16,
+        theta=5e5,
+        scaling=pyrope.Llama3(),
+        layout="gptj",
+        dtype="float16",
+        angle="fp32",
+        device="cpu",
+        position_dtype="int32",
+        attention_factor=1.5,
+    )
+    values = {
+        "head_dim": 96,
+        "num_q_heads": 4,
+        "num_k_heads": 2,
+        "rotary_dim": 64,
+        "rotary_offset": 16,
+        "theta": 5e5,
+        "scaling": pyrope.Llama3(),
+        "layout": "gptj",
+        "dtype": "float16",
+        "angle": "fp32",
+        "device": "cpu",
+    }
+    for name, value in values.items():
+        assert getattr(rope, name) == value and type(getattr(rope, name)) is type(value)
+        assert f"{name}={value!r}" in repr(rope)
+    assert (rope.position_dtype, rope.attention_factor) == ("int32", 1.5)
+    assert repr(rope).startswith("Rope(head_dim=96, ")
+
+
+def test_inv_freq():
+    rope = make()
+    assert rope.inv_freq.dtype == np.float64 and rope.inv_freq.shape == (32,) and rope.inv_freq[0] == 1
+    rope.inv_freq[:] = 0  # a copy
+    assert rope.inv_freq[0] == 1 and rope.attention_factor == 1.0 and rope.theta == 1e4 and rope.scaling is None
+    values = np.linspace(-2, 1e9, 32)
+    for given in (values, list(values), tuple(values)):
+        custom = make(inv_freq=given)
+        np.testing.assert_array_equal(custom.inv_freq, values)
+        assert custom.theta is None and "inv_freq=..." in repr(custom)
+
+
+@pytest.mark.parametrize("name", ["head_dim", "theta", "layout", "inv_freq", "attention_factor", "scaling", "new"])
+def test_immutable(name):
+    rope = make()
+    with pytest.raises(AttributeError):
+        setattr(rope, name, 1)
+    with pytest.raises(AttributeError):
+        delattr(rope, name)
+
+
+def test_initialised_once():
+    rope = make()
+    before = repr(rope)
+    with pytest.raises(pyrope.RopeError, match="immutable"):
+        rope.__init__(32, 1, 1)
+    assert repr(rope) == before
+
+
+def test_refused_by_its_constructor(rng):
+    """What __init__ refused cannot be used, and may be initialised after all."""
+    rope = pyrope.Rope.__new__(pyrope.Rope)
+    q = rng.standard_normal((3, 1, 32)).astype(np.float32)
+    before, want = q.copy(), q.copy()
+    options = {"dtype": "float32", "device": "cpu"}
+    for wrong in ({"inv_freq": [1.0] * 15}, {"attention_factor": -1}):
+        with pytest.raises(ValueError):
+            rope.__init__(32, 1, 0, **options, **wrong)
+        with pytest.raises(pyrope.RopeError, match="never initialised"):
+            rope.apply(q, offset=5)
+        assert equal(q, before)
+    rope.__init__(32, 1, 0, **options)
+    rope.apply(q, offset=5)
+    pyrope.Rope(32, 1, 0, **options).apply(want, offset=5)
+    assert equal(q, want)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"theta": 5e5, "scaling": pyrope.Llama3(factor=4.0), "dtype": "bfloat16", "layout": "gptj", "num_threads": 3},
+        {"scaling": pyrope.Linear(2.0), "attention_factor": 1.25, "rotary_dim": 32, "rotary_offset": 8},
+        {"inv_freq": np.linspace(-1.0, 0.1, 32), "angle": "fp32", "position_dtype": "int32"},
+    ],
+)
+@pytest.mark.parametrize("remake", [copy.copy, copy.deepcopy, lambda rope: pickle.loads(pickle.dumps(rope))])
+def test_pickles_and_copies(remake, options, rng):
+    rope = make(**options)
+    again = remake(rope)
+    assert repr(again) == repr(rope) and again.__reduce__()[0].keywords == rope.__reduce__()[0].keywords
+    assert again.attention_factor == rope.attention_factor and (again.inv_freq == rope.inv_freq).all()
+    x = Tensor(rope.dtype, (3, Q_HEADS, DIM), rng=rng)
+    assert equal(run(again, {"q": x}, offset=5)["q"], run(rope, {"q": x}, offset=5)["q"])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"enable_pdl": True}, {"enable_pdl": True, "positions_ready": True}])
+def test_pickles_on_cuda(options):
+    keywords = pickle.loads(pickle.dumps(make("cuda", **options))).__reduce__()[0].keywords
+    flags = {name: keywords[name] for name in ("enable_pdl", "positions_ready")}
+    assert flags == {"enable_pdl": False, "positions_ready": False} | options
+
+
+def test_threads(rng):
+    """One Rope in many threads at once, some of which call wrongly: each gets its own result and its own error."""
+    rope = make(dtype="bfloat16", num_threads=2)
+    q = [Tensor("bfloat16", (200 + i, Q_HEADS, DIM), rng=rng) for i in range(8)]
+    want = [run(rope, {"q": x}, offset=1000 * i)["q"] for i, x in enumerate(q)]
+    faults = []
+
+    def work(i):
+        try:
+            for _ in range(20):
+                assert equal(run(rope, {"q": q[i]}, offset=1000 * i)["q"], want[i])
+                with pytest.raises(ValueError, match=f"num_tokens: {2**31 + i}, "):
+                    rope.apply(1 << 16, None, 2**31 + i)
+        except BaseException as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert faults == []
