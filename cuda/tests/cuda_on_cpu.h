@@ -1,15 +1,21 @@
-// Stands in for CUDA when the kernels are compiled by g++: every thread of a launch runs to its end before the next one
-// starts. Right for kernels without shared memory, barriers or shuffles; finds wrong indices and accesses (with
-// AddressSanitizer and UBSan), not races.
+// Stands in for CUDA when the kernels are compiled by g++. Every CUDA thread of a launch runs to its end before the
+// next one starts; where the threads of a block meet, each is a thread of the host. Finds wrong indices and accesses
+// (with AddressSanitizer and UBSan).
 #pragma once
 
+#include <pthread.h>
+
 #include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
 
 #define __global__
 #define __device__
 #define __forceinline__ inline
 #define __grid_constant__
 #define __launch_bounds__(...)
+#define __shared__ static  // launches whose threads meet come one after the other
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -19,21 +25,54 @@ inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace rope::cuda {
 
+template <class Body>
+void for_each_in(dim3 size, Body body) {
+  for (unsigned z = 0; z < size.z; ++z)
+    for (unsigned y = 0; y < size.y; ++y)
+      for (unsigned x = 0; x < size.x; ++x) body(dim3{x, y, z});
+}
+
+inline pthread_barrier_t meeting_point;
+
+inline void synchronize_block() { pthread_barrier_wait(&meeting_point); }
+
+// A host thread for each thread of a block; they take the blocks one after the other.
 template <class Args>
+void run_together(void (*kernel)(Args), dim3 grid, dim3 block, const Args& args) {
+  static std::mutex one_launch;
+  const std::lock_guard lock(one_launch);
+  pthread_barrier_init(&meeting_point, nullptr, block.x * block.y * block.z);
+  std::vector<std::thread> threads;
+  for_each_in(block, [&](dim3 t) {
+    threads.emplace_back([&, t] {
+      gridDim = grid;
+      blockDim = block;
+      threadIdx = t;
+      for_each_in(grid, [&](dim3 b) {
+        blockIdx = b;
+        kernel(args);
+        synchronize_block();
+      });
+    });
+  });
+  for (std::thread& thread : threads) thread.join();
+  pthread_barrier_destroy(&meeting_point);
+}
+
+template <bool kTogether = false, class Args>
 int launch(void (*kernel)(Args), dim3 grid, dim3 block, const Args& args, void*, bool) {
   const bool valid = grid.x - 1 < 0x7fffffffu && grid.y - 1 < 65535 && grid.z - 1 < 65535 && block.z - 1 < 64 &&
                      block.x && block.y && block.x * block.y * block.z <= 1024;
   if (!valid) return 1;  // cudaErrorInvalidValue
+  if (kTogether) {
+    run_together(kernel, grid, block, args);
+    return 0;
+  }
   gridDim = grid;
   blockDim = block;
-  const auto for_each = [](dim3 size, auto body) {
-    for (unsigned z = 0; z < size.z; ++z)
-      for (unsigned y = 0; y < size.y; ++y)
-        for (unsigned x = 0; x < size.x; ++x) body(dim3{x, y, z});
-  };
-  for_each(grid, [&](dim3 b) {
+  for_each_in(grid, [&](dim3 b) {
     blockIdx = b;
-    for_each(block, [&](dim3 t) {
+    for_each_in(block, [&](dim3 t) {
       threadIdx = t;
       kernel(args);
     });

@@ -1,22 +1,22 @@
-// rope_apply: the descriptor checked once for both backends, then the compiled rotation.
+// rope_apply: the descriptor checked once for both backends, then what is compiled for it.
+#include "apply.h"
+
 #include <cmath>
+#include <initializer_list>
 
 #include "../kernels/device.h"
-#include "memory.h"
-#include "status.h"
-#include "support.h"
 
 namespace rope::api {
-namespace {
 
 constexpr int64_t kMaxTokens = INT32_MAX;
 constexpr int32_t kMaxHeadDim = 1 << 20, kMaxHeads = 1 << 20;
 
 rope_status check_shape(rope_apply_desc* d) {
   if (d->flags & ~uint32_t(ROPE_FLAG_INVERSE | ROPE_FLAG_PDL | ROPE_FLAG_POSITIONS_READY))
-    return fail(ROPE_ERR_INVALID_ARG,
-                "flags: %#x has bits other than ROPE_FLAG_INVERSE (1), ROPE_FLAG_PDL (2), ROPE_FLAG_POSITIONS_READY (4)",
-                d->flags);
+    return fail(
+        ROPE_ERR_INVALID_ARG,
+        "flags: %#x has bits other than ROPE_FLAG_INVERSE (1), ROPE_FLAG_PDL (2), ROPE_FLAG_POSITIONS_READY (4)",
+        d->flags);
   if (d->head_dim < 1 || d->head_dim > kMaxHeadDim)
     return fail(ROPE_ERR_INVALID_ARG, "head_dim: %d, must be 1 to %d", d->head_dim, kMaxHeadDim);
   if (d->rotary_dim == 0) d->rotary_dim = d->head_dim;
@@ -31,7 +31,6 @@ rope_status check_shape(rope_apply_desc* d) {
                 static_cast<long long>(kMaxTokens));
   if (!std::isfinite(d->attention_factor))
     return fail(ROPE_ERR_INVALID_ARG, "attention_factor: %g, must be finite", double(d->attention_factor));
-  if (!d->table) return fail(ROPE_ERR_INVALID_ARG, "table: NULL, must be what rope_frequencies filled");
   if (d->backend == ROPE_BACKEND_CPU && d->stream)
     return fail(ROPE_ERR_INVALID_ARG, "stream: must be NULL on the CPU backend");
   if (d->backend == ROPE_BACKEND_CPU ? d->num_threads < 0 : d->num_threads != 0)
@@ -78,16 +77,6 @@ rope_status read_positions(const rope_apply_desc& d, Positions* p) {
   return ROPE_OK;
 }
 
-// One of q and k with its output.
-struct Operand {
-  const char *name, *out_name;
-  Rows in, out;
-  bool present;
-
-  bool in_place() const { return same_rows(in, out); }
-  const char* written() const { return in_place() ? name : out_name; }
-};
-
 rope_status check_apart(const char* x_name, const Rows& x, const char* y_name, const Rows& y) {
   if (are_apart(x, y)) return ROPE_OK;
   return fail(ROPE_ERR_INVALID_ARG,
@@ -127,21 +116,9 @@ rope_status check_operands(const Operand& q, const Operand& k) {
   return ROPE_OK;
 }
 
-rope_status check_device_memory(const rope_apply_desc& d) {
-  const struct {
-    const char* name;
-    const void* pointer;
-  } pointers[] = {{"q", d.q.data},
-                  {"k", d.k.data},
-                  {"q_out", d.q_out.data},
-                  {"k_out", d.k_out.data},
-                  {"positions", d.positions},
-                  {"indptr", d.indptr},
-                  {"offsets", d.offsets}};
-  for (const auto& p : pointers)
-    if (p.pointer && cuda::is_host_only(p.pointer))
-      return fail(ROPE_ERR_INVALID_ARG, "%s: %p is host memory, which the CUDA backend cannot read", p.name, p.pointer);
-  return ROPE_OK;
+rope_status check_device_pointer(const char* name, const void* pointer) {
+  if (!pointer || !cuda::is_host_only(pointer)) return ROPE_OK;
+  return fail(ROPE_ERR_INVALID_ARG, "%s: %p is host memory, which the CUDA backend cannot read", name, pointer);
 }
 
 Heads heads_of(const Operand& o) {
@@ -149,22 +126,22 @@ Heads heads_of(const Operand& o) {
           o.out.head_stride};
 }
 
-rope_status apply(const rope_apply_desc* desc) {
-  rope_apply_desc d;
-  ROPE_TRY(read_descriptor(desc, offsetof(rope_apply_desc, attention_factor), "rope_apply_desc", &d));
+rope_status run_rotation(const rope_apply_desc& d, const Positions& positions, const Execution& execution, int* error) {
   RotateFn rotation;
   ROPE_TRY(find_rotation(d.backend, d.dtype, d.layout, d.angle, &rotation));
-  ROPE_TRY(check_shape(&d));
-  RotateParams p = {};
-  ROPE_TRY(read_positions(d, &p.positions));
+  if (!d.table) return fail(ROPE_ERR_INVALID_ARG, "table: NULL, must be what rope_frequencies filled");
   if (d.num_tokens == 0) return ROPE_OK;
-
   Operand q = {"q", "q_out", {}, {}, false}, k = {"k", "k_out", {}, {}, false};
   ROPE_TRY(read_operand(d, d.q, d.q_out, d.num_q_heads, &q));
   ROPE_TRY(read_operand(d, d.k, d.k_out, d.num_k_heads, &k));
   ROPE_TRY(check_operands(q, k));
-  if (d.backend == ROPE_BACKEND_CUDA) ROPE_TRY(check_device_memory(d));
-
+  if (d.backend == ROPE_BACKEND_CUDA)
+    for (const Operand* o : {&q, &k}) {
+      if (!o->present) continue;
+      ROPE_TRY(check_device_pointer(o->name, o->in.data));
+      if (!o->in_place()) ROPE_TRY(check_device_pointer(o->out_name, o->out.data));
+    }
+  RotateParams p = {};
   p.q = heads_of(q);
   p.k = heads_of(k);
   p.num_q_heads = q.present ? d.num_q_heads : 0;
@@ -173,17 +150,55 @@ rope_status apply(const rope_apply_desc* desc) {
   p.head_dim = d.head_dim;
   p.rotary_dim = d.rotary_dim;
   p.rotary_offset = d.rotary_offset;
-  p.cos_scale = d.attention_factor == 0 ? 1.0f : d.attention_factor;
+  p.cos_scale = d.attention_factor;
   p.sin_scale = d.flags & ROPE_FLAG_INVERSE ? -p.cos_scale : p.cos_scale;
+  p.positions = positions;
+  *error = rotation(p, d.table, execution);
+  return ROPE_OK;
+}
 
+rope_status run_pipeline(const rope_apply_desc& d, const Positions& positions, const Execution& execution, int* error) {
+  PipelineFn pipeline;
+  ROPE_TRY(find_pipeline(d.backend, d.dtype, d.layout, d.angle, &pipeline));
+  if (d.num_tokens == 0) return ROPE_OK;
+  PipelineParams p = {};
+  p.num_tokens = d.num_tokens;
+  p.rotary_dim = d.rotary_dim;
+  p.rotary_offset = d.rotary_offset;
+  p.cos_scale = d.attention_factor;
+  p.sin_scale = d.flags & ROPE_FLAG_INVERSE ? -p.cos_scale : p.cos_scale;
+  p.positions = positions;
+  ROPE_TRY(read_pipeline(d, &p));
+  *error = pipeline(p, d.table, execution);
+  return ROPE_OK;
+}
+
+rope_status apply(const rope_apply_desc* desc) {
+  rope_apply_desc d;
+  ROPE_TRY(read_descriptor(desc, offsetof(rope_apply_desc, attention_factor), "rope_apply_desc", &d));
+  const bool stages = has_stages(d);
+  {
+    PipelineFn known;  // names a wrong enumerator before anything else is looked at
+    ROPE_TRY(find_pipeline(d.backend, d.dtype, d.layout, d.angle, &known));
+  }
+  ROPE_TRY(check_shape(&d));
+  if (d.attention_factor == 0) d.attention_factor = 1.0f;
+  Positions positions;
+  ROPE_TRY(read_positions(d, &positions));
+  if (d.backend == ROPE_BACKEND_CUDA && d.num_tokens) {
+    ROPE_TRY(check_device_pointer("positions", d.positions));
+    ROPE_TRY(check_device_pointer("indptr", d.indptr));
+    ROPE_TRY(check_device_pointer("offsets", d.offsets));
+  }
   const bool dependent = (d.flags & ROPE_FLAG_PDL) && d.backend == ROPE_BACKEND_CUDA && cuda::has_dependent_launch();
-  const int error = rotation(p, d.table, {d.stream, dependent, (d.flags & ROPE_FLAG_POSITIONS_READY) != 0, d.num_threads});
+  const Execution execution{d.stream, dependent, (d.flags & ROPE_FLAG_POSITIONS_READY) != 0, d.num_threads};
+  int error = 0;
+  ROPE_TRY((stages ? run_pipeline : run_rotation)(d, positions, execution, &error));
   if (error == 0) return ROPE_OK;
   return fail(cuda::is_no_device(error) ? ROPE_ERR_NO_DEVICE : ROPE_ERR_CUDA, "launch failed: %s",
               cuda::error_name(error));
 }
 
-}  // namespace
 }  // namespace rope::api
 
 extern "C" {

@@ -1,16 +1,35 @@
 #include "rotate.h"
 
+#include "pipeline.h"
+
 namespace rope::cpu {
+namespace {
+
+template <class Set>
+const Set& best_of([[maybe_unused]] const Set& v4, [[maybe_unused]] const Set& v3, const Set& baseline) {
+#ifdef ROPEROPE_X86_LEVELS
+  if (__builtin_cpu_supports("x86-64-v4")) return v4;
+  if (__builtin_cpu_supports("x86-64-v3")) return v3;
+#endif
+  return baseline;
+}
+
+}  // namespace
+
+#ifdef ROPEROPE_X86_LEVELS
+#define ROPE_BEST_OF(set) best_of(set##V4, set##V3, set##Baseline)
+#else
+#define ROPE_BEST_OF(set) best_of(set##Baseline, set##Baseline, set##Baseline)
+#endif
 
 const RotateSet& rotate_set() {
-#ifdef ROPEROPE_X86_LEVELS
-  static const RotateSet& best = __builtin_cpu_supports("x86-64-v4")   ? kRotateV4
-                                 : __builtin_cpu_supports("x86-64-v3") ? kRotateV3
-                                                                       : kRotateBaseline;
+  static const RotateSet& best = ROPE_BEST_OF(kRotate);
   return best;
-#else
-  return kRotateBaseline;
-#endif
+}
+
+const PipelineSet& pipeline_set() {
+  static const PipelineSet& best = ROPE_BEST_OF(kPipeline);
+  return best;
 }
 
 }  // namespace rope::cpu

@@ -6,11 +6,7 @@
 #include "parallel.h"
 #include "rotate.h"
 #include "rows.h"
-
-#define ROPE_CONCAT_(a, b) a##b
-#define ROPE_CONCAT(a, b) ROPE_CONCAT_(a, b)
-#define ROPE_STRING_(a) #a
-#define ROPE_STRING(a) ROPE_STRING_(a)
+#include "set_name.h"
 
 namespace rope::cpu {
 namespace {

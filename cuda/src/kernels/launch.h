@@ -8,9 +8,10 @@
 
 namespace rope::cuda {
 
+// kTogether: the threads of a block meet (synchronize_block), which only the CPU has to know beforehand.
 // `dependent`: the kernel may start while the previous one of the stream still runs; it must call
 // wait_for_previous() before it touches memory. Returns the launch's cudaError_t.
-template <class Args>
+template <bool kTogether = false, class Args>
 int launch(void (*kernel)(Args), dim3 grid, dim3 block, const Args& args, void* stream, bool dependent) {
   cudaLaunchAttribute attribute;
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -25,6 +26,8 @@ int launch(void (*kernel)(Args), dim3 grid, dim3 block, const Args& args, void* 
   if (error != cudaSuccess) (void)cudaGetLastError();  // reported to the caller: do not leave it for the next one
   return error;
 }
+
+__device__ __forceinline__ void synchronize_block() { __syncthreads(); }
 
 // Returns at once in a kernel that was launched plainly.
 __device__ __forceinline__ void wait_for_previous() {

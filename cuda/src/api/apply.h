@@ -1,0 +1,33 @@
+// What the checks of plain rotations and of pipelines share.
+#pragma once
+
+#include "memory.h"
+#include "status.h"
+#include "support.h"
+
+namespace rope::api {
+
+// One tensor with its output.
+struct Operand {
+  const char *name, *out_name;
+  Rows in, out;
+  bool present;
+
+  bool in_place() const { return same_rows(in, out); }
+  const char* written() const { return in_place() ? name : out_name; }
+};
+
+rope_status check_index_pointer(const char* name, const void* pointer, int32_t dtype);
+rope_status read_positions(const rope_apply_desc& d, Positions* p);
+rope_status check_apart(const char* x_name, const Rows& x, const char* y_name, const Rows& y);
+
+// Host memory given to the CUDA backend, where that can be told.
+rope_status check_device_pointer(const char* name, const void* pointer);
+
+// Whether the descriptor asks for more than a plain rotation.
+bool has_stages(const rope_apply_desc& d);
+
+// The checked descriptor's pipeline; d's shape has been checked and its defaults filled in.
+rope_status read_pipeline(const rope_apply_desc& d, PipelineParams* p);
+
+}  // namespace rope::api

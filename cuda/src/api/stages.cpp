@@ -1,0 +1,315 @@
+// The stages of a descriptor, checked and turned into the pipeline's parameters.
+#include <cmath>
+#include <cstdio>
+
+#include "../kernels/pipeline_plan.h"
+#include "apply.h"
+
+namespace rope::api {
+namespace {
+
+constexpr int32_t kMaxPageSize = 1 << 20;
+
+rope_status check_pointer(const rope_apply_desc& d, const char* name, const void* pointer, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(pointer) % bytes)
+    return fail(ROPE_ERR_INVALID_ARG, "%s: pointer %p is misaligned, must be a multiple of %zu bytes", name, pointer,
+                bytes);
+  return d.backend == ROPE_BACKEND_CUDA ? check_device_pointer(name, pointer) : ROPE_OK;
+}
+
+rope_status require_pointer(const rope_apply_desc& d, const char* name, const void* pointer, size_t bytes,
+                            const char* when) {
+  if (!pointer) return fail(ROPE_ERR_INVALID_ARG, "%s: NULL, required %s", name, when);
+  return check_pointer(d, name, pointer, bytes);
+}
+
+rope_status check_range(const char* name, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return ROPE_OK;
+  return fail(ROPE_ERR_INVALID_ARG, "%s: %lld, must be %lld to %lld", name, static_cast<long long>(value),
+              static_cast<long long>(low), static_cast<long long>(high));
+}
+
+size_t index_bytes(int32_t dtype) { return dtype == ROPE_INDEX_INT32 ? 4 : 8; }
+
+// One tensor of the descriptor on its way through the pipeline.
+struct Source {
+  const char *name, *out_name, *cache_name, *quantize_name;
+  const rope_tensor &in, &out;
+  const rope_cache_tensor* cache;  // null: never cached
+  const rope_quantize& quantize;
+  const void* weight;
+  int32_t heads, dim;
+  bool rotated;
+};
+
+rope_status read_quantize(const rope_apply_desc& d, const Source& s, Quantize* q) {
+  const rope_quantize& from = s.quantize;
+  const char* name = s.quantize_name;
+  ROPE_TRY(check_range(name, from.out_dtype, ROPE_OUT_SAME, ROPE_OUT_INT8));
+  ROPE_TRY(check_range(name, from.scale_kind, ROPE_SCALE_HOST, ROPE_SCALE_DYNAMIC));
+  *q = {OutType(from.out_dtype), ScaleKind(from.scale_kind), from.scale == 0 ? 1.0f : from.scale, from.scales};
+  if (from.out_dtype == ROPE_OUT_SAME) {
+    if (from.scale_kind || from.scale != 0 || from.scales)
+      return fail(ROPE_ERR_INVALID_ARG, "%s: scales are only allowed with a quantised out_dtype", name);
+    return ROPE_OK;
+  }
+  if (from.scale_kind == ROPE_SCALE_HOST) {
+    if (from.scales) return fail(ROPE_ERR_INVALID_ARG, "%s.scales: not allowed with ROPE_SCALE_HOST", name);
+    if (!(q->scale > 0) || !std::isfinite(q->scale) || !std::isfinite(1.0f / q->scale))
+      return fail(ROPE_ERR_INVALID_ARG, "%s.scale: %g, must be above 0 and finite, as must its reciprocal", name,
+                  double(from.scale));
+    return ROPE_OK;
+  }
+  if (from.scale != 0) return fail(ROPE_ERR_INVALID_ARG, "%s.scale: only allowed with ROPE_SCALE_HOST", name);
+  return require_pointer(d, name, from.scales, 4, "as scales with this scale_kind");
+}
+
+// Bytes from the first to behind the last one that a cache's tensor may be written at.
+rope_status read_cache_rows(const rope_apply_desc& d, const Source& s, int64_t element_bytes, PipelineOperand* o) {
+  const rope_cache_tensor& c = *s.cache;
+  ROPE_TRY(require_pointer(d, s.cache_name, c.data, size_t(element_bytes), "with a cache"));
+  const struct {
+    const char* what;
+    int64_t stride, count;
+  } dims[] = {{"page", c.page_stride, d.cache.num_pages},
+              {"entry", c.entry_stride, d.cache.page_size},
+              {"head", c.head_stride, s.heads}};
+  for (const auto& dim : dims)
+    if (dim.count > 1 && (dim.stride < s.dim || dim.stride > INT64_MAX / 64 / dim.count))
+      return fail(ROPE_ERR_INVALID_ARG, "%s.%s_stride: %lld, must be at least a row, %d elements", s.cache_name,
+                  dim.what, static_cast<long long>(dim.stride), s.dim);
+  o->out = static_cast<char*>(c.data);
+  o->out_page_stride = c.page_stride * element_bytes;
+  o->out_token_stride = c.entry_stride * element_bytes;
+  o->out_head_stride = c.head_stride * element_bytes;
+  o->cached = true;
+  int64_t end = s.dim;
+  for (const auto& dim : dims) end += (dim.count - 1) * (dim.count > 1 ? dim.stride : 0);
+  const Rows cache{o->out, 1, 1, 0, 0, end * element_bytes};
+  const Rows in{o->in,
+                d.num_tokens,
+                s.heads,
+                o->in_token_stride,
+                o->in_head_stride,
+                int64_t(s.dim) * dtype_bytes(d.dtype)};
+  return check_apart(s.cache_name, cache, s.name, in);
+}
+
+rope_status read_operand(const rope_apply_desc& d, const Source& s, PipelineOperand* o) {
+  Rows in, out;
+  const int64_t bytes = dtype_bytes(d.dtype);
+  ROPE_TRY(read_rows(s.name, s.in, d.num_tokens, s.heads, s.dim, bytes, &in));
+  ROPE_TRY(read_quantize(d, s, &o->quantize));
+  const bool quantised = o->quantize.type != OutType::kSame;
+  o->in = in.data;
+  o->in_token_stride = in.token_stride;
+  o->in_head_stride = in.head_stride;
+  o->weight = s.weight;
+  o->heads = s.heads;
+  o->dim = s.dim;
+  o->rotated = s.rotated;
+  o->whole = true;
+  const int64_t out_bytes = quantised ? 1 : bytes;
+  if (s.cache && d.cache.kind != ROPE_CACHE_NONE) {
+    if (s.out.data)
+      return fail(ROPE_ERR_INVALID_ARG, "%s: not allowed with a cache, which takes %s", s.out_name, s.name);
+    return read_cache_rows(d, s, out_bytes, o);
+  }
+  if (s.out.data) {
+    ROPE_TRY(read_rows(s.out_name, s.out, d.num_tokens, s.heads, s.dim, out_bytes, &out));
+  } else if (quantised || !s.rotated) {
+    return fail(ROPE_ERR_INVALID_ARG, "%s: NULL, required %s", s.out_name,
+                quantised ? "where the output is quantised" : "for a tensor that is not rotated, without a cache");
+  } else {
+    out = in;
+  }
+  const bool in_place = !quantised && same_rows(in, out);
+  if (!rows_are_distinct(out))
+    return fail(ROPE_ERR_INVALID_ARG, "%s: strides overlap, every row that is written must be its own memory",
+                in_place ? s.name : s.out_name);
+  if (!in_place) ROPE_TRY(check_apart(s.out_name, out, s.name, in));
+  o->out = const_cast<char*>(out.data);
+  o->out_token_stride = out.token_stride;
+  o->out_head_stride = out.head_stride;
+  o->whole = !in_place || s.weight;
+  return ROPE_OK;
+}
+
+rope_status read_norm(const rope_apply_desc& d, Norm* n) {
+  const rope_norm& from = d.norm;
+  *n = {from.q_weight || from.k_weight, from.after != 0, from.weight_is_f32 != 0, from.eps, from.weight_bias};
+  if (!n->on) {
+    if (from.after || from.weight_is_f32 || from.eps != 0 || from.weight_bias != 0)
+      return fail(ROPE_ERR_INVALID_ARG, "norm: q_weight and k_weight are NULL, at least one is required");
+    return ROPE_OK;
+  }
+  ROPE_TRY(check_range("norm.after", from.after, 0, 1));
+  ROPE_TRY(check_range("norm.weight_is_f32", from.weight_is_f32, 0, 1));
+  if (!(from.eps >= 0) || !std::isfinite(from.eps))
+    return fail(ROPE_ERR_INVALID_ARG, "norm.eps: %g, must be finite and at least 0", double(from.eps));
+  if (!std::isfinite(from.weight_bias))
+    return fail(ROPE_ERR_INVALID_ARG, "norm.weight_bias: %g, must be finite", double(from.weight_bias));
+  const size_t bytes = n->weight_is_f32 ? 4 : size_t(dtype_bytes(d.dtype));
+  ROPE_TRY(check_pointer(d, "norm.q_weight", from.q_weight, bytes));
+  return check_pointer(d, "norm.k_weight", from.k_weight, bytes);
+}
+
+rope_status read_cache(const rope_apply_desc& d, CacheMap* c) {
+  const rope_cache& from = d.cache;
+  ROPE_TRY(check_range("cache.kind", from.kind, ROPE_CACHE_NONE, ROPE_CACHE_PAGES));
+  if (from.kind == ROPE_CACHE_NONE) {
+    if (from.k.data || from.v.data || from.slots || from.page_table || from.num_pages || from.page_size)
+      return fail(ROPE_ERR_INVALID_ARG, "cache.kind: ROPE_CACHE_NONE (0), but the cache has other fields set");
+    return ROPE_OK;
+  }
+  ROPE_TRY(check_range("cache.index_dtype", from.index_dtype, ROPE_INDEX_INT64, ROPE_INDEX_INT32));
+  ROPE_TRY(check_range("cache.page_size", from.page_size, 1, kMaxPageSize));
+  ROPE_TRY(check_range("cache.num_pages", from.num_pages, 1, INT64_MAX / 4 / kMaxPageSize));
+  ROPE_TRY(check_pointer(d, "cache.num_skipped", from.num_skipped, 8));
+  *c = {CacheKind(from.kind), from.index_dtype == ROPE_INDEX_INT32,
+        from.page_size,       from.num_pages,
+        from.slots,           from.cache_positions,
+        from.page_table,      from.page_indptr,
+        from.request_ids,     from.page_table_stride,
+        from.num_skipped};
+  if (!d.k.data && !d.v.data) return fail(ROPE_ERR_INVALID_ARG, "cache: nothing to append, k and v are NULL");
+  if (from.kind == ROPE_CACHE_SLOTS) {
+    if (from.page_table || from.page_indptr || from.request_ids || from.cache_positions || from.page_table_stride)
+      return fail(ROPE_ERR_INVALID_ARG, "cache.page_table: not allowed with ROPE_CACHE_SLOTS");
+    return require_pointer(d, "cache.slots", from.slots, index_bytes(from.index_dtype), "with ROPE_CACHE_SLOTS");
+  }
+  if (from.slots) return fail(ROPE_ERR_INVALID_ARG, "cache.slots: not allowed with ROPE_CACHE_PAGES");
+  ROPE_TRY(require_pointer(d, "cache.page_table", from.page_table, 4, "with ROPE_CACHE_PAGES"));
+  ROPE_TRY(require_pointer(d, "cache.request_ids", from.request_ids, 4, "with ROPE_CACHE_PAGES"));
+  ROPE_TRY(require_pointer(d, "cache.cache_positions", from.cache_positions, index_bytes(from.index_dtype),
+                           "with ROPE_CACHE_PAGES"));
+  if (from.page_indptr && from.page_table_stride)
+    return fail(ROPE_ERR_INVALID_ARG, "cache.page_table_stride: not allowed with page_indptr");
+  if (from.page_indptr) return check_pointer(d, "cache.page_indptr", from.page_indptr, 4);
+  return check_range("cache.page_table_stride", from.page_table_stride, 1, INT32_MAX);
+}
+
+rope_status read_sections(const rope_apply_desc& d, Sections* s) {
+  const rope_sections& from = d.sections;
+  if (!from.num_streams) {
+    if (from.interleaved || from.stream_stride || from.sizes[0] || from.sizes[1] || from.sizes[2] || from.sizes[3])
+      return fail(ROPE_ERR_INVALID_ARG, "sections.num_streams: 0, but sections has other fields set");
+    return ROPE_OK;
+  }
+  ROPE_TRY(check_range("sections.num_streams", from.num_streams, 2, 4));
+  ROPE_TRY(check_range("sections.interleaved", from.interleaved, 0, 1));
+  if (!d.positions) return fail(ROPE_ERR_INVALID_ARG, "positions: NULL, required with sections");
+  *s = {from.num_streams, from.interleaved != 0, {}, from.stream_stride ? from.stream_stride : d.num_tokens};
+  int64_t sum = 0;
+  for (int32_t i = 0; i < 4; ++i) {
+    const int32_t size = s->sizes[i] = from.sizes[i];
+    if (size < 0 || (i >= from.num_streams && size))
+      return fail(ROPE_ERR_INVALID_ARG, "sections.sizes[%d]: %d, must be 0 or more, and 0 behind num_streams", i, size);
+    sum += size;
+  }
+  if (sum != d.rotary_dim / 2)
+    return fail(ROPE_ERR_INVALID_ARG, "sections.sizes: their sum is %lld, must be rotary_dim / 2 = %d",
+                static_cast<long long>(sum), d.rotary_dim / 2);
+  return ROPE_OK;
+}
+
+rope_status read_angles(const rope_apply_desc& d, PipelineParams* p) {
+  const rope_cos_sin& c = d.cos_sin;
+  const bool is_table = d.angle == ROPE_ANGLE_TABLE;
+  p->angle = Angle(d.angle);
+  if (!is_table && (c.cos || c.sin || c.num_rows || c.row_stride || c.num_skipped))
+    return fail(ROPE_ERR_INVALID_ARG, "cos_sin: only allowed with ROPE_ANGLE_TABLE");
+  if (is_table) {
+    ROPE_TRY(check_range("cos_sin.dtype", c.dtype, ROPE_DTYPE_F32, ROPE_DTYPE_BF16));
+    const size_t bytes = size_t(dtype_bytes(c.dtype));
+    ROPE_TRY(require_pointer(d, "cos_sin.cos", c.cos, bytes, "with ROPE_ANGLE_TABLE"));
+    ROPE_TRY(check_pointer(d, "cos_sin.sin", c.sin, bytes));
+    ROPE_TRY(check_pointer(d, "cos_sin.num_skipped", c.num_skipped, 8));
+    ROPE_TRY(check_range("cos_sin.num_rows", c.num_rows, 1, INT64_MAX >> 24));
+    const int64_t row = c.sin ? d.rotary_dim / 2 : d.rotary_dim;
+    if (c.row_stride) ROPE_TRY(check_range("cos_sin.row_stride", c.row_stride, row, 1 << 20));
+    const void* sin = c.sin ? c.sin : static_cast<const char*>(c.cos) + d.rotary_dim / 2 * int64_t(bytes);
+    p->cos_sin = {c.cos, sin, Dtype(c.dtype), c.num_rows, c.row_stride ? c.row_stride : row, c.num_skipped};
+    if (d.positions_from || d.sets.tables)
+      return fail(ROPE_ERR_UNSUPPORTED, "%s: not with ROPE_ANGLE_TABLE, which has no frequencies",
+                  d.positions_from ? "positions_from" : "sets");
+  }
+  p->positions_from = d.positions_from;
+  if (d.positions_from) {
+    if (!d.positions || p->sections.streams)
+      return fail(ROPE_ERR_INVALID_ARG, "positions_from: only allowed with positions, one for each token");
+    ROPE_TRY(check_pointer(d, "positions_from", d.positions_from, index_bytes(d.position_dtype)));
+  }
+  const rope_table_sets& s = d.sets;
+  if (!s.tables) {
+    if (s.factors || s.ids || s.ids_from || s.num_sets)
+      return fail(ROPE_ERR_INVALID_ARG, "sets.tables: NULL, but sets has other fields set");
+    if (!d.table && !is_table) return fail(ROPE_ERR_INVALID_ARG, "table: NULL, must be what rope_frequencies filled");
+    return ROPE_OK;
+  }
+  ROPE_TRY(check_pointer(d, "sets.tables", s.tables, 8));
+  ROPE_TRY(check_pointer(d, "sets.factors", s.factors, 4));
+  ROPE_TRY(require_pointer(d, "sets.ids", s.ids, 4, "with sets.tables"));
+  ROPE_TRY(check_pointer(d, "sets.ids_from", s.ids_from, 4));
+  if (s.ids_from && !d.positions_from)
+    return fail(ROPE_ERR_INVALID_ARG, "sets.ids_from: only allowed with positions_from");
+  ROPE_TRY(check_range("sets.num_sets", s.num_sets, 1, INT32_MAX));
+  p->sets = {s.tables, s.factors, s.ids, s.ids_from, s.num_sets};
+  return ROPE_OK;
+}
+
+}  // namespace
+
+bool has_stages(const rope_apply_desc& d) {
+  const auto* bytes = reinterpret_cast<const char*>(&d);
+  for (size_t i = offsetof(rope_apply_desc, v); i < sizeof(d); ++i)
+    if (bytes[i]) return true;
+  return d.angle == ROPE_ANGLE_TABLE;
+}
+
+rope_status read_pipeline(const rope_apply_desc& d, PipelineParams* p) {
+  ROPE_TRY(read_sections(d, &p->sections));
+  ROPE_TRY(read_angles(d, p));
+  ROPE_TRY(read_norm(d, &p->norm));
+  ROPE_TRY(read_cache(d, &p->cache));
+  const int32_t v_heads = d.num_v_heads ? d.num_v_heads : d.num_k_heads,
+                v_dim = d.v_head_dim ? d.v_head_dim : d.head_dim;
+  const Source sources[kMaxOperands] = {{"q", "q_out", "", "q_quantize", d.q, d.q_out, nullptr, d.q_quantize,
+                                         d.norm.q_weight, d.num_q_heads, d.head_dim, true},
+                                        {"k", "k_out", "cache.k", "k_quantize", d.k, d.k_out, &d.cache.k, d.k_quantize,
+                                         d.norm.k_weight, d.num_k_heads, d.head_dim, true},
+                                        {"v", "v_out", "cache.v", "v_quantize", d.v, d.v_out, &d.cache.v, d.v_quantize,
+                                         nullptr, v_heads, v_dim, false},
+                                        {"q_nope", "q_nope_out", "", "q_quantize", d.q_nope, d.q_nope_out, nullptr,
+                                         d.q_quantize, nullptr, d.num_q_heads, d.q_nope_dim, false}};
+  for (const Source& s : sources) {
+    if (!s.in.data) {
+      if (s.out.data) return fail(ROPE_ERR_INVALID_ARG, "%s: given without %s", s.out_name, s.name);
+      if (s.weight) return fail(ROPE_ERR_INVALID_ARG, "norm.%s_weight: given without %s", s.name, s.name);
+      continue;
+    }
+    char heads_name[32], dim_name[32];
+    std::snprintf(heads_name, sizeof(heads_name), "heads of %s", s.name);
+    std::snprintf(dim_name, sizeof(dim_name), "head_dim of %s", s.name);
+    ROPE_TRY(check_range(heads_name, s.heads, 1, 1 << 20));
+    ROPE_TRY(check_range(dim_name, s.dim, 1, kMaxPipelineDim));
+    if (d.backend == ROPE_BACKEND_CUDA) ROPE_TRY(check_device_pointer(s.name, s.in.data));
+    if (d.backend == ROPE_BACKEND_CUDA) ROPE_TRY(check_device_pointer(s.out_name, s.out.data));
+    PipelineOperand* o = &p->operands[p->num_operands++];
+    ROPE_TRY(read_operand(d, s, o));
+    p->heads += s.heads;
+    p->dynamic |= o->quantize.type != OutType::kSame && o->quantize.kind == ScaleKind::kDynamic;
+  }
+  if (!p->num_operands) return fail(ROPE_ERR_INVALID_ARG, "q: NULL and k: NULL, at least one must be given");
+#ifdef ROPEROPE_WITH_CUDA
+  if (d.backend == ROPE_BACKEND_CUDA && !cuda::pipeline_fits(*p, dtype_bytes(d.dtype)))
+    return fail(
+        ROPE_ERR_UNSUPPORTED,
+        "%s: heads of up to %d bytes where pointers, strides and head_dim are multiples of 16 bytes, else of up to "
+        "%d elements",
+        p->norm.on ? "norm" : "dynamic scales", 2 * 16 * cuda::kPipelineBlock, 2 * cuda::kPipelineBlock);
+#endif
+  return ROPE_OK;
+}
+
+}  // namespace rope::api

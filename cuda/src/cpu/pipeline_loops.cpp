@@ -1,0 +1,123 @@
+// The pipeline on the CPU, built for several instruction sets as rotate_loops.cpp: a head at a time, in float32.
+#include <algorithm>
+#include <cstring>
+
+#include "../stages.h"
+#include "parallel.h"
+#include "pipeline.h"
+#include "set_name.h"
+
+namespace rope::cpu {
+namespace {
+
+struct Job {
+  const PipelineParams& params;
+  const uint64_t* table;
+};
+
+float factor_of(const Norm& norm, const float* x, int32_t dim) {
+  float sums[kNormSums] = {};
+  for (int32_t i = 0; i < dim; i += kNormGroup) {
+    float group[kNormGroup] = {};
+    std::copy_n(x + i, std::min(kNormGroup, dim - i), group);
+    sums[i / kNormGroup % kNormSums] += norm_group(group[0], group[1], group[2], group[3]);
+  }
+  return norm_factor(norm_total(sums), dim, norm.eps);
+}
+
+template <class D>
+void normalise(const PipelineParams& p, const PipelineOperand& o, float* x) {
+  const float r = factor_of(p.norm, x, o.dim);
+  for (int32_t i = 0; i < o.dim; ++i) x[i] = x[i] * r * norm_weight<D>(p.norm, o.weight, i);
+}
+
+template <Layout kLayout>
+void rotate_row(const PipelineParams& p, const float* cos, const float* sin, float* row) {
+  float* const x = row + p.rotary_offset;
+  const int32_t half = p.rotary_dim / 2;
+  for (int32_t i = 0; i < half; ++i) {
+    const int32_t first = kLayout == Layout::kNeox ? i : 2 * i,
+                  second = kLayout == Layout::kNeox ? i + half : 2 * i + 1;
+    const Pair y = rotate({x[first], x[second]}, {cos[i], sin[i]});
+    x[first] = y.first;
+    x[second] = y.second;
+  }
+}
+
+float scale_of(const PipelineParams& p, const PipelineOperand& o, int64_t token, int32_t head, const CachePlace& place,
+               const float* x) {
+  if (o.quantize.kind != ScaleKind::kDynamic) return given_scale(o.quantize, token, head);
+  float largest = 0.0f;
+  for (int32_t i = 0; i < o.dim; ++i) largest = larger_magnitude(largest, x[i]);
+  const float scale = dynamic_scale(o.quantize.type, largest);
+  o.quantize.scales[scale_row(p, o, token, place) * o.heads + head] = scale;
+  return scale;
+}
+
+template <class D, Layout kLayout>
+void one_head(const PipelineParams& p, const PipelineOperand& o, int64_t token, int32_t head, const CachePlace& place,
+              const float* cos, const float* sin) {
+  using Storage = typename D::Storage;
+  float x[kMaxPipelineDim];
+  const auto* in = reinterpret_cast<const Storage*>(o.in + token * o.in_token_stride + head * o.in_head_stride);
+  char* const out = row_out(o, token, head, place);
+  const int32_t begin = o.whole ? 0 : p.rotary_offset, end = o.whole ? o.dim : p.rotary_offset + p.rotary_dim;
+  for (int32_t i = begin; i < end; ++i) x[i] = D::widen(in[i]);
+  if (o.weight && !p.norm.after) normalise<D>(p, o, x);
+  if (o.rotated) rotate_row<kLayout>(p, cos, sin, x);
+  if (o.weight && p.norm.after) normalise<D>(p, o, x);
+  if (o.quantize.type == OutType::kSame) {
+    auto* y = reinterpret_cast<Storage*>(out);
+    for (int32_t i = begin; i < end; ++i) y[i] = D::narrow(x[i]);
+    return;
+  }
+  const float factor = 1.0f / scale_of(p, o, token, head, place, x);
+  for (int32_t i = 0; i < o.dim; ++i) out[i] = char(quantize2(o.quantize.type, x[i] * factor, 0.0f));
+}
+
+template <class D, Layout kLayout>
+void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
+  const auto& [p, table] = *static_cast<const Job*>(context);
+  float cos[kMaxRotaryDim / 2], sin[kMaxRotaryDim / 2];
+  for (int64_t token = begin; token < end; ++token) {
+    TokenState state;
+    CachePlace place = {};
+    if (!token_state(p, token, true, &state)) continue;
+    const bool cached = cache_place(p.cache, token, true, &place);
+    for (int32_t i = 0; i < p.rotary_dim / 2; ++i) {
+      const CosSin a = pair_angle(p, table, state, token, i);
+      cos[i] = a.cos;
+      sin[i] = a.sin;
+    }
+    for (int32_t i = 0; i < p.num_operands; ++i) {
+      const PipelineOperand& o = p.operands[i];
+      if (o.cached && !cached) continue;
+      for (int32_t head = 0; head < o.heads; ++head) one_head<D, kLayout>(p, o, token, head, place, cos, sin);
+    }
+  }
+}
+
+template <class D>
+struct ForDtype {
+  template <Layout kLayout>
+  struct Instance {
+    static int run(const PipelineParams& p, const uint64_t* table, const Execution& e) {
+      int64_t row = 0;
+      for (int32_t i = 0; i < p.num_operands; ++i)
+        row += int64_t(p.operands[i].heads) * p.operands[i].dim * int64_t(sizeof(typename D::Storage));
+      const Job job{p, table};
+      for_token_ranges(p.num_tokens, row, e.num_threads, pipeline_tokens<D, kLayout>, &job);
+      return 0;
+    }
+  };
+};
+
+}  // namespace
+
+extern const PipelineSet ROPE_CONCAT(kPipeline, ROPEROPE_CPU_SET) = {{
+#define ROPE_TABLE(dtype) pipeline_table<ForDtype<dtype>::Instance>(),
+    ROPE_FOR_EACH_DTYPE(ROPE_TABLE)
+#undef ROPE_TABLE
+}};
+
+}  // namespace rope::cpu

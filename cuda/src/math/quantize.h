@@ -1,0 +1,65 @@
+// Eight-bit output types: float32 rounded once, to nearest even, saturating.
+#pragma once
+
+#include "annotate.h"
+
+namespace rope {
+
+// kE4M3, kE5M2: "FP8 formats for deep learning", arXiv:2209.05433, e4m3 without infinities.
+enum class OutType : int32_t { kSame = 0, kE4M3 = 1, kE5M2 = 2, kInt8 = 3 };
+
+ROPE_INLINE float largest(OutType type) {
+  return type == OutType::kE4M3 ? 448.0f : type == OutType::kE5M2 ? 57344.0f : 127.0f;
+}
+
+namespace detail {
+
+// A sign, 7 - kMantissa bits of exponent, kMantissa of mantissa. A NaN becomes 0x7f, as CUDA's conversion has it.
+template <int kMantissa>
+ROPE_INLINE uint32_t fp8(float x) {
+  constexpr int kBias = kMantissa == 3 ? 7 : 15, kDropped = 23 - kMantissa;
+  constexpr uint32_t kLargest = kMantissa == 3 ? 0x43e00000u : 0x47600000u;  // 448 and 57344 as float32
+  constexpr uint32_t kSmallestNormal = uint32_t(128 - kBias) << 23;
+  const uint32_t bits = bit_cast<uint32_t>(x), magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return 0x7fu;
+  const uint32_t capped = magnitude < kLargest ? magnitude : kLargest;
+  const uint32_t shifted = capped - (uint32_t(127 - kBias) << 23);
+  const uint32_t normal = (shifted + ((1u << (kDropped - 1)) - 1) + ((shifted >> kDropped) & 1u)) >> kDropped;
+  // Subnormals are multiples of 2^(1 - bias - mantissa): the unit in the last place of 2^(24 - bias - mantissa).
+  constexpr uint32_t kMagic = uint32_t(127 + 24 - kBias - kMantissa) << 23;
+  const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(capped) + bit_cast<float>(kMagic)) - kMagic;
+  return (capped < kSmallestNormal ? subnormal : normal) | (bits >> 24 & 0x80u);
+}
+
+ROPE_INLINE uint32_t int8(float x) {
+#ifdef __CUDA_ARCH__
+  const int32_t nearest = __float2int_rn(x);  // saturates; a NaN becomes 0
+#else
+  const float inside = x < -128.0f ? -128.0f : x > 127.0f ? 127.0f : x == x ? x : 0.0f;
+  const int32_t nearest = int32_t(__builtin_nearbyintf(inside));
+#endif
+  return uint32_t(nearest < -128 ? -128 : nearest > 127 ? 127 : nearest) & 0xffu;
+}
+
+}  // namespace detail
+
+// Two neighbours, the first in the low byte.
+ROPE_INLINE uint32_t quantize2(OutType type, float first, float second) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+  uint16_t y;
+  if (type == OutType::kE4M3) {
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(y) : "f"(second), "f"(first));
+    return y;
+  }
+  if (type == OutType::kE5M2) {
+    asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(y) : "f"(second), "f"(first));
+    return y;
+  }
+#else
+  if (type == OutType::kE4M3) return detail::fp8<3>(second) << 8 | detail::fp8<3>(first);
+  if (type == OutType::kE5M2) return detail::fp8<2>(second) << 8 | detail::fp8<2>(first);
+#endif
+  return detail::int8(second) << 8 | detail::int8(first);
+}
+
+}  // namespace rope

@@ -1,0 +1,103 @@
+// The pipeline's parameters, validated: load -> [RMS norm] -> rotate -> [quantise] -> store or append. What all of it
+// is for one token is in stages.h; plain rotations have their own, faster way (params.h).
+#pragma once
+
+#include "instances.h"
+#include "math/quantize.h"
+
+namespace rope {
+
+inline constexpr int kMaxOperands = 4;        // q, k, v, the nope part of q
+inline constexpr int kMaxPipelineDim = 4096;  // of a head
+
+enum class ScaleKind : int32_t { kHost = 0, kTensor = 1, kHead = 2, kToken = 3, kDynamic = 4 };
+
+struct Quantize {
+  OutType type;
+  ScaleKind kind;
+  float scale;  // kHost
+  float* scales;
+};
+
+// A tensor on its way. Strides in bytes. In a cache the out strides are those of an entry of a page.
+struct PipelineOperand {
+  const char* in;
+  char* out;
+  int64_t in_token_stride, in_head_stride;
+  int64_t out_token_stride, out_head_stride, out_page_stride;
+  const void* weight;  // of the norm, or null
+  Quantize quantize;
+  int32_t heads, dim;
+  bool rotated, cached;
+  bool whole;  // elements that are not rotated are stored too: not in place, or normalised
+};
+
+enum class CacheKind : int32_t { kNone = 0, kSlots = 1, kPages = 2 };
+
+struct CacheMap {
+  CacheKind kind;
+  bool index_is_int32;
+  int32_t page_size;
+  int64_t num_pages;
+  const void *slots, *positions;
+  const int32_t *page_table, *page_indptr, *request_ids;
+  int64_t page_table_stride;
+  int64_t* num_skipped;
+};
+
+struct Sections {
+  int32_t streams;  // 0: one position a token
+  bool interleaved;
+  int32_t sizes[4];
+  int64_t stride;  // elements between streams
+};
+
+struct CosSinTable {
+  const void *cos, *sin;
+  Dtype dtype;
+  int64_t rows, stride;
+  int64_t* num_skipped;
+};
+
+struct TableSets {
+  const uint64_t* tables;  // null: the one in the call
+  const float* factors;
+  const int32_t *ids, *ids_from;
+  int32_t count;
+};
+
+struct Norm {
+  bool on, after, weight_is_f32;
+  float eps, weight_bias;
+};
+
+struct PipelineParams {
+  PipelineOperand operands[kMaxOperands];
+  int32_t num_operands, heads;  // all heads of a token
+  int64_t num_tokens;
+  int32_t rotary_dim, rotary_offset;
+  float cos_scale, sin_scale;
+  Angle angle;
+  Positions positions;
+  const void* positions_from;
+  Sections sections;
+  CosSinTable cos_sin;
+  TableSets sets;
+  Norm norm;
+  CacheMap cache;
+  bool dynamic;  // a scale is computed
+};
+
+using PipelineFn = int (*)(const PipelineParams& params, const uint64_t* table, const Execution& execution);
+
+// The pipelines of one dtype, by layout.
+struct PipelineTable {
+  PipelineFn entries[kNumLayouts];
+};
+
+template <template <Layout> class Instance>
+constexpr PipelineTable pipeline_table() {
+  return {{Instance<Layout::kNeox>::run, Instance<Layout::kGptj>::run}};
+}
+
+}  // namespace rope

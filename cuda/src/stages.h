@@ -1,0 +1,166 @@
+// What the pipeline's options mean for one token, one head and one element: the code that both backends share.
+#pragma once
+
+#include "math/norm.h"
+#include "pipeline.h"
+
+namespace rope {
+
+ROPE_INLINE void count_one(int64_t* counter) {
+  if (!counter) return;
+#ifdef __CUDA_ARCH__
+  atomicAdd(reinterpret_cast<unsigned long long*>(counter), 1ull);
+#else
+  __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);
+#endif
+}
+
+ROPE_INLINE int64_t index_at(const void* indices, bool is_int32, int64_t i) {
+  return is_int32 ? static_cast<const int32_t*>(indices)[i] : static_cast<const int64_t*>(indices)[i];
+}
+
+ROPE_INLINE bool positions_are_int32(const Positions& p) {
+  return p.kind == PositionKind::kIds32 || p.kind == PositionKind::kRagged32;
+}
+
+ROPE_INLINE float float_at(const void* values, Dtype dtype, int64_t i) {
+  switch (dtype) {
+    case Dtype::kF32: return static_cast<const float*>(values)[i];
+    case Dtype::kF16: return F16::widen(static_cast<const uint16_t*>(values)[i]);
+    case Dtype::kBF16: return BF16::widen(static_cast<const uint16_t*>(values)[i]);
+  }
+  return 0.0f;
+}
+
+// Which position a pair turns by.
+ROPE_INLINE int32_t stream_of(const Sections& s, int32_t pair) {
+  if (s.interleaved) {
+    const int32_t stream = pair % s.streams;
+    return pair < s.streams * s.sizes[stream] ? stream : 0;
+  }
+  int32_t stream = 0;
+  for (int32_t end = s.sizes[0]; stream + 1 < s.streams && pair >= end; end += s.sizes[stream]) ++stream;
+  return stream;
+}
+
+// Where a token stands: what all of its pairs share.
+struct TokenState {
+  int64_t position, from;
+  const uint64_t *words, *words_from;  // null: the call's own table
+  float cos_scale, sin_scale;
+};
+
+// False: the token is to be left alone. `counts`: this caller reports it, if it is to be reported.
+ROPE_INLINE bool token_state(const PipelineParams& p, int64_t token, bool counts, TokenState* s) {
+  if (!position_of(p.positions, token, &s->position)) return false;
+  s->from = p.positions_from ? index_at(p.positions_from, positions_are_int32(p.positions), token) : 0;
+  s->words = s->words_from = nullptr;
+  s->cos_scale = p.cos_scale;
+  s->sin_scale = p.sin_scale;
+  if (p.sets.tables) {
+    const int32_t set = p.sets.ids[token], from = p.sets.ids_from ? p.sets.ids_from[token] : set;
+    if (uint32_t(set) >= uint32_t(p.sets.count) || uint32_t(from) >= uint32_t(p.sets.count)) return false;
+    s->words = p.sets.tables + int64_t(set) * (p.rotary_dim / 2);
+    s->words_from = p.sets.tables + int64_t(from) * (p.rotary_dim / 2);
+    if (p.sets.factors) {
+      s->cos_scale *= p.sets.factors[set];
+      s->sin_scale *= p.sets.factors[set];
+    }
+  }
+  if (p.angle != Angle::kTable) return true;
+  bool inside = uint64_t(s->position) < uint64_t(p.cos_sin.rows);
+  for (int32_t i = 1; i < p.sections.streams; ++i) {
+    const int64_t at = index_at(p.positions.ids, positions_are_int32(p.positions), i * p.sections.stride + token);
+    inside &= uint64_t(at) < uint64_t(p.cos_sin.rows);
+  }
+  if (!inside && counts) count_one(p.cos_sin.num_skipped);
+  return inside;
+}
+
+ROPE_INLINE uint64_t phase_at(Angle angle, int64_t position, uint64_t word) {
+  return angle == Angle::kFp32 ? phase_at<Angle::kFp32>(position, word) : phase_at<Angle::kExact>(position, word);
+}
+
+ROPE_INLINE CosSin pair_angle(const PipelineParams& p, const uint64_t* table, const TokenState& s, int64_t token,
+                              int32_t pair) {
+  int64_t position = s.position;
+  if (p.sections.streams)
+    position = index_at(p.positions.ids, positions_are_int32(p.positions),
+                        stream_of(p.sections, pair) * p.sections.stride + token);
+  CosSin a;
+  if (p.angle == Angle::kTable) {
+    const int64_t i = position * p.cos_sin.stride + pair;
+    a = {float_at(p.cos_sin.cos, p.cos_sin.dtype, i), float_at(p.cos_sin.sin, p.cos_sin.dtype, i)};
+  } else {
+    uint64_t phase = phase_at(p.angle, position, s.words ? s.words[pair] : table[pair]);
+    if (p.positions_from) phase -= phase_at(p.angle, s.from, s.words_from ? s.words_from[pair] : table[pair]);
+    a = cos_sin(phase);
+  }
+  return {a.cos * s.cos_scale, a.sin * s.sin_scale};
+}
+
+// A token's place in a cache. False: it has none.
+struct CachePlace {
+  int64_t page, entry;
+};
+
+ROPE_INLINE bool cache_place(const CacheMap& c, int64_t token, bool counts, CachePlace* place) {
+  if (c.kind == CacheKind::kNone) return true;
+  int64_t index;
+  if (c.kind == CacheKind::kSlots) {
+    index = index_at(c.slots, c.index_is_int32, token);
+    if (index < 0) return false;
+    *place = {index / c.page_size, index % c.page_size};
+  } else {
+    const int64_t request = c.request_ids[token];
+    index = index_at(c.positions, c.index_is_int32, token);
+    if (request < 0 || index < 0) return false;
+    const int64_t start = c.page_indptr ? c.page_indptr[request] : request * c.page_table_stride;
+    const int64_t page = index / c.page_size;
+    const bool listed = c.page_indptr ? page < c.page_indptr[request + 1] - start : page < c.page_table_stride;
+    *place = {listed ? c.page_table[start + page] : -1, index % c.page_size};
+  }
+  if (uint64_t(place->page) < uint64_t(c.num_pages)) return true;
+  if (counts) count_one(c.num_skipped);
+  return false;
+}
+
+ROPE_INLINE char* row_out(const PipelineOperand& o, int64_t token, int32_t head, const CachePlace& place) {
+  const int64_t row =
+      o.cached ? place.page * o.out_page_stride + place.entry * o.out_token_stride : token * o.out_token_stride;
+  return o.out + row + head * o.out_head_stride;
+}
+
+// The row of a dynamic scale.
+ROPE_INLINE int64_t scale_row(const PipelineParams& p, const PipelineOperand& o, int64_t token,
+                              const CachePlace& place) {
+  return o.cached ? place.page * p.cache.page_size + place.entry : token;
+}
+
+ROPE_INLINE float given_scale(const Quantize& q, int64_t token, int32_t head) {
+  switch (q.kind) {
+    case ScaleKind::kTensor: return q.scales[0];
+    case ScaleKind::kHead: return q.scales[head];
+    case ScaleKind::kToken: return q.scales[token];
+    default: return q.scale;
+  }
+}
+
+ROPE_INLINE float dynamic_scale(OutType type, float largest_magnitude) {
+  return largest_magnitude > 0.0f ? largest_magnitude / largest(type) : 1.0f;
+}
+
+// fmaxf's rule for NaNs, which both backends would otherwise apply in their own way.
+ROPE_INLINE float larger_magnitude(float largest_so_far, float x) {
+  const float magnitude = bit_cast<float>(bit_cast<uint32_t>(x) & 0x7fffffffu);
+  return magnitude > largest_so_far ? magnitude : largest_so_far;
+}
+
+template <class D>
+ROPE_INLINE float norm_weight(const Norm& n, const void* weights, int32_t i) {
+  const float w = n.weight_is_f32 ? static_cast<const float*>(weights)[i]
+                                  : D::widen(static_cast<const typename D::Storage*>(weights)[i]);
+  return w + n.weight_bias;
+}
+
+}  // namespace rope
