@@ -112,7 +112,7 @@ def check(case, before: dict, after: dict, positions: np.ndarray, weights: dict,
         if not (error <= 1).all():
             token, head, i = np.unravel_index(np.argmax(np.nan_to_num(error, nan=np.inf)), error.shape)
             raise WrongResultError(
-                f"{name} at position {positions[token]}, head {head}, element {i}: "
+                f"{name} at position {np.unique(positions[token])}, head {head}, element {i}: "
                 f"{float(y[token, head, i]):.6g}, should be {expected[token, head, i]:.6g}"
             )
         worst = max(worst, float(error.max()))
