@@ -423,9 +423,9 @@ cdef class Rope:
 
     def __repr__(self):
         scaling = f", scaling={self.scaling}" if self.scaling is not None else ""
-        base = f"theta={self.theta}" if self.theta is not None else "inv_freq=..."
+        base = f", theta={self.theta}" if self.theta is not None else ", inv_freq=..." if self.frequencies else ""
         return (f"Rope(head_dim={self.head_dim}, num_q_heads={self.num_q_heads}, num_k_heads={self.num_k_heads}, "
-                f"rotary_dim={self.rotary_dim}, rotary_offset={self.rotary_offset}, {base}{scaling}, "
+                f"rotary_dim={self.rotary_dim}, rotary_offset={self.rotary_offset}{base}{scaling}, "
                 f"layout={self.layout!r}, dtype={self.dtype!r}, angle={self.angle!r}, device={self.device!r})")
 
     def apply(self, q, k=None, num_tokens=None, *, positions=None, offset=0, indptr=None, offsets=None,

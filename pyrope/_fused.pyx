@@ -13,6 +13,7 @@ from pyrope._view cimport KIND_FLOAT, KIND_INT, KIND_UINT, ElementKind, View, is
 from pyrope.stages import PagedCache, RMSNorm
 
 _DTYPES = {"float32": ROPE_DTYPE_F32, "float16": ROPE_DTYPE_F16, "bfloat16": ROPE_DTYPE_BF16}
+_ANGLES = {"exact": ROPE_ANGLE_EXACT, "fp32": ROPE_ANGLE_FP32, "table": ROPE_ANGLE_TABLE}
 _OUT_DTYPES = {"float8_e4m3fn": ROPE_OUT_E4M3, "float8_e5m2": ROPE_OUT_E5M2, "int8": ROPE_OUT_INT8}
 _SCALE_KINDS = {
     "tensor": ROPE_SCALE_TENSOR, "head": ROPE_SCALE_HEAD, "token": ROPE_SCALE_TOKEN, "dynamic": ROPE_SCALE_DYNAMIC,
@@ -40,10 +41,21 @@ cdef bint as_flag(str name, object value) except -1:
 
 
 cdef bint is_scale(object x):
-    """Whether x is a number rather than memory: it has a value as a float, and none as an index."""
+    """Whether x is a number rather than memory: a float in whatever form. An integer is an address."""
     if type(x) is float:
         return True
-    return hasattr(x, "__float__") and not hasattr(x, "__index__") and not is_array(x)
+    if type(x) is int or not hasattr(x, "__float__") or is_array(x):
+        return False
+    return not hasattr(x, "__index__") or getattr(getattr(x, "dtype", None), "kind", None) == "f"
+
+
+cdef int read_elements(str name, object x, int32_t element, rope_apply_desc* d, View* v) except -1:
+    """An array of that dtype."""
+    read_view(x, name, <uintptr_t>d.stream, v)
+    check_device(name, v, d)
+    if not holds(v, element):
+        raise TypeError(f"{name}: dtype {getattr(x, 'dtype', 'unknown')}, must be {element_name(element)}")
+    return 0
 
 
 cdef void* read_memory(str name, object x, ElementKind kind, int itemsize, int64_t* count, str shape, bint written,
@@ -86,7 +98,8 @@ cdef class FusedRope(Rope):
         As for :class:`Rope`.
     angle : {"exact", "fp32", "table"}
         As for :class:`Rope`; ``table``: cosines and sines come with the call, indexed by position. Then ``theta``,
-        ``scaling`` and ``inv_freq`` are not allowed, and ``attention_factor`` is 1 unless given.
+        ``scaling`` and ``inv_freq`` are not allowed, ``attention_factor`` is 1 unless given, and :attr:`Rope.inv_freq`
+        and :attr:`Rope.table` are empty.
     cos_sin_dtype : {"float32", "float16", "bfloat16"}
         Of ``cos`` and ``sin`` with ``angle="table"``.
     sections : tuple of 2 to 4 int, optional
@@ -111,8 +124,10 @@ cdef class FusedRope(Rope):
         and written. Default: ``tensor``, or a number in the call.
     cache : pyrope.PagedCache, optional
         Append k and v to a KV cache instead of storing them.
-    **options
-        The other options of :class:`Rope`: ``rotary_dim``, ``scaling``, ``layout``, ``dtype``, ``device``, ...
+    rotary_dim, rotary_offset, theta, scaling, inv_freq, attention_factor, layout, dtype, device
+        As for :class:`Rope`.
+    position_dtype, num_threads, enable_pdl, positions_ready
+        As for :class:`Rope`.
 
     Raises
     ------
@@ -144,13 +159,19 @@ cdef class FusedRope(Rope):
     def __init__(self, head_dim, num_q_heads, num_k_heads, *, angle="exact", cos_sin_dtype="float32", sections=None,
                  sections_interleaved=False, num_v_heads=None, v_head_dim=None, q_nope_dim=0, norm=None,
                  q_out_dtype=None, k_out_dtype=None, v_out_dtype=None, q_scale_kind=None, k_scale_kind=None,
-                 v_scale_kind=None, cache=None, **options):
+                 v_scale_kind=None, cache=None, rotary_dim=None, rotary_offset=0, theta=10000.0, scaling=None,
+                 inv_freq=None, attention_factor=None, layout="neox", dtype="bfloat16", device="cuda",
+                 position_dtype="int64", num_threads=0, enable_pdl=False, positions_ready=False):
         cdef rope_apply_desc* d = &self.base
-        cdef bint from_table = angle == "table"
-        if from_table:
-            for name in ("theta", "scaling", "inv_freq"):
-                refuse(name, options.get(name), "not allowed with angle='table', where cos and sin come with the call")
-        Rope.__init__(self, head_dim, num_q_heads, num_k_heads, angle="exact" if from_table else angle, **options)
+        cdef bint from_table = choose("angle", angle, _ANGLES) == ROPE_ANGLE_TABLE
+        if from_table and (theta != 10000.0 or scaling is not None or inv_freq is not None):
+            name = "scaling" if scaling is not None else "theta" if inv_freq is None else "inv_freq"
+            raise ValueError(f"{name}: not allowed with angle='table', where cos and sin come with the call")
+        Rope.__init__(self, head_dim, num_q_heads, num_k_heads, rotary_dim=rotary_dim, rotary_offset=rotary_offset,
+                      theta=theta, scaling=scaling, inv_freq=inv_freq, attention_factor=attention_factor, layout=layout,
+                      dtype=dtype, angle="exact" if from_table else angle, device=device,
+                      position_dtype=position_dtype, num_threads=num_threads, enable_pdl=enable_pdl,
+                      positions_ready=positions_ready)
         d.cos_sin.dtype = choose("cos_sin_dtype", cos_sin_dtype, _DTYPES)
         self.cos_sin_dtype = list(_DTYPES)[d.cos_sin.dtype]
         if from_table:
@@ -245,8 +266,8 @@ cdef class FusedRope(Rope):
     def __repr__(self):
         text = super().__repr__()
         stages = [f"{name}={getattr(self, name)!r}" for name in (
-            "sections", "sections_interleaved", "norm", "q_out_dtype", "k_out_dtype", "v_out_dtype", "q_scale_kind",
-            "k_scale_kind", "v_scale_kind", "cache") if getattr(self, name)]
+            "sections", "sections_interleaved", "q_nope_dim", "norm", "q_out_dtype", "k_out_dtype", "v_out_dtype",
+            "q_scale_kind", "k_scale_kind", "v_scale_kind", "cache") if getattr(self, name)]
         return f"FusedRope{text[4:-1]}{''.join(', ' + stage for stage in stages)})"
 
     def apply(self, q, k=None, num_tokens=None, *, positions=None, offset=0, indptr=None, offsets=None,
@@ -380,11 +401,11 @@ cdef class FusedRope(Rope):
         if q is None:
             memset(&d.q_quantize, 0, sizeof(d.q_quantize))
         elif d.q_quantize.out_dtype:
-            require("q_out", q_out, f"with q_out_dtype={self.q_out_dtype!r}")
+            require("q_out", q_out, "with q_out_dtype")
         if k is None:
             memset(&d.k_quantize, 0, sizeof(d.k_quantize))
         elif d.k_quantize.out_dtype and not cached:
-            require("k_out", k_out, f"with k_out_dtype={self.k_out_dtype!r}")
+            require("k_out", k_out, "with k_out_dtype")
         if v is None:
             memset(&d.v_quantize, 0, sizeof(d.v_quantize))
 
@@ -396,10 +417,9 @@ cdef class FusedRope(Rope):
         self._read_stored(v, v_out, v_strides, v_out_strides, q, q_nope, q_nope_out, q_nope_strides,
                           q_nope_out_strides, &d)
         self._read_norm(q, k, q_weight, k_weight, &d)
-        self._read_scale("q_scale", q_scale, &d.q_quantize, self.q_scale_kind, d.num_q_heads, d.num_tokens, &d)
-        cdef int64_t rows = d.cache.num_pages * d.cache.page_size if d.cache.kind else d.num_tokens
-        self._read_scale("k_scale", k_scale, &d.k_quantize, self.k_scale_kind, d.num_k_heads, rows, &d)
-        self._read_scale("v_scale", v_scale, &d.v_quantize, self.v_scale_kind, self.num_v_heads, rows, &d)
+        self._read_scale("q_scale", q_scale, &d.q_quantize, self.q_scale_kind, d.num_q_heads, False, &d)
+        self._read_scale("k_scale", k_scale, &d.k_quantize, self.k_scale_kind, d.num_k_heads, d.cache.kind, &d)
+        self._read_scale("v_scale", v_scale, &d.v_quantize, self.v_scale_kind, self.num_v_heads, d.cache.kind, &d)
         self._read_cache(k, v, k_cache, v_cache, slots, page_table, page_indptr, page_table_stride, request_ids,
                          cache_positions, cache_skipped, &d)
         self._read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, table_skipped, &d)
@@ -416,7 +436,7 @@ cdef class FusedRope(Rope):
         refuse("indptr", indptr, "not allowed with sections")
         if d.offset:
             raise ValueError(f"offset: {offset}, not allowed with sections")
-        require("positions", positions, f"with sections: [{len(self.sections)}, num_tokens]")
+        require("positions", positions, "with sections, [number of sections, num_tokens]")
         if not is_array(positions):
             d.positions = <void*>read_pointer(positions, "positions")
             if positions_stride is not None:
@@ -498,18 +518,13 @@ cdef class FusedRope(Rope):
         if not is_array(x):
             return <void*>read_pointer(x, name)
         cdef View v
-        cdef int32_t element = ROPE_DTYPE_F32 if d.norm.weight_is_f32 else d.dtype
-        read_view(x, name, <uintptr_t>d.stream, &v)
-        check_device(name, &v, d)
-        if not holds(&v, element):
-            raise TypeError(f"{name}: dtype {getattr(x, 'dtype', 'unknown')}, must be {element_name(element)}")
+        read_elements(name, x, ROPE_DTYPE_F32 if d.norm.weight_is_f32 else d.dtype, d, &v)
         if v.ndim != 1 or v.shape[0] != d.head_dim or (v.shape[0] > 1 and v.strides[0] != 1):
             raise ValueError(f"{name}: shape {shape_of(&v)}, must be contiguous [{d.head_dim}]")
         return v.data
 
-    cdef int _read_scale(self, str name, object x, rope_quantize* z, str kind, int64_t heads, int64_t rows,
+    cdef int _read_scale(self, str name, object x, rope_quantize* z, str kind, int64_t heads, bint in_cache,
                          rope_apply_desc* d) except -1:
-        """rows: of what is stored."""
         cdef int64_t count = 1
         cdef str shape = "[1]"
         if not z.out_dtype:
@@ -532,8 +547,8 @@ cdef class FusedRope(Rope):
         elif z.scale_kind == ROPE_SCALE_TOKEN:
             count, shape = d.num_tokens, "[num_tokens]"
         elif z.scale_kind == ROPE_SCALE_DYNAMIC:
-            count = rows * heads
-            shape = "[num_pages * page_size, heads]" if rows != d.num_tokens else "[num_tokens, heads]"
+            count = heads * (d.cache.num_pages * d.cache.page_size if in_cache else d.num_tokens)
+            shape = "[num_pages * page_size, heads]" if in_cache else "[num_tokens, heads]"
         if isinstance(x, int) and 0 < x < 4096:
             raise TypeError(f"{name}: {x!r} is an integer, which would be an address; pass {float(x)!r}")
         z.scales = <float*>read_memory(name, x, KIND_FLOAT, 4, &count, shape, z.scale_kind == ROPE_SCALE_DYNAMIC, d)
@@ -593,16 +608,12 @@ cdef class FusedRope(Rope):
     cdef int _read_pages(self, str name, object x, int64_t heads, int64_t dim, bint quantised, rope_apply_desc* d,
                          rope_cache_tensor* pages) except -1:
         cdef View v
-        cdef int32_t element = ONE_BYTE if quantised else d.dtype
         if heads == 0:
             raise ValueError(f"{name}: given, but the Rope has num_{name[0]}_heads=0")
         if not is_array(x):
             pages.data = <void*>read_pointer(x, name)
             return 0
-        read_view(x, name, <uintptr_t>d.stream, &v)
-        check_device(name, &v, d)
-        if not holds(&v, element):
-            raise TypeError(f"{name}: dtype {getattr(x, 'dtype', 'unknown')}, must be {element_name(element)}")
+        read_elements(name, x, ONE_BYTE if quantised else d.dtype, d, &v)
         if v.read_only:
             raise ValueError(f"{name}: the array is read-only")
         cdef int entry = 2 if self.heads_first and v.ndim == 4 else 1, head = 3 - entry
@@ -693,11 +704,7 @@ cdef class FusedRope(Rope):
             return <void*>read_pointer(x, name)
         cdef View v
         cdef int64_t stride
-        read_view(x, name, <uintptr_t>d.stream, &v)
-        check_device(name, &v, d)
-        if not holds(&v, d.cos_sin.dtype):
-            raise TypeError(f"{name}: dtype {getattr(x, 'dtype', 'unknown')}, must be {self.cos_sin_dtype} "
-                            "(cos_sin_dtype)")
+        read_elements(name, x, d.cos_sin.dtype, d, &v)
         if (v.ndim != 2 or v.shape[0] < 1 or v.shape[1] != width or (width > 1 and v.strides[1] != 1)
                 or (d.cos_sin.num_rows >= 0 and v.shape[0] != d.cos_sin.num_rows)):
             raise ValueError(f"{name}: shape {shape_of(&v)}, must be "
@@ -728,8 +735,8 @@ cdef class FusedRope(Rope):
         if num_tables is not None:
             d.sets.num_sets = as_count("num_tables", num_tables, 1, (1 << 31) - 1)
             count = <int64_t>d.sets.num_sets * pairs
-        d.sets.tables = <uint64_t*>read_memory("tables", tables, KIND_UINT, 8, &count, f"[num_tables, {pairs}]", False,
-                                               d)
+        d.sets.tables = <uint64_t*>read_memory("tables", tables, KIND_UINT, 8, &count,
+                                               "[num_tables, rotary_dim / 2]", False, d)
         if count < 0:
             raise TypeError("num_tables: required with tables as a pointer")
         if count == 0 or count % pairs:

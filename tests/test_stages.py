@@ -37,7 +37,9 @@ REFUSED = [  # the argument that the refusal names, and what together is refused
     ("positions_from", {"positions": SECTIONS, "origin": [True]}),
     ("tables", {"angle": ["table"], "sets": ["plain", "factors"]}),
 ]
-RULES = [rule for _, rule in REFUSED]
+# One scale for the two parts of q, of which each operand knows one: see test_stages_values.py.
+APART = {"q_nope": [True], "q_out": QUANTISED, "scale": ["dynamic"]}
+RULES = [*(rule for _, rule in REFUSED), APART]
 ROWS, IMPOSSIBLE = all_pairs(FACTORS, RULES, np.random.default_rng(1))
 
 

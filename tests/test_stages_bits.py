@@ -18,6 +18,12 @@ def make(device, shape, *, fused=True, **options):
     return cls(head_dim, Q_HEADS, K_HEADS, rotary_dim=rotary_dim, rotary_offset=offset, device=device, **options)
 
 
+def without_nans(block, elements=slice(None)):
+    """NaNs among these elements become 0."""
+    part = block.view()[..., elements]
+    part[np.isnan(part.astype(np.float32))] = 0
+
+
 def operands(dtype, tokens, head_dim, rng, bits=False):
     """q and k: normal numbers, or any bit patterns."""
     blocks = {}
@@ -48,10 +54,13 @@ def got(blocks, flats, name):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_plain_and_fused_and_appended(device, shape, dtype, layout, angle, rng):
-    """Any bit patterns, infinities and NaNs too: Rope, FusedRope and what lands in a cache, q and v beside or not."""
+    """Any bit patterns, where it is rotated NaNs too: Rope, FusedRope and what lands in a cache beside v."""
     tokens, d = 40, shape[0]
     options = {"dtype": dtype, "layout": layout, "angle": angle}
     inputs = operands(dtype, tokens, d, rng, bits=True)
+    for block in inputs.values():
+        without_nans(block, slice(shape[2]))
+        without_nans(block, slice(sum(shape[1:]), None))
     ids = Block(np.int64, (tokens,), values=rng.integers(-(2**62), 2**62, tokens))
     blocks = inputs | outputs(dtype, tokens, d) | {"positions": ids}
     flats = call(make(device, shape, fused=False, **options), blocks, {}, tokens)
@@ -67,6 +76,7 @@ def test_plain_and_fused_and_appended(device, shape, dtype, layout, angle, rng):
         rope = make(device, shape, **options, cache=cache)
         v = rows_block(ref.storage(dtype), (tokens, K_HEADS, d), "padded")
         v.flat[...] = rng.integers(0, 256, v.flat.size, np.uint8)
+        without_nans(v)
         cached = inputs | {"positions": ids, "slots": Block(np.int64, (tokens,), values=slots), "v": v}
         for name in ("k_cache", "v_cache"):
             cached[name] = cache_block(ref.storage(dtype), PAGES, PAGE_SIZE, K_HEADS, d, layout_of_cache)
@@ -76,6 +86,23 @@ def test_plain_and_fused_and_appended(device, shape, dtype, layout, angle, rng):
         for name, want in (("k_cache", want_k), ("v_cache", np.ascontiguousarray(v.view()).view(np.uint8))):
             stored = np.ascontiguousarray(cached[name].view(flats[name])[rows]).view(np.uint8)
             np.testing.assert_array_equal(stored, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_copies_keep_the_bits_of_nans(device, dtype, rng):
+    """What is neither rotated nor quantised is copied, as Rope copies it: v, the nope part of q, the rest of a head."""
+    tokens, d, width = 40, 64, ref.storage(dtype).itemsize
+    blocks = operands(dtype, tokens, d, rng, bits=True) | outputs(dtype, tokens, d)
+    for name, heads in (("v", K_HEADS), ("q_nope", Q_HEADS)):
+        blocks[name] = rows_block(ref.storage(dtype), (tokens, heads, d), "dense")
+        blocks[name].flat[...] = rng.integers(0, 256, blocks[name].flat.size, np.uint8)
+        blocks[f"{name}_out"] = rows_block(ref.storage(dtype), (tokens, heads, d), "dense")
+    rope = make(device, (d, 16, 8), dtype=dtype, q_nope_dim=d)
+    flats = call(rope, blocks, {}, tokens)
+    rest = np.r_[: 8 * width, 24 * width : d * width]
+    for name, part in (("q", rest), ("k", rest), ("v", slice(None)), ("q_nope", slice(None))):
+        want = blocks[name].view().view(np.uint8)[..., part]
+        np.testing.assert_array_equal(got(blocks, flats, f"{name}_out")[..., part], want, err_msg=name)
 
 
 def quantised(y, scale, name):
@@ -156,3 +183,28 @@ def test_place_and_batch_do_not_matter(device, shape, form, rng):
     for memory, first, count in (("padded", 0, tokens), ("odd", 0, tokens), ("dense", 7, 1), ("odd", 31, 33)):
         for x, value in results(memory, first, count).items():
             np.testing.assert_array_equal(value, want[x][first : first + count])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("memory", ["dense", "odd"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cuda_equals_cpu_in_every_head_dim(dtype, memory, rng):
+    """The norm's sum and the scale's maximum, which the kernel divides among threads: every width of its accesses."""
+    for d in (*range(2, 132, 2), 160, 192, 256):
+        half = max(2, d // 4 * 2)
+        for number, (rotary_dim, offset) in enumerate([(d, 0), (half, 0), (half, (d - half) // 2)]):
+            blocks = {
+                "q": rows_block(ref.storage(dtype), (3, 2, d), memory, rng.standard_normal((3, 2, d))),
+                "q_weight": Block(ref.storage(dtype), (d,), values=rng.standard_normal(d)),
+                "q_out": rows_block(np.int8, (3, 2, d), memory),
+                "q_scale": Block(np.float32, (3, 2), (2, 1)),
+            }
+            options = {"rotary_dim": rotary_dim, "rotary_offset": offset, "dtype": dtype}
+            options["layout"] = ("neox", "gptj")[(d // 2 + number) % 2]
+            options |= {"norm": pyrope.RMSNorm(after=number == 1), "q_out_dtype": "int8", "q_scale_kind": "dynamic"}
+            cpu, cuda = (
+                call(pyrope.FusedRope(d, 2, 0, device=device, **options), blocks, {"offset": 3}, 3)
+                for device in ("cpu", "cuda")
+            )
+            for name, flat in cpu.items():
+                np.testing.assert_array_equal(cuda[name], flat, err_msg=f"{name} {d} {rotary_dim} {offset}")

@@ -34,7 +34,7 @@ void for_each_in(dim3 size, Body body) {
 
 inline pthread_barrier_t meeting_point;
 
-inline void synchronize_block() { pthread_barrier_wait(&meeting_point); }
+inline void synchronize(bool) { pthread_barrier_wait(&meeting_point); }
 
 // A host thread for each thread of a block; they take the blocks one after the other.
 template <class Args>
@@ -51,7 +51,7 @@ void run_together(void (*kernel)(Args), dim3 grid, dim3 block, const Args& args)
       for_each_in(grid, [&](dim3 b) {
         blockIdx = b;
         kernel(args);
-        synchronize_block();
+        synchronize(false);
       });
     });
   });

@@ -137,7 +137,9 @@ rope_status read_operand(const rope_apply_desc& d, const Source& s, PipelineOper
 
 rope_status read_norm(const rope_apply_desc& d, Norm* n) {
   const rope_norm& from = d.norm;
-  *n = {from.q_weight || from.k_weight, from.after != 0, from.weight_is_f32 != 0, from.eps, from.weight_bias};
+  const auto addresses = reinterpret_cast<uintptr_t>(from.q_weight) | reinterpret_cast<uintptr_t>(from.k_weight);
+  *n = {addresses != 0, from.after != 0, from.weight_is_f32 != 0, !from.weight_is_f32 && addresses % 16 == 0,
+        from.eps,       from.weight_bias};
   if (!n->on) {
     if (from.after || from.weight_is_f32 || from.eps != 0 || from.weight_bias != 0)
       return fail(ROPE_ERR_INVALID_ARG, "norm: q_weight and k_weight are NULL, at least one is required");

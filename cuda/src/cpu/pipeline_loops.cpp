@@ -83,7 +83,7 @@ void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
     TokenState state;
     CachePlace place = {};
     if (!token_state(p, token, true, &state)) continue;
-    const bool cached = cache_place(p.cache, token, true, &place);
+    const bool cached = cache_place<true>(p.cache, token, true, &place);
     for (int32_t i = 0; i < p.rotary_dim / 2; ++i) {
       const CosSin a = pair_angle(p, table, state, token, i);
       cos[i] = a.cos;

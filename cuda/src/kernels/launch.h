@@ -8,7 +8,7 @@
 
 namespace rope::cuda {
 
-// kTogether: the threads of a block meet (synchronize_block), which only the CPU has to know beforehand.
+// kTogether: the threads of a block meet (synchronize), which only the CPU has to know beforehand.
 // `dependent`: the kernel may start while the previous one of the stream still runs; it must call
 // wait_for_previous() before it touches memory. Returns the launch's cudaError_t.
 template <bool kTogether = false, class Args>
@@ -27,7 +27,14 @@ int launch(void (*kernel)(Args), dim3 grid, dim3 block, const Args& args, void* 
   return error;
 }
 
-__device__ __forceinline__ void synchronize_block() { __syncthreads(); }
+// Waits for the threads of the block, or only for those of the warp.
+__device__ __forceinline__ void synchronize(bool warp_only) {
+  if (warp_only) {
+    __syncwarp();
+  } else {
+    __syncthreads();
+  }
+}
 
 // Returns at once in a kernel that was launched plainly.
 __device__ __forceinline__ void wait_for_previous() {

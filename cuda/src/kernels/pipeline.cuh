@@ -1,256 +1,299 @@
 // The pipeline kernel: one token's q, k and v through every stage in one pass (../pipeline.h).
 //
-// Threads are mapped as in rotate.cuh: x over slots of a head, two chunks each, y over heads, z over tokens. Heads
-// count through all operands. What needs a whole head, the norm and dynamic scales (kReduce), meets in shared memory; a
-// head's slots then lie in one block, and every thread takes the same number of turns.
+// A block works on one operand, so that all that tells operands apart is uniform: blockIdx.y counts blocks of the first
+// operand, then those of the next. Within it threads are mapped as in rotate.cuh: x over slots of a head, two chunks
+// each, y over heads, z over tokens. What needs a whole head, the norm and dynamic scales (kReduce), meets in shared
+// memory; a head's slots then lie in one block, and every thread takes the same number of turns.
 #pragma once
 
 #include "../stages.h"
 #include "chunk.h"
 #include "launch.h"
 #include "pipeline_plan.h"
+#include "words.h"
 
 namespace rope::cuda {
 
 template <int kMaxPairs>
 struct PipelineArgs {
   PipelineParams params;
+  int32_t blocks[kMaxOperands];  // along y, of each operand
+  int32_t turns;                 // of a thread, each over kUnroll heads
   bool prefetch, release_early;
+  bool rows_in_warps;  // the threads of a head lie in one warp
   alignas(16) uint64_t table[kMaxPairs];
 };
 
 namespace detail {
 
-// One head of one token, and the thread's two chunks of it, in elements.
+// A thread's two chunks of every head, in elements.
 struct Share {
-  const PipelineOperand* operand;
-  int32_t head, first, second;
   bool live, rotated;
+  int32_t first, second;
 };
 
-// Where a thread's chunks lie: rotated slots come first, then what is only stored, chunk by chunk; a last slot that has
-// one chunk only takes it twice.
+// Rotated slots come first, then what is only stored, chunk by chunk; a last slot that has one chunk only takes it
+// twice.
 template <Layout kLayout, int kVec>
-__device__ __forceinline__ Share share_of(const PipelineParams& p, int32_t index, int32_t slot) {
-  Share s = {p.operands, index, 0, 0, index < p.heads, false};
-  if (!s.live) return s;
-  while (s.head >= s.operand->heads) s.head -= s.operand++->heads;
-  const PipelineOperand& o = *s.operand;
+__device__ __forceinline__ Share share_of(const PipelineParams& p, const PipelineOperand& o, int32_t slot) {
   const int32_t half = o.rotated ? p.rotary_dim / 2 : 0, rotated_slots = half / kVec;
-  const int32_t chunks = (o.dim - 2 * half) / kVec, stored_slots = (chunks + 1) / 2;
   if (slot < rotated_slots) {
     const PairMap<kLayout, kVec> map{slot, half};
-    s.first = p.rotary_offset + map.first();
-    s.second = p.rotary_offset + map.second();
-    s.rotated = true;
-    return s;
+    return {true, true, p.rotary_offset + map.first(), p.rotary_offset + map.second()};
   }
+  const int32_t chunks = (o.dim - 2 * half) / kVec, stored_slots = (chunks + 1) / 2;
   const int32_t n = slot - rotated_slots, m = n + stored_slots < chunks ? n + stored_slots : n;
   const auto element = [&](int32_t chunk) {
     const int32_t at = chunk * kVec;
     return o.rotated && at >= p.rotary_offset ? at + p.rotary_dim : at;
   };
-  s.live = n < stored_slots && o.whole;
-  s.first = element(n);
-  s.second = element(m);
-  return s;
+  return {n < stored_slots && o.whole, false, element(n), element(m)};
 }
 
-// kVec floats as the elements of a row that is stored.
-template <class D, int kVec>
-__device__ __forceinline__ void store(char* row, int32_t element, OutType type, float factor, const float* x) {
-  if (type == OutType::kSame) {
-    Chunk<D, kVec> chunk;
-    chunk.narrow(x);
-    *reinterpret_cast<Chunk<D, kVec>*>(row + int64_t(element) * Chunk<D, kVec>::kElementBytes) = chunk;
-  } else if constexpr (kVec == 1) {
-    row[element] = char(quantize2(type, x[0] * factor, 0.0f));
+template <OutType kType, int kVec>
+__device__ __forceinline__ void store_quantised(char* at, float factor, const float* x) {
+  if constexpr (kVec == 1) {
+    *at = char(quantize2(kType, x[0] * factor, 0.0f));
   } else {
     struct alignas(kVec) Bytes {
       uint16_t two[kVec / 2];
     } bytes;
 #pragma unroll
     for (int j = 0; j < kVec / 2; ++j)
-      bytes.two[j] = uint16_t(quantize2(type, x[2 * j] * factor, x[2 * j + 1] * factor));
-    *reinterpret_cast<Bytes*>(row + element) = bytes;
+      bytes.two[j] = uint16_t(quantize2(kType, x[2 * j] * factor, x[2 * j + 1] * factor));
+    *reinterpret_cast<Bytes*>(at) = bytes;
   }
 }
 
-// Groups of the norm's sum, or slots' largest magnitudes, of every row in flight in a block.
+template <int kVec>
+__device__ __forceinline__ void store_quantised(OutType type, char* row, const Share& s, float factor, const float* x) {
+#pragma unroll
+  for (int c = 0; c < 2; ++c) {
+    char* const at = row + (c ? s.second : s.first);
+    if (type == OutType::kE4M3) store_quantised<OutType::kE4M3, kVec>(at, factor, x + c * kVec);
+    if (type == OutType::kE5M2) store_quantised<OutType::kE5M2, kVec>(at, factor, x + c * kVec);
+    if (type == OutType::kInt8) store_quantised<OutType::kInt8, kVec>(at, factor, x + c * kVec);
+  }
+}
+
+// Where the threads of a head meet: groups of the norm's sum, or each slot's largest magnitude. A group's squares are
+// one float; element by element, each square is.
 template <int kVec, int kUnroll>
 struct Meeting {
-  static constexpr int kGroup = kVec < kNormGroup ? 1 : kNormGroup;  // elements whose squares one float holds
-  static constexpr int kFloats = kPipelineBlock * 2 * kVec / kGroup;
-  float at[kUnroll][kFloats];
+  static constexpr int kGroup = kVec < kNormGroup ? 1 : kNormGroup;
+  static constexpr int kFloats = kPipelineBlock * (2 * kVec / kGroup + 4);
+  alignas(16) float at[kUnroll][kFloats];
+
+  // Floats of a row, a multiple of four.
+  __device__ static int32_t row_floats() { return (int32_t(blockDim.x) * 2 * kVec / kGroup + 3) / 4 * 4; }
 };
 
-// The norm's factor of a row whose groups are at `groups`.
+// The sum of squares of a row whose groups are at `groups`.
 template <int kGroup>
-__device__ __forceinline__ float row_factor(const float* groups, int32_t dim, float eps) {
+__device__ __forceinline__ float row_total(const float* groups, int32_t dim) {
+  struct alignas(16) Four {
+    float x[kNormSums];
+  };
   float sums[kNormSums] = {};
-  for (int32_t i = 0; i < dim; i += kNormGroup * kNormSums)
+  int32_t i = 0;
+  if constexpr (kGroup == kNormGroup) {
+    const Four* four = reinterpret_cast<const Four*>(groups);
+    for (; i + kNormGroup * kNormSums <= dim; i += kNormGroup * kNormSums, ++four)
 #pragma unroll
-    for (int c = 0; c < kNormSums; ++c) {
-      const int32_t at = i + c * kNormGroup;
-      if constexpr (kGroup == 1) {
-        float x[kNormGroup];
-        for (int j = 0; j < kNormGroup; ++j) x[j] = at + j < dim ? groups[at + j] : 0.0f;
-        sums[c] += (x[0] + x[1]) + (x[2] + x[3]);
-      } else if (at < dim) {
-        sums[c] += groups[at / kNormGroup];
-      }
-    }
-  return norm_factor(norm_total(sums), dim, eps);
+      for (int c = 0; c < kNormSums; ++c) sums[c] += four->x[c];
+  }
+#pragma unroll
+  for (int c = 0; c < kNormSums; ++c) {
+    const auto group = [&](int32_t at) {
+      if constexpr (kGroup == kNormGroup) return groups[at / kNormGroup];
+      const auto x = [&](int32_t j) { return j < dim ? groups[j] : 0.0f; };
+      return (x(at) + x(at + 1)) + (x(at + 2) + x(at + 3));
+    };
+    for (int32_t at = i + c * kNormGroup; at < dim; at += kNormGroup * kNormSums) sums[c] += group(at);
+  }
+  return norm_total(sums);
+}
+
+// Weights of kVec elements from `element` on.
+template <class D, int kVec>
+__device__ __forceinline__ void load_weights(const Norm& n, const void* weights, int32_t element, float* w) {
+  if (n.wide_weights) {
+    Chunk<D, kVec> chunk = *reinterpret_cast<const Chunk<D, kVec>*>(static_cast<const char*>(weights) +
+                                                                    int64_t(element) * Chunk<D, kVec>::kElementBytes);
+    chunk.widen(w);
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) w[j] += n.weight_bias;
+  } else {
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) w[j] = norm_weight<D>(n, weights, element + j);
+  }
 }
 
 }  // namespace detail
 
-template <class D, Layout kLayout, int kVec, int kUnroll, bool kReduce, int kMaxPairs>
+// kQuantised: some output is. kGeneral: any kind of position, angle and cache index; else exact angles by the call's
+// table, one position a token (an offset or an id) and slots below 2^32, which is what most calls want and a fraction
+// of the code.
+template <class D, Layout kLayout, int kVec, int kUnroll, bool kReduce, bool kQuantised, bool kGeneral, int kMaxPairs>
 __global__ void __launch_bounds__(kPipelineBlock)
     pipeline_kernel(const __grid_constant__ PipelineArgs<kMaxPairs> args) {
   using C = Chunk<D, kVec>;
   using Meeting = detail::Meeting<kVec, kUnroll>;
   const PipelineParams& p = args.params;
-  const uint64_t* table = as_memory(args.table);
+  const PipelineOperand* operand = p.operands;
+  int32_t y = blockIdx.y;
+  for (int i = 0; y >= args.blocks[i]; ++i) {
+    y -= args.blocks[i];
+    ++operand;
+  }
+  const PipelineOperand& o = *operand;
   const int64_t token = int64_t(blockIdx.x) * blockDim.z + threadIdx.z;
-  const int32_t slot = blockIdx.z * blockDim.x + threadIdx.x, step = gridDim.y * blockDim.y;
-  int32_t head = blockIdx.y * blockDim.y + threadIdx.y;
+  const int32_t slot = blockIdx.z * blockDim.x + threadIdx.x, step = blockDim.y;
+  int32_t head = y * step * kUnroll * args.turns + threadIdx.y;
 
-  detail::Share share[kUnroll];
-  const char* in[kUnroll];
-  const auto take_heads = [&] {
+  const detail::Share share = detail::share_of<kLayout, kVec>(p, o, slot);
+  const PairMap<kLayout, kVec> map{share.rotated ? slot : 0, p.rotary_dim / 2};
+  const int64_t first = int64_t(share.first) * C::kElementBytes, second = int64_t(share.second) * C::kElementBytes;
+  const char* in = o.in + token * o.in_token_stride + head * o.in_head_stride;
+  const int64_t in_step = step * o.in_head_stride;
+  const bool inside = share.live && token < p.num_tokens;
+  const auto live = [&](int u) { return inside && head + u * step < o.heads; };
+  uint64_t word[kVec], digest = reinterpret_cast<uint64_t>(in) ^ first ^ second ^ in_step ^ inside;
+  if constexpr (!kGeneral) {
+    load_words(as_memory(args.table), map, word);
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      share[u] = detail::share_of<kLayout, kVec>(p, head + u * step, slot);
-      const PipelineOperand& o = *share[u].operand;
-      share[u].live = share[u].live && token < p.num_tokens;
-      in[u] = o.in + token * o.in_token_stride + share[u].head * o.in_head_stride;
-    }
-  };
-  take_heads();
+    for (int j = 0; j < kVec; ++j) digest ^= word[j];
+  }
   if (args.release_early) release_next();
   if (args.prefetch) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      if (!share[u].live) continue;
-      prefetch(in[u] + int64_t(share[u].first) * C::kElementBytes);
-      prefetch(in[u] + int64_t(share[u].second) * C::kElementBytes);
+      if (!live(u)) continue;
+      prefetch(in + u * in_step + first);
+      prefetch(in + u * in_step + second);
     }
   }
-  wait_for_previous();
+  wait_for_previous(digest);
   release_next();
 
   C a[kUnroll], b[kUnroll];
   const auto load_heads = [&] {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      if (!share[u].live) continue;
-      a[u] = *reinterpret_cast<const C*>(in[u] + int64_t(share[u].first) * C::kElementBytes);
-      b[u] = *reinterpret_cast<const C*>(in[u] + int64_t(share[u].second) * C::kElementBytes);
+      if (!live(u)) continue;
+      a[u] = *reinterpret_cast<const C*>(in + u * in_step + first);
+      b[u] = *reinterpret_cast<const C*>(in + u * in_step + second);
     }
   };
-  load_heads();  // in flight while the position arrives
+  load_heads();  // in flight while position and slot arrive
 
-  const bool reports = slot == 0 && head == 0;
+  const bool reports = blockIdx.y == 0 && slot == 0 && head == 0;
   TokenState state;
   CachePlace place = {};
-  const bool moves = token < p.num_tokens && token_state(p, token, reports, &state);
-  const bool cached = moves && cache_place(p.cache, token, reports, &place);
+  bool moves = token < p.num_tokens;
+  if constexpr (kGeneral) {
+    moves = moves && token_state(p, token, reports, &state);
+  } else {
+    moves = moves && simple_position(p.positions, token, &state.position);
+  }
+  moves = moves && (!(o.cached || reports) || cache_place<kGeneral>(p.cache, token, reports, &place) || !o.cached);
   if (!kReduce && !moves) return;
-  const PairMap<kLayout, kVec> map{slot, p.rotary_dim / 2};
-  CosSin angle[kVec];
+  CosSin angle[kVec] = {};
+  if (moves && share.rotated) {
 #pragma unroll
-  for (int j = 0; j < kVec; ++j)
-    angle[j] = moves && slot < p.rotary_dim / 2 / kVec ? pair_angle(p, table, state, token, map.pair(j)) : CosSin{};
+    for (int j = 0; j < kVec; ++j) {
+      if constexpr (kGeneral) {
+        angle[j] = pair_angle(p, args.table, state, token, map.pair(j));
+      } else {
+        angle[j] = angle_at<Angle::kExact>(state.position, word[j], p.cos_scale, p.sin_scale);
+      }
+    }
+  }
+  char* out = row_out(o, token, head, place);
+  const int64_t out_step = step * o.out_head_stride;
 
-  const int32_t turns = (p.heads + step * kUnroll - 1) / (step * kUnroll);
   for (int32_t turn = 0;; ++turn) {
     float x[kUnroll][2 * kVec];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      share[u].live &= share[u].operand->cached ? cached : moves;
-      if (!share[u].live) continue;
+      if (!live(u)) continue;
       a[u].widen(x[u]);
       b[u].widen(x[u] + kVec);
     }
 
     const auto rotate_heads = [&] {
+      if (!share.rotated) return;
 #pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        if (!share[u].live || !share[u].rotated) continue;
+      for (int u = 0; u < kUnroll; ++u)
 #pragma unroll
         for (int j = 0; j < kVec; ++j) {
-          const Pair y = rotate({x[u][map.element0(j)], x[u][map.element1(j)]}, angle[j]);
-          x[u][map.element0(j)] = y.first;
-          x[u][map.element1(j)] = y.second;
+          const Pair z = rotate({x[u][map.element0(j)], x[u][map.element1(j)]}, angle[j]);
+          x[u][map.element0(j)] = z.first;
+          x[u][map.element1(j)] = z.second;
         }
-      }
     };
 
-    float factor[kUnroll];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u)
-      if (share[u].live) factor[u] = 1.0f / given_scale(share[u].operand->quantize, token, share[u].head);
-
+    float dynamic_factor[kUnroll];
     if constexpr (kReduce) {
       __shared__ Meeting meeting;
-      const int32_t row = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x * 2 * kVec / Meeting::kGroup;
-      if (p.norm.on && p.norm.after) rotate_heads();
-      if (p.norm.on) {
+      const int32_t thread_row = threadIdx.z * blockDim.y + threadIdx.y;
+      const int32_t row = thread_row * Meeting::row_floats();
+      if (p.norm.after) rotate_heads();
+      if (o.weight) {
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {
-          if (!share[u].live || !share[u].operand->weight) continue;
+          if (!live(u)) continue;
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
-            const float* y = x[u] + c * kVec;
-            float* groups = meeting.at[u] + row + (c ? share[u].second : share[u].first) / Meeting::kGroup;
+            const float* z = x[u] + c * kVec;
+            float* groups = meeting.at[u] + row + (c ? share.second : share.first) / Meeting::kGroup;
             if constexpr (Meeting::kGroup == 1) {
-              groups[0] = y[0] * y[0];
+#pragma unroll
+              for (int j = 0; j < kVec; ++j) groups[j] = z[j] * z[j];
             } else {
 #pragma unroll
               for (int j = 0; j < kVec; j += kNormGroup)
-                groups[j / kNormGroup] = norm_group(y[j], y[j + 1], y[j + 2], y[j + 3]);
+                groups[j / kNormGroup] = norm_group(z[j], z[j + 1], z[j + 2], z[j + 3]);
             }
           }
         }
-        synchronize_block();
+        synchronize(args.rows_in_warps);
+        float w[2 * kVec] = {};
+        if (inside) {
+          detail::load_weights<D, kVec>(p.norm, o.weight, share.first, w);
+          detail::load_weights<D, kVec>(p.norm, o.weight, share.second, w + kVec);
+        }
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {
-          const PipelineOperand& o = *share[u].operand;
-          if (!share[u].live || !o.weight) continue;
-          const float r = detail::row_factor<Meeting::kGroup>(meeting.at[u] + row, o.dim, p.norm.eps);
+          if (!live(u)) continue;
+          const float total = detail::row_total<Meeting::kGroup>(meeting.at[u] + row, o.dim);
+          const float r = norm_factor(total, o.dim, p.norm.eps);
 #pragma unroll
-          for (int j = 0; j < 2 * kVec; ++j) {
-            const int32_t element = j < kVec ? share[u].first + j : share[u].second + j - kVec;
-            x[u][j] = x[u][j] * r * norm_weight<D>(p.norm, o.weight, element);
-          }
+          for (int j = 0; j < 2 * kVec; ++j) x[u][j] = x[u][j] * r * w[j];
         }
-        synchronize_block();
+        synchronize(args.rows_in_warps);
       }
-      if (!(p.norm.on && p.norm.after)) rotate_heads();
-      if (p.dynamic) {
-        float* const largest_at = meeting.at[0];  // [rows][kUnroll][slots]
-        const int32_t largest_row = (threadIdx.z * blockDim.y + threadIdx.y) * kUnroll * blockDim.x;
+      if (!p.norm.after) rotate_heads();
+      if (o.quantize.kind == ScaleKind::kDynamic) {
+        float* const largest_at = meeting.at[0] + thread_row * kUnroll * blockDim.x;  // [kUnroll][slots]
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {
           float largest = 0.0f;
 #pragma unroll
-          for (int j = 0; j < 2 * kVec; ++j) largest = share[u].live ? larger_magnitude(largest, x[u][j]) : largest;
-          largest_at[largest_row + u * blockDim.x + threadIdx.x] = largest;
+          for (int j = 0; j < 2 * kVec; ++j) largest = live(u) ? larger_magnitude(largest, x[u][j]) : largest;
+          largest_at[u * blockDim.x + threadIdx.x] = largest;
         }
-        synchronize_block();
+        synchronize(args.rows_in_warps);
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {
-          const PipelineOperand& o = *share[u].operand;
-          if (!share[u].live || o.quantize.kind != ScaleKind::kDynamic) continue;
+          if (!live(u)) continue;
           float largest = 0.0f;
-          for (uint32_t i = 0; i < blockDim.x; ++i)
-            largest = larger_magnitude(largest, largest_at[largest_row + u * blockDim.x + i]);
+          for (uint32_t i = 0; i < blockDim.x; ++i) largest = larger_magnitude(largest, largest_at[u * blockDim.x + i]);
           const float scale = dynamic_scale(o.quantize.type, largest);
-          factor[u] = 1.0f / scale;
-          if (slot == 0) o.quantize.scales[scale_row(p, o, token, place) * o.heads + share[u].head] = scale;
+          dynamic_factor[u] = 1.0f / scale;
+          if (slot == 0 && moves) o.quantize.scales[scale_row(p, o, token, place) * o.heads + head + u * step] = scale;
         }
-        synchronize_block();
+        synchronize(args.rows_in_warps);
       }
     } else {
       rotate_heads();
@@ -258,15 +301,23 @@ __global__ void __launch_bounds__(kPipelineBlock)
 
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      if (!share[u].live) continue;
-      const PipelineOperand& o = *share[u].operand;
-      char* const out = row_out(o, token, share[u].head, place);
-      detail::store<D, kVec>(out, share[u].first, o.quantize.type, factor[u], x[u]);
-      detail::store<D, kVec>(out, share[u].second, o.quantize.type, factor[u], x[u] + kVec);
+      if (!live(u) || !moves) continue;
+      char* const row = out + u * out_step;
+      if (!kQuantised || o.quantize.type == OutType::kSame) {
+        a[u].narrow(x[u]);
+        b[u].narrow(x[u] + kVec);
+        *reinterpret_cast<C*>(row + first) = a[u];
+        *reinterpret_cast<C*>(row + second) = b[u];
+      } else {
+        const bool dynamic = kReduce && o.quantize.kind == ScaleKind::kDynamic;
+        const float factor = dynamic ? dynamic_factor[u] : 1.0f / given_scale(o.quantize, token, head + u * step);
+        detail::store_quantised<kVec>(o.quantize.type, row, share, factor, x[u]);
+      }
     }
-    if (turn + 1 == turns) return;
+    if (turn + 1 == args.turns) return;
     head += step * kUnroll;
-    take_heads();
+    in += kUnroll * in_step;
+    out += kUnroll * out_step;
     load_heads();
   }
 }

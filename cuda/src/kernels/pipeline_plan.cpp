@@ -1,6 +1,7 @@
 #include "pipeline_plan.h"
 
 #include <algorithm>
+#include <cstdint>
 
 namespace rope::cuda {
 namespace {
@@ -43,30 +44,49 @@ int access_of(const PipelineParams& p, int element_bytes, bool narrow) {
 
 // Up to so many bytes a launch is latency: narrow accesses, and the next launch is let in early (KERNELS.md).
 constexpr int64_t kNarrowBytes = 6'000'000, kEarlyBytes = 500'000;
-constexpr int64_t kLoopBytes = 40'000'000;  // beyond, a block takes all heads of its tokens
+
+// What the code for most calls serves (pipeline.cuh).
+bool is_general(const PipelineParams& p, bool vectors) {
+  return !vectors || p.angle != Angle::kExact || p.positions_from || p.sections.streams || p.sets.tables ||
+         p.rotary_dim > kFewPairs * 2 || p.positions.kind == PositionKind::kRagged32 ||
+         p.positions.kind == PositionKind::kRagged64 || p.cache.num_pages > UINT32_MAX / std::max(p.cache.page_size, 1);
+}
 
 }  // namespace
 
 PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes) {
   PipelinePlan plan = {};
   int64_t bytes = 0;
-  for (int i = 0; i < p.num_operands; ++i)
-    bytes += p.num_tokens * p.operands[i].heads * p.operands[i].dim * element_bytes;
+  int32_t most_heads = 1, fewest_heads = INT32_MAX;
+  for (int i = 0; i < p.num_operands; ++i) {
+    const PipelineOperand& o = p.operands[i];
+    bytes += p.num_tokens * o.heads * o.dim * element_bytes;
+    plan.quantised |= o.quantize.type != OutType::kSame;
+    most_heads = std::max(most_heads, o.heads);
+    fewest_heads = std::min(fewest_heads, o.heads);
+  }
   plan.reduce = p.norm.on || p.dynamic;
   plan.prefetch = true;
   plan.release_early = bytes <= kEarlyBytes;
   plan.access_bytes = access_of(p, element_bytes, bytes <= kNarrowBytes && !plan.reduce);
-  const int unroll = pipeline_unroll(plan.access_bytes, plan.reduce);
+  plan.general = is_general(p, plan.access_bytes > element_bytes);
+  const int unroll = pipeline_unroll(plan.reduce);
   const int32_t slots = most_slots(p, plan.access_bytes / element_bytes);
   plan.grid_z = unsigned(divide_up(slots, kPipelineBlock));
   plan.block_x = unsigned(divide_up(slots, plan.grid_z));
-  const int32_t head_threads = divide_up(p.heads, unroll), columns = kPipelineBlock / int32_t(plan.block_x);
-  const bool loop = bytes > kLoopBytes;
-  const int32_t y = std::min(head_threads, loop ? columns : std::max(1, columns / 2));
+  const int32_t columns = kPipelineBlock / int32_t(plan.block_x);
+  // Small: a block for few heads. Large: threads as many as the operand of fewest heads can use, and turns over the
+  // rest.
+  const bool small = bytes <= kNarrowBytes;
+  const int32_t y = std::clamp(divide_up(fewest_heads, unroll), 1, small ? std::max(1, columns / 2) : columns);
+  plan.turns = small ? 1 : divide_up(most_heads, y * unroll);
   plan.block_y = unsigned(y);
   plan.block_z = unsigned(std::min<int64_t>({std::max(1, columns / y), 64, p.num_tokens}));
   plan.grid_x = unsigned(divide_up(p.num_tokens, plan.block_z));
-  plan.grid_y = loop ? 1 : unsigned(std::min(divide_up(head_threads, y), 65535));
+  for (int i = 0; i < p.num_operands; ++i) {
+    plan.blocks[i] = divide_up(p.operands[i].heads, y * unroll * plan.turns);
+    plan.grid_y += unsigned(plan.blocks[i]);
+  }
   return plan;
 }
 

@@ -10,6 +10,7 @@
 #include "chunk.h"
 #include "launch.h"
 #include "rotate_plan.h"
+#include "words.h"
 
 namespace rope::cuda {
 
@@ -17,9 +18,9 @@ namespace rope::cuda {
 template <int kMaxPairs>
 struct RotateArgs {
   RotateParams params;
-  int32_t copy_slots;       // two chunks each of what is only copied
-  bool prefetch;            // bring q and k into the second-level cache before the wait
-  bool release_early;       // let the next kernel be scheduled before the wait
+  int32_t copy_slots;  // two chunks each of what is only copied
+  bool prefetch;       // bring q and k into the second-level cache before the wait
+  bool release_early;  // let the next kernel be scheduled before the wait
   alignas(16) uint64_t table[kMaxPairs];
 };
 
@@ -40,25 +41,6 @@ __device__ __forceinline__ Row row_of(const RotateParams& p, int64_t token, int3
   return {x.in + token * x.in_token_stride + h * x.in_head_stride,
           x.out + token * x.out_token_stride + h * x.out_head_stride,
           token < p.num_tokens && head < p.num_q_heads + p.num_k_heads};
-}
-
-// The table's words for the pairs of a slot, two at a time where two are neighbours.
-template <Layout kLayout, int kVec>
-__device__ __forceinline__ void load_words(const uint64_t* table, PairMap<kLayout, kVec> map, uint64_t* word) {
-  struct alignas(16) Two {
-    uint64_t x, y;
-  };
-  constexpr bool kNeighbours = kLayout == Layout::kNeox ? kVec >= 2 : kVec >= 4;
-#pragma unroll
-  for (int j = 0; j < kVec; j += kNeighbours ? 2 : 1) {
-    if constexpr (kNeighbours) {
-      const Two two = *reinterpret_cast<const Two*>(table + map.pair(j));
-      word[j] = two.x;
-      word[j + 1] = two.y;
-    } else {
-      word[j] = table[map.pair(j)];
-    }
-  }
 }
 
 // Element offsets within a head of a slot's two chunks.
@@ -99,7 +81,7 @@ __global__ void __launch_bounds__(kMaxBlock) rotate_kernel(const __grid_constant
   const PairMap<kLayout, kVec> map{slot.rotated ? slot_index : 0, p.rotary_dim / 2};
   const int64_t first = int64_t(slot.first) * C::kElementBytes, second = int64_t(slot.second) * C::kElementBytes;
   uint64_t word[kVec];
-  detail::load_words(as_memory(args.table), map, word);
+  load_words(as_memory(args.table), map, word);
   detail::Row row[kUnroll];
   const auto take_rows = [&] {
 #pragma unroll

@@ -1,0 +1,233 @@
+"""Stages that cannot be: each refusal names the argument, and nothing is written."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from memory import memory_of
+from refusals import DIM, K_HEADS, Q_HEADS, TOKENS, T, V, rows
+
+import pyrope
+
+NAN, INF = float("nan"), float("inf")
+PAGES, PAGE_SIZE = 4, 2
+E4M3 = "float8_e4m3fn"
+
+
+def make(device="cpu", **options):
+    shape = {"head_dim": DIM, "num_q_heads": Q_HEADS, "num_k_heads": K_HEADS}
+    return pyrope.FusedRope(**shape | {"dtype": "float32", "device": device} | options)
+
+
+def norm(**options):
+    return {"norm": pyrope.RMSNorm(**options)}
+
+
+def cache(page_size=PAGE_SIZE, num_pages=PAGES, **options):
+    return {"cache": pyrope.PagedCache(page_size, num_pages, **options)}
+
+
+# ---- constructor
+
+CONSTRUCTOR = rows(
+    ("angle", {"angle": "tables"}, V, "angle: 'tables', must be one of"),
+    ("table with theta", {"angle": "table", "theta": 5e5}, V, "theta: not allowed with angle='table'"),
+    ("table with scaling", {"angle": "table", "scaling": pyrope.Linear(2.0)}, V, "scaling: not allowed with angle="),
+    ("table with inv_freq", {"angle": "table", "inv_freq": [1.0] * 32}, V, "inv_freq: not allowed with angle="),
+    ("cos_sin_dtype", {"angle": "table", "cos_sin_dtype": "float64"}, V, "cos_sin_dtype: 'float64', must be one of"),
+    ("sections' sum", {"sections": (16, 8, 7)}, V, r"sections: \(16, 8, 7\), their sum must be rotary_dim / 2 = 32"),
+    ("sections' sum, partial", {"sections": (16, 16), "rotary_dim": 32}, V, "sections: .* rotary_dim / 2 = 16"),
+    ("a section below 0", {"sections": (33, -1)}, V, "sections: "),
+    ("one section", {"sections": (32,)}, (V, T), "sections: .* 2 to 4"),
+    ("five sections", {"sections": (12, 5, 5, 5, 5)}, (V, T), "sections: .* 2 to 4"),
+    ("a section that is no int", {"sections": (16.0, 16)}, T, "sections: 16.0 is not an integer"),
+    ("interleaved alone", {"sections_interleaved": True}, V, "sections_interleaved: True, only allowed with sections"),
+    ("interleaved int", {"sections": (16, 16), "sections_interleaved": 1}, T, "sections_interleaved: 1 is not a bool"),
+    ("num_v_heads", {"num_v_heads": 0}, V, "num_v_heads: 0, must be 1 to"),
+    ("v_head_dim", {"v_head_dim": -1}, V, "v_head_dim: -1, must be 1 to"),
+    ("q_nope_dim", {"q_nope_dim": -1}, V, "q_nope_dim: -1, must be 0 to"),
+    ("norm", {"norm": 1e-6}, T, "norm: 1e-06 is not a pyrope.RMSNorm"),
+    ("eps negative", norm(eps=-1e-6), V, "eps: -1e-06, must be at least 0"),
+    ("eps nan", norm(eps=NAN), V, "eps: nan, must be at least 0"),
+    ("eps inf", norm(eps=INF), V, "eps: inf, must be"),
+    ("eps str", norm(eps="small"), T, "eps: 'small', must be a real number"),
+    ("weight_bias nan", norm(weight_bias=NAN), V, "weight_bias: nan, must be finite"),
+    ("weight_dtype", norm(weight_dtype="float16"), V, "weight_dtype: 'float16', must be one of 'float32'"),
+    ("after", norm(after=1), T, "after: 1 is not a bool"),
+    ("q_out_dtype", {"q_out_dtype": "float8"}, V, "q_out_dtype: 'float8', must be one of 'float8_e4m3fn'"),
+    ("k_out_dtype wide", {"k_out_dtype": "float16"}, V, "k_out_dtype: 'float16', must be one of"),
+    ("v_scale_kind", {"v_out_dtype": E4M3, "v_scale_kind": "row"}, V, "v_scale_kind: 'row', must be one of 'tensor'"),
+    ("q_scale_kind alone", {"q_scale_kind": "head"}, V, "q_scale_kind: only allowed with q_out_dtype"),
+    ("cache", {"cache": (2, 4)}, T, r"cache: \(2, 4\) is not a pyrope.PagedCache"),
+    ("page_size zero", cache(page_size=0), V, "page_size: 0, must be 1 to"),
+    ("page_size negative", cache(page_size=-16), V, "page_size: -16, must be 1 to"),
+    ("page_size float", cache(page_size=16.0), T, "page_size: 16.0 is not an integer"),
+    ("num_pages zero", cache(num_pages=0), V, "num_pages: 0, must be at least 1"),
+    ("cache layout", cache(layout="HDN"), V, "layout: 'HDN', must be one of 'NHD', 'HND'"),
+    ("index_dtype", cache(index_dtype="uint64"), V, "index_dtype: 'uint64', must be one of 'int64', 'int32'"),
+    ("k_strides of two", cache(k_strides=(64, 64)), T, r"k_strides: \(64, 64\), must be \(page stride"),
+    ("k_strides negative", cache(k_strides=(128, -64, 64)), V, "k_strides: .* must be at least"),
+    ("v_strides short", cache(v_strides=(128, 64, 63)), V, "v_strides: .* must be at least"),
+)
+
+
+@pytest.mark.parametrize(("options", "error", "text"), CONSTRUCTOR)
+def test_constructor(options, error, text):
+    with pytest.raises(error, match=f"^{text}"):
+        make(**options)
+
+
+# ---- calls
+
+
+def pages(p):
+    return {"page_table": p.page_table, "page_table_stride": 2, "request_ids": p.ids32, "cache_positions": p.ids}
+
+
+def appended(p):
+    return {"k_cache": p.k_cache, "slots": p.ids}
+
+
+Q8, K8 = {"q_out_dtype": E4M3}, {"k_out_dtype": E4M3}
+NORM, CACHE, TABLE = norm(), cache(), {"angle": "table"}
+SECTIONS = {"sections": (16, 16)}
+CALLS = rows(
+    # outputs and scales
+    ("quantised q in place", Q8, lambda p: {}, (V, T), "q_out: required with q_out_dtype"),
+    ("quantised k in place", K8, lambda p: {}, (V, T), "k_out: required with k_out_dtype"),
+    ("q_out is q", Q8, lambda p: {"q_out": p.q}, V, "q_out: overlaps q"),
+    ("k_out is k", K8, lambda p: {"k_out": p.k}, V, "k_out: overlaps k"),
+    ("v without v_out", {}, lambda p: {"v": p.v}, (V, T), "v_out: required"),
+    ("v_out without v", {}, lambda p: {"v_out": p.v_out}, V, "v_out: given without v"),
+    ("v_out is v", {}, lambda p: {"v": p.v, "v_out": p.v + 4}, V, "v_out: overlaps v"),
+    ("v_out is q", {}, lambda p: {"v": p.v, "v_out": p.q}, V, "v_out: overlaps q|q: overlaps v_out"),
+    ("v_out is k_out", {}, lambda p: {"v": p.v, "v_out": p.k_out, "k_out": p.k_out}, V, "v_out: overlaps k_out"),
+    ("q_out is v", {}, lambda p: {"v": p.v, "v_out": p.v_out, "q_out": p.v}, V, "q_out: overlaps v|v: overlaps q_out"),
+    ("v misaligned", {}, lambda p: {"v": p.v + 2, "v_out": p.v_out}, V, "v: pointer .* misaligned"),
+    ("q_nope without q_nope_dim", {}, lambda p: {"q_nope": p.v, "q_nope_out": p.v_out}, V, "q_nope: only allowed with"),
+    ("q_nope without q_nope_out", {"q_nope_dim": 8}, lambda p: {"q_nope": p.v}, (V, T), "q_nope_out: required"),
+    ("scales missing", Q8 | {"q_scale_kind": "head"}, lambda p: {"q_out": p.q_out}, T, "q_scale: required with"),
+    ("dynamic scales missing", K8 | {"k_scale_kind": "dynamic"}, lambda p: {"k_out": p.k_out}, T, "k_scale: required"),
+    ("dynamic scale a number", K8 | {"k_scale_kind": "dynamic"}, lambda p: {"k_out": p.k_out, "k_scale": 1.0}, T,
+     "k_scale: 1.0, must be memory"),
+    ("scale without out_dtype", {}, lambda p: {"q_scale": 1.0}, V, "q_scale: only allowed with"),
+    ("scale zero", Q8, lambda p: {"q_out": p.q_out, "q_scale": 0.0}, V, "q_scale: 0.0, must be above 0"),
+    ("scale negative", Q8, lambda p: {"q_out": p.q_out, "q_scale": -1.0}, V, "q_scale: -1.0, must be above 0"),
+    ("scale nan", Q8, lambda p: {"q_out": p.q_out, "q_scale": NAN}, V, "q_scale: nan, must be above 0"),
+    ("scale inf", Q8, lambda p: {"q_out": p.q_out, "q_scale": INF}, V, "q_scale: inf, must be above 0"),
+    ("scale without reciprocal", Q8, lambda p: {"q_out": p.q_out, "q_scale": 1e-40}, V, "q_(quantize.)?scale: .*1"),
+    ("scale an int", Q8, lambda p: {"q_out": p.q_out, "q_scale": 1}, T, "q_scale: 1 is an integer"),
+    ("scales misaligned", Q8, lambda p: {"q_out": p.q_out, "q_scale": p.scale + 2}, V, "q_.* misaligned"),
+    # norm
+    ("norm without weights", NORM, lambda p: {}, T, "q_weight and k_weight: both None"),
+    ("weight without norm", {}, lambda p: {"q_weight": p.weight}, V, "q_weight: only allowed with norm"),
+    ("weight without k", NORM, lambda p: {"k": None, "k_weight": p.weight}, T, "k: required with k_weight"),
+    ("weight misaligned", NORM, lambda p: {"q_weight": p.weight + 2}, V, "(norm.)?q_weight: pointer .* misaligned"),
+    # caches
+    ("k_cache without a cache", {}, lambda p: {"k_cache": p.k_cache}, V, "k_cache: only allowed with cache="),
+    ("slots without a cache", {}, lambda p: {"slots": p.ids}, V, "slots: only allowed with cache="),
+    ("k_cache alone", CACHE, lambda p: {"k_cache": p.k_cache}, T, "slots and page_table: both None"),
+    ("k_cache missing", CACHE, lambda p: {"slots": p.ids}, T, "k_cache: required with k"),
+    ("v_cache missing", CACHE, lambda p: appended(p) | {"v": p.v}, T, "v_cache: required with v"),
+    ("v_cache without v", CACHE, lambda p: appended(p) | {"v_cache": p.v_cache}, V, "v_cache: given without v"),
+    ("k_out with a cache", CACHE, lambda p: appended(p) | {"k_out": p.k_out}, V, "k_out: not allowed with a cache"),
+    ("v_out with a cache", CACHE, lambda p: appended(p) | {"v": p.v, "v_cache": p.v_cache, "v_out": p.v_out}, V,
+     "v_out: not allowed with a cache"),
+    ("slots and page_table", CACHE, lambda p: {"k_cache": p.k_cache, "slots": p.ids} | pages(p), V,
+     "page_table: not allowed together with slots"),
+    ("slots and request_ids", CACHE, lambda p: appended(p) | {"request_ids": p.ids32}, V, "request_ids: not allowed"),
+    ("request_ids missing", CACHE, lambda p: {"k_cache": p.k_cache} | pages(p) | {"request_ids": None}, T,
+     "request_ids: required"),
+    ("cache_positions missing", CACHE, lambda p: {"k_cache": p.k_cache} | pages(p) | {"cache_positions": None}, T,
+     "cache_positions: required"),
+    ("page_table_stride missing", CACHE, lambda p: {"k_cache": p.k_cache} | pages(p) | {"page_table_stride": None}, T,
+     "page_table_stride: required"),
+    ("page_table_stride zero", CACHE, lambda p: {"k_cache": p.k_cache} | pages(p) | {"page_table_stride": 0}, V,
+     "page_table_stride: 0, must be"),
+    ("page_table_stride negative", CACHE, lambda p: {"k_cache": p.k_cache} | pages(p) | {"page_table_stride": -2}, V,
+     "page_table_stride: -2, must be"),
+    ("indptr and stride", CACHE, lambda p: {"k_cache": p.k_cache} | pages(p) | {"page_indptr": p.ids32}, V,
+     "page_table_stride: not allowed together with page_indptr"),
+    ("k_cache misaligned", CACHE, lambda p: appended(p) | {"k_cache": p.k_cache + 2}, V, ".*misaligned"),
+    ("slots misaligned", CACHE, lambda p: appended(p) | {"slots": p.ids + 4}, V, "(cache.)?slots: .*misaligned"),
+    ("page_table misaligned", CACHE, lambda p: {"k_cache": p.k_cache} | pages(p) | {"page_table": p.page_table + 2}, V,
+     "(cache.)?page_table: .*misaligned"),
+    ("cache_skipped misaligned", CACHE, lambda p: appended(p) | {"cache_skipped": p.count + 4}, V, ".*misaligned"),
+    ("k_cache is k", CACHE, lambda p: appended(p) | {"k_cache": p.k}, V, ".*overlaps"),
+    ("k_cache is q", CACHE, lambda p: appended(p) | {"k_cache": p.q}, V, ".*overlaps"),
+    ("v_cache is k_cache", CACHE, lambda p: appended(p) | {"v": p.v, "v_cache": p.k_cache}, V, ".*overlaps"),
+    ("v_cache is q_out", CACHE, lambda p: appended(p) | {"v": p.v, "q_out": p.q_out, "v_cache": p.q_out}, V,
+     ".*overlaps"),
+    # positions, tables, sets
+    ("sections with offset", SECTIONS, lambda p: {"offset": 5}, V, "offset: 5, not allowed with sections"),
+    ("sections with indptr", SECTIONS, lambda p: {"indptr": p.ids, "num_requests": 2}, V, "indptr: not allowed with"),
+    ("sections without positions", SECTIONS, lambda p: {}, T, "positions: required with sections"),
+    ("positions_stride", {}, lambda p: {"positions": p.ids, "positions_stride": 3}, V, "positions_stride: only"),
+    ("sections with positions_from", SECTIONS, lambda p: {"positions": p.ids, "positions_from": p.ids}, V,
+     "positions_from: "),
+    ("positions_from alone", {}, lambda p: {"positions_from": p.ids}, T, "positions: required with positions_from"),
+    ("positions_from misaligned", {}, lambda p: {"positions": p.ids, "positions_from": p.ids + 4}, V,
+     "positions_from: .*misaligned"),
+    ("positions_from with a table", TABLE, lambda p: {"positions": p.ids, "positions_from": p.ids, "cos": p.weight,
+     "cos_sin_rows": 1}, (V, pyrope.UnsupportedError), "positions_from: not "),
+    ("cos missing", TABLE, lambda p: {"sin": p.weight, "cos_sin_rows": 1}, T, "cos: required with angle='table'"),
+    ("cos without table", {}, lambda p: {"cos": p.weight}, V, "cos: only allowed with angle='table'"),
+    ("cos_sin_rows missing", TABLE, lambda p: {"cos": p.weight}, T, "cos_sin_rows: required"),
+    ("cos_sin_rows zero", TABLE, lambda p: {"cos": p.weight, "cos_sin_rows": 0}, V, "cos_sin_rows: 0, must be"),
+    ("cos_sin_stride short", TABLE, lambda p: {"cos": p.weight, "cos_sin_rows": 1, "cos_sin_stride": 63}, V,
+     "cos_sin.(row_)?stride: 63, must be"),
+    ("cos_sin_stride negative", TABLE, lambda p: {"cos": p.weight, "cos_sin_rows": 1, "cos_sin_stride": -64}, V,
+     "cos_sin_stride: -64, must be"),
+    ("cos misaligned", TABLE, lambda p: {"cos": p.weight + 2, "cos_sin_rows": 1}, V, ".*cos: .*misaligned"),
+    ("sin misaligned", TABLE, lambda p: {"cos": p.weight, "sin": p.weight + 1, "cos_sin_rows": 1}, V,
+     ".*sin: .*misaligned"),
+    ("tables with a table", TABLE, lambda p: {"cos": p.weight, "cos_sin_rows": 1, "tables": p.tables, "num_tables": 2,
+     "table_ids": p.ids32}, V, "tables: not allowed with angle='table'"),
+    ("table_ids alone", {}, lambda p: {"table_ids": p.ids32}, V, "table_ids: only allowed with tables"),
+    ("table_ids missing", {}, lambda p: {"tables": p.tables, "num_tables": 2}, T, "table_ids: required with tables"),
+    ("num_tables missing", {}, lambda p: {"tables": p.tables, "table_ids": p.ids32}, T, "num_tables: required"),
+    ("num_tables zero", {}, lambda p: {"tables": p.tables, "table_ids": p.ids32, "num_tables": 0}, V,
+     "num_tables: 0, must be 1 to"),
+    ("table_ids_from alone", {}, lambda p: {"tables": p.tables, "num_tables": 2, "table_ids": p.ids32,
+     "table_ids_from": p.ids32}, V, "table_ids_from: only allowed with positions_from"),
+    ("tables misaligned", {}, lambda p: {"tables": p.tables + 4, "num_tables": 1, "table_ids": p.ids32}, V,
+     ".*tables: .*misaligned"),
+    ("table_factors misaligned", {}, lambda p: {"tables": p.tables, "num_tables": 2, "table_ids": p.ids32,
+     "table_factors": p.scale + 2}, V, ".*factors: .*misaligned"),
+)  # fmt: skip
+
+
+def pointers(device):
+    """Buffers of the device by name, each roomy, and their addresses."""
+    floats = {"q": 2 * DIM, "k": DIM, "v": DIM, "q_out": 2 * DIM, "k_out": DIM, "v_out": DIM}
+    arrays = {name: np.arange(2 * TOKENS * size, dtype=np.float32) for name, size in floats.items()}
+    for name in ("k_cache", "v_cache"):
+        arrays[name] = np.arange(PAGES * PAGE_SIZE * DIM + 64, dtype=np.float32)
+    arrays |= {"weight": np.ones(4 * DIM, np.float32), "scale": np.ones(64, np.float32), "count": np.array([5, 5])}
+    arrays |= {"ids": np.arange(8), "ids32": np.zeros(8, np.int32), "page_table": np.arange(8, dtype=np.int32)}
+    arrays["tables"] = np.ones(4 * DIM, np.uint64)
+    memory = memory_of(device)
+    buffers = {name: memory.put(array) for name, array in arrays.items()}
+    return arrays, buffers, SimpleNamespace(**{name: memory.pointer(b) for name, b in buffers.items()})
+
+
+@pytest.mark.parametrize("method", ["apply", "inverse"])
+@pytest.mark.parametrize(("options", "change", "error", "text"), CALLS)
+def test_calls(device, options, change, error, text, method):
+    rope = make(device, **options)
+    arrays, buffers, p = pointers(device)
+    with pytest.raises(error, match=f"^({text})"):
+        getattr(rope, method)(**{"q": p.q, "k": p.k, "num_tokens": TOKENS} | change(p))
+    for name, buffer in buffers.items():
+        np.testing.assert_array_equal(memory_of(device).get(buffer), arrays[name], err_msg=name)
+
+
+@pytest.mark.parametrize("head_dim", [4100, 8192])
+def test_heads_too_long_for_a_norm(device, head_dim):
+    rope = pyrope.FusedRope(head_dim, 1, 0, rotary_dim=64, dtype="float32", device=device, **NORM)
+    memory = memory_of(device)
+    x, weight = np.arange(head_dim, dtype=np.float32), np.ones(head_dim, np.float32)
+    buffers = memory.put(x), memory.put(weight)
+    with pytest.raises((ValueError, pyrope.UnsupportedError), match=r"head_dim|norm"):
+        rope.apply(memory.pointer(buffers[0]), None, 1, q_weight=memory.pointer(buffers[1]))
+    np.testing.assert_array_equal(memory.get(buffers[0]), x)
