@@ -15,10 +15,11 @@ import pyrope
 # ---- pyrope
 
 
-@functools.cache
-def _rope(case: Case, device: str, threads: int) -> pyrope.Rope:
-    on_gpu = {"enable_pdl": True, "positions_ready": True} if device == "cuda" else {"num_threads": threads}
-    return pyrope.Rope(
+def make_rope(kind, case, inputs, **stages):
+    """A Rope or FusedRope for a case, with the stages of the latter."""
+    device = inputs.device
+    on_gpu = {"enable_pdl": True, "positions_ready": True}
+    return kind(
         case.head_dim,
         case.num_heads,
         case.num_kv_heads,
@@ -26,25 +27,31 @@ def _rope(case: Case, device: str, threads: int) -> pyrope.Rope:
         theta=THETA,
         layout=case.layout,
         dtype=case.dtype,
-        device=device,
-        **on_gpu,
+        device=device.kind,
+        **(on_gpu if device.kind == "cuda" else {"num_threads": device.threads}),
+        **stages,
     )
 
 
-def pyrope_apply(case, slot, inputs):
-    ptr = {name: array.ptr for name, array in slot.items()}
+def position_arguments(case, inputs) -> dict:
+    """The positions of a case as Rope.apply takes them."""
     forms = {
         "offset": lambda: {"offset": int(inputs.starts[0])},
         "ids": lambda: {"positions": inputs.ids.ptr},
         "ragged": lambda: {"indptr": inputs.indptr.ptr, "offsets": inputs.offsets.ptr, "num_requests": case.batch_size},
     }
-    rope = _rope(case, inputs.device.kind, getattr(inputs.device, "threads", 0))
+    return forms[case.positions]()
+
+
+def pyrope_apply(case, slot, inputs):
+    ptr = {name: array.ptr for name, array in slot.items()}
+    rope = make_rope(pyrope.Rope, case, inputs)
     return functools.partial(
         rope.apply,
         ptr.get("q"),
         ptr.get("k"),
         case.tokens,
-        **forms[case.positions](),
+        **position_arguments(case, inputs),
         **{name: ptr[name] for name in ("q_out", "k_out") if name in ptr},
         stream=inputs.device.stream,
     )
@@ -191,7 +198,7 @@ def build_flashinfer(case):
 # ---- SGLang
 
 
-def _sglang_key(case: Case) -> tuple:
+def sglang_key(case: Case) -> tuple:
     return case.layout == "neox", case.rotated, "bf16_t" if case.dtype == "bfloat16" else "fp16_t"
 
 
@@ -200,14 +207,14 @@ def sglang(case, slot, inputs):
 
     q, k = (x[..., : case.rotated] for x in _torch_tensors(slot))
     return functools.partial(
-        sglang_rope.module(*_sglang_key(case)).run_rope, q, k, inputs.cos_sin.torch, inputs.ids.torch
+        sglang_rope.module(*sglang_key(case)).run_rope, q, k, inputs.cos_sin.torch, inputs.ids.torch
     )
 
 
 def build_sglang(case):
     import sglang_rope
 
-    key = _sglang_key(case)
+    key = sglang_key(case)
     return {f"SGLang's rope kernel {key}": lambda: sglang_rope.module(*key)}
 
 

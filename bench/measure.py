@@ -8,10 +8,11 @@ import numpy as np
 from cases import OPS, Case
 from memory import THETA, Inputs
 from peers import PEERS, Peer, brief
-from reference import CHECKS, WrongResultError
+from reference import WrongResultError, check
 from timing import TURNS, interleave, plan, quantiles
 
 CHECKED_TOKENS = 128  # of a case, evenly spread
+MARK = 0x11  # of every dtype a small number, and of no result that is rotated
 
 
 def verify(peer: Peer, case: Case, inputs: Inputs, call: Callable) -> dict:
@@ -21,19 +22,34 @@ def verify(peer: Peer, case: Case, inputs: Inputs, call: Callable) -> dict:
     """
     inputs.fill()
     slot = inputs.slots[0]
-    names = [name for name in OPS[case.op].inputs if name in slot]
+    checked = dataclasses.replace(case, op=peer.checked_as.get(case.op, case.op))
+    op = OPS[checked.op]
+    results = op.results(checked)
     tokens = np.unique(np.linspace(0, case.tokens - 1, CHECKED_TOKENS).astype(int))
-    before = {name: slot[name].rows(tokens) for name in names}
+    before = {name: slot[name].rows(tokens) for name in op.inputs if name in slot}
+    kept = untouched(inputs, slot)
     inputs.device.synchronize()
     returned = call()
     inputs.device.synchronize()
     if returned is None:
-        after = {name: slot[name if case.in_place else f"{name}_out"].rows(tokens) for name in names}
+        after = {name: slot[at].rows(inputs.rows_of(at, tokens)) for name, at in results.items()}
     else:
-        after = {name: host_rows(x, tokens, before[name]) for name, x in zip(names, returned, strict=True)}
-    allowed = peer.angle(int(inputs.positions.max()))
-    error = CHECKS[case.op](case, before, after, inputs.positions[tokens], THETA, allowed)
+        after = {name: host_rows(x, tokens, before[name]) for name, x in zip(results, returned, strict=True)}
+    if untouched(inputs, slot) != kept:
+        raise WrongResultError("entries of the cache that belong to no token changed")
+    weights, allowed = inputs.weights if op.norm else {}, peer.angle(int(inputs.positions.max()))
+    error = check(checked, before, after, inputs.turns(checked, tokens), weights, THETA, allowed)
     return {"error": error, "new_tensors": returned is not None}
+
+
+def untouched(inputs: Inputs, slot: dict) -> list[bytes]:
+    """Some entries of the caches that no token is appended to."""
+    caches = [array for name, array in slot.items() if name.endswith("_cache")]
+    if not caches:
+        return []
+    spare = np.setdiff1d(np.arange(caches[0].shape[0]), inputs.entries)
+    spare = spare[:: max(1, len(spare) // CHECKED_TOKENS)]
+    return [cache.rows(spare).tobytes() for cache in caches]
 
 
 def host_rows(x, tokens: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -49,8 +65,9 @@ def roofs(case: Case, inputs: Inputs) -> dict[str, tuple[str, list]]:
     """{"ceiling", "copy": (what it is, one call a slot)} on the bytes that the case must move."""
     device, nbytes = inputs.device, OPS[case.op].touched_bytes(case)
     starts = [inputs.base + i * inputs.slot_bytes for i in range(len(inputs.slots))]
-    target = starts if case.in_place else [start + inputs.input_bytes for start in starts]
-    other = target if not case.in_place else starts[1:] + starts[:1]
+    apart = not case.in_place and OPS[case.op].same_size
+    target = [start + inputs.input_bytes for start in starts] if apart else starts
+    other = target if apart else starts[1:] + starts[:1]
     copies = [device.copy(s, t, nbytes) for s, t in zip(starts, other, strict=True)]
     flips = [device.elementwise(s, t, nbytes, case.itemsize) for s, t in zip(starts, target, strict=True)]
     found = {"copy": (copies[0][0], [call for _, call in copies])}
@@ -83,11 +100,13 @@ def bind(peer: Peer, case: Case, inputs: Inputs, failed: dict) -> tuple[list, di
 
 def leaves_no_trace(case: Case, inputs: Inputs, sampler: Callable) -> bool:
     """Whether a sample changes nothing in the last slot, as if its work were not on the device's stream."""
-    last = list(inputs.slots[-1].values())[-1]
-    row = np.array([case.tokens - 1])
-    before = last.rows(row).tobytes()
+    name = list(OPS[case.op].results(case).values())[-1]
+    last = inputs.slots[-1][name]
+    row = inputs.rows_of(name, np.array([case.tokens - 1]))
+    size = last.nbytes // last.shape[0]
+    inputs.device.write(last.ptr + int(row[0]) * size, np.full(size, MARK, np.uint8))
     sampler()
-    return last.rows(row).tobytes() == before
+    return last.rows(row).tobytes() == bytes([MARK]) * size
 
 
 def samplers(case: Case, present: list[Peer], inputs: Inputs, failed: dict, tick: Callable) -> tuple[dict, dict]:
@@ -106,6 +125,8 @@ def samplers(case: Case, present: list[Peer], inputs: Inputs, failed: dict, tick
         made = make(slot_calls, kinds if device.kind == "cuda" else kinds[:-1], slot_calls[0])
         found |= {(name, kind): sampler for kind, sampler in made.items()}
     for peer in present:
+        if case.op not in peer.ops:
+            continue
         tick(f"{peer.name}: {case}")
         slot_calls, results[peer.name] = bind(peer, case, inputs, failed)
         if not slot_calls:

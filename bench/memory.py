@@ -4,19 +4,19 @@ import ctypes
 from functools import cached_property
 
 import numpy as np
-from cases import ITEMSIZE, OPS, Case
+from cases import FP8, ITEMSIZE, OPS, PAGE_SIZE, SECTIONS, Case
 from reference import inv_freq
 
 THETA = 10000.0
 MAX_START = 8192  # requests start at a position below this
 ALIGNMENT = 256  # bytes
-_WORDS = {2: np.int16, 4: np.int32, 8: np.int64}
+_WORDS = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 
 
 class Array:
     """`shape` elements of `dtype` at address `ptr`, with views for NumPy, CuPy and torch; it owns nothing.
 
-    bfloat16 is unknown to the array protocols, so every view starts as integers of the same size.
+    bfloat16 and the 8-bit floats are unknown to the array protocols, so every view starts as integers of the same size.
     """
 
     def __init__(self, device, ptr: int, shape: tuple[int, ...], dtype: str):
@@ -57,10 +57,10 @@ class Array:
 
 
 def numpy_dtype(name: str) -> np.dtype:
-    if name == "bfloat16":
+    if name in ("bfloat16", FP8):
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
+        return np.dtype(getattr(ml_dtypes, name))
     return np.dtype(name)
 
 
@@ -73,15 +73,16 @@ class Inputs:
 
     def __init__(self, device, case: Case, slots: int, seed: int):
         self.device, self.case, self.rng = device, case, np.random.default_rng(seed)
-        shapes, sizes = OPS[case.op].tensors(case), self._sizes(case)
+        op = OPS[case.op]
+        shapes, sizes = op.tensors(case), self._sizes(case)
         self.slot_bytes = sum(sizes.values())
-        self.input_bytes = sum(size for name, size in sizes.items() if name in OPS[case.op].inputs)
+        self.input_bytes = sum(size for name, size in sizes.items() if name in op.inputs)
         self.base = device.allocate(max(slots * self.slot_bytes, 1))
         self.slots = []
         for i in range(slots):
             ptr, slot = self.base + i * self.slot_bytes, {}
             for name, shape in shapes.items():
-                slot[name] = Array(device, ptr, shape, case.dtype)
+                slot[name] = Array(device, ptr, shape, op.dtypes.get(name, case.dtype))
                 ptr += sizes[name]
             self.slots.append(slot)
         block = self.rng.standard_normal(min(1 << 20, max(self.slot_bytes, 1)), np.float32)
@@ -90,7 +91,11 @@ class Inputs:
 
     @staticmethod
     def _sizes(case: Case) -> dict[str, int]:
-        nbytes = {name: int(np.prod(shape)) * case.itemsize for name, shape in OPS[case.op].tensors(case).items()}
+        op = OPS[case.op]
+        nbytes = {
+            name: int(np.prod(shape)) * ITEMSIZE[op.dtypes.get(name, case.dtype)]
+            for name, shape in op.tensors(case).items()
+        }
         return {name: -(-size // ALIGNMENT) * ALIGNMENT for name, size in nbytes.items()}
 
     @classmethod
@@ -113,6 +118,91 @@ class Inputs:
         if self.case.positions == "offset":
             return self.starts[:1].sum() + np.arange(self.case.tokens)
         return (self.starts[:, None] + np.arange(self.case.seq_len)).reshape(-1)
+
+    @cached_property
+    def streams(self) -> np.ndarray:
+        """Positions of every token, int64 [number of SECTIONS, tokens]; the first are `positions`."""
+        others = self.rng.integers(0, MAX_START, (len(SECTIONS) - 1, self.case.tokens))
+        return np.concatenate([self.positions[None], others])
+
+    def turns(self, case: Case, tokens: np.ndarray) -> np.ndarray:
+        """Position of some tokens, or of each of their pairs, as the operation of the case takes them."""
+        if not OPS[case.op].sections:
+            return self.positions[tokens]
+        return np.repeat(self.streams[:, tokens], OPS[case.op].sections, axis=0).T
+
+    # ---- a KV cache: the pages that the tokens lie in, in any order; the rest of each request is left out
+
+    @cached_property
+    def runs(self) -> np.ndarray:
+        """[requests, 2]: first position and tokens of each run of tokens."""
+        if self.case.positions == "offset":
+            return np.array([[self.starts[0], self.case.tokens]])
+        return np.stack([self.starts, np.full_like(self.starts, self.case.seq_len)], 1)
+
+    @cached_property
+    def requests(self) -> np.ndarray:
+        """Run of every token."""
+        return np.repeat(np.arange(len(self.runs)), self.runs[:, 1])
+
+    @cached_property
+    def page_table(self) -> np.ndarray:
+        """[requests, pages of the longest]: the page of each PAGE_SIZE tokens of each request; 0 where none is used."""
+        first, last = self.runs[:, 0] // PAGE_SIZE, (self.runs.sum(1) - 1) // PAGE_SIZE
+        table = np.zeros((len(first), max(last.max() + 1, 1)), np.int64)
+        pages = iter(self.rng.permutation(self.case.num_pages))
+        for row, start, end in zip(table, first, last + 1, strict=True):
+            row[start:end] = [next(pages) for _ in range(start, end)]
+        return table
+
+    @cached_property
+    def entries(self) -> np.ndarray:
+        """Entry of the cache that each token is appended to, int64."""
+        pages = self.page_table[self.requests, self.positions // PAGE_SIZE]
+        return pages * PAGE_SIZE + self.positions % PAGE_SIZE
+
+    def rows_of(self, name: str, tokens: np.ndarray) -> np.ndarray:
+        """Rows of a tensor that belong to some tokens."""
+        return self.entries[tokens] if name.endswith("_cache") else tokens
+
+    @cached_property
+    def slot_mapping(self) -> Array:
+        """`entries` on the device."""
+        return self.upload(self.entries)
+
+    @cached_property
+    def paged(self) -> dict[str, Array]:
+        """int32, as kernels with page tables take them: by request the tokens before it and its length after the call;
+        by token its request and position; the page table, with the start of each row, and tokens in the last pages.
+        """
+        lengths = self.runs.sum(1)
+        found = {
+            "indptr": np.concatenate([[0], self.runs[:, 1].cumsum()]),
+            "lengths": lengths,
+            "requests": self.requests,
+            "positions": self.positions,
+            "table": self.page_table,
+            "table_indptr": np.arange(len(lengths) + 1) * self.page_table.shape[1],
+            "last_page": (lengths - 1) % PAGE_SIZE + 1,
+        }
+        return {name: self.upload(values.astype(np.int32)) for name, values in found.items()}
+
+    @cached_property
+    def weights(self) -> dict[str, np.ndarray]:
+        """float32 [head_dim] of q and k: of the norm."""
+        return {name: self.rng.uniform(0.5, 1.5, self.case.head_dim).astype(np.float32) for name in ("q", "k")}
+
+    @cached_property
+    def norm_weights(self) -> dict[str, Array]:
+        """`weights` on the device."""
+        return {name: self.upload(values) for name, values in self.weights.items()}
+
+    @cached_property
+    def stream_ids(self) -> Array:
+        """`streams` on the device."""
+        return self.upload(self.streams)
+
+    # ---- positions and tables on the device
 
     @property
     def table_rows(self) -> int:

@@ -1,11 +1,14 @@
-"""The implementations that are measured: pyrope first, then its peers, as one table. bindings.py calls them."""
+"""The implementations that are measured: pyrope first, then its peers, as one table. bindings.py and pipeline.py call
+them.
+"""
 
 import importlib
 import importlib.metadata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import bindings as b
+import pipeline as p
 from cases import Case
 from memory import Inputs
 
@@ -28,6 +31,7 @@ class Peer:
     angle: Callable[[int], float] = lambda position: 0.0  # extra error of cos and sin allowed at a position, absolute
     builds: Callable[[Case], dict[object, Callable]] = lambda case: {}  # what must be compiled first, by key
     host_calls: int | None = None  # calls between synchronisations for the host cost; None: the device's
+    checked_as: dict[str, str] = field(default_factory=dict)  # operation -> what it does there instead
     host_only: bool = False  # another way to issue a kernel that is already timed
 
     def unable(self, case: Case) -> str | None:
@@ -79,11 +83,21 @@ def brief(error: BaseException) -> str:
 
 
 PEERS = (
-    Peer("pyrope", "pyrope.Rope.apply, raw pointers", {"apply": b.pyrope_apply}, devices=BOTH),
-    Peer("sglang", "SGLang's fused rope kernel, table, PDL; compiled module", {"apply": b.sglang},
-         ("sglang_rope", "torch"), dtypes=HALF, refuses=b.sglang_limits, builds=b.build_sglang),
-    Peer("flashinfer", "apply_rope_with_cos_sin_cache[_inplace]", {"apply": b.flashinfer_table},
-         ("flashinfer", "torch"), dtypes=HALF, refuses=b.flashinfer_limits, builds=b.build_flashinfer),
+    Peer("pyrope", "pyrope.Rope.apply, with stages pyrope.FusedRope.apply; raw pointers",
+         {"apply": b.pyrope_apply, "mrope": p.pyrope_mrope, "append": p.pyrope_append,
+          "append-fp8": p.pyrope_append_fp8, "norm-append": p.pyrope_norm_append, "mla-fp8": p.pyrope_mla_fp8},
+         devices=BOTH),
+    Peer("pyrope-plain", "pyrope.Rope.apply by the first of the positions", {"mrope": b.pyrope_apply}, devices=BOTH,
+         checked_as={"mrope": "apply"}),
+    Peer("sglang", "SGLang's fused rope kernel, with or without its store, table, PDL; compiled module",
+         {"apply": b.sglang, "append": p.sglang_append}, ("sglang_rope", "torch"),
+         dtypes=HALF, refuses=b.sglang_limits, builds=b.build_sglang),
+    Peer("flashinfer", "apply_rope_with_cos_sin_cache[_inplace], append: then append_paged_kv_cache; append-fp8: "
+         "rope_quantize_fp8_append_paged_kv_cache; norm-append: cake_fused_qk_rmsnorm_rope_append_paged_kv_cache; "
+         "mla-fp8: mla_rope_quantize_fp8",
+         {"apply": b.flashinfer_table, "append": p.flashinfer_append, "append-fp8": p.flashinfer_append_fp8,
+          "norm-append": p.flashinfer_norm_append, "mla-fp8": p.flashinfer_mla_fp8},
+         ("flashinfer", "torch"), dtypes=HALF, refuses=p.flashinfer_limits, builds=p.build_flashinfer),
     Peer("flashinfer-module", "the same kernel, its compiled module called without the Python wrapper",
          {"apply": b.flashinfer_module}, ("flashinfer", "torch"), dtypes=HALF, refuses=b.flashinfer_limits,
          builds=b.build_flashinfer, host_only=True),

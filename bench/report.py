@@ -4,7 +4,8 @@ import json
 import pathlib
 
 NOTES = """\
-GB/s: each rotated element (out of place: each element) once read and once written; positions and tables not counted.
+GB/s: each rotated element (out of place, or with stages: each element) once read, each result once written; positions,
+tables and weights not counted.
 ceiling: a sign flip of one flat buffer of the bytes that must move, timed likewise; copy: a copy of those bytes.
 of ceiling: the ceiling's time over the time shown. x: the time over that of pyrope; both with cold caches.
 cold: caches cold, the median and the 20 % and 80 % quantiles. warm: the same buffer over and over, where it fits.

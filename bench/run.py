@@ -76,7 +76,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     p.add_argument("--suite", choices=list(SUITES), help=f"named grid of cases (default: quick). {suites}")
     many = p.add_argument_group("fields of the cases; every value given replaces the suite's (several: all of them)")
-    many.add_argument("--op", nargs="+", choices=list(OPS))
+    many.add_argument("--op", nargs="+", choices=list(OPS), help="those of a suite that has them all, else instead")
     many.add_argument("--dtype", nargs="+", choices=["float32", "float16", "bfloat16"])
     many.add_argument("--layout", nargs="+", choices=["neox", "gptj"])
     many.add_argument("--batch-size", nargs="+", type=positive, help="requests")
@@ -117,15 +117,15 @@ def open_device(name: str, threads: int):
     return Gpu(int(index or 0))
 
 
-def choose_peers(text: str, device: str) -> tuple[list[Peer], dict]:
-    """pyrope and the peers that can run, and what is recorded about each."""
+def choose_peers(text: str, device: str, ops: set[str]) -> tuple[list[Peer], dict]:
+    """pyrope and the peers of some operations that can run, and what is recorded about each."""
     names = [peer.name for peer in PEERS]
     wanted = {"all": names, "none": []}.get(text, text.split(","))
     if unknown := set(wanted) - set(names):
         raise SystemExit(f"--peers: {', '.join(sorted(unknown))}: must be all, none or some of {', '.join(names[1:])}")
     present, about = [], {}
     for peer in PEERS:
-        if peer is not PEERS[0] and peer.name not in wanted:
+        if peer is not PEERS[0] and (peer.name not in wanted or not ops & peer.ops.keys()):
             continue
         reason = implementations.absent(peer, device)
         about[peer.name] = {"status": "absent", "reason": reason, "what": peer.what} if reason else {
@@ -175,7 +175,10 @@ def main(argv: list[str] | None = None) -> None:
     device = open_device(args.device, args.num_threads)
     chosen = {field: list(dict.fromkeys(values)) for field in FIELDS if (values := getattr(args, field)) is not None}
     cases = select(args.suite, device.kind, chosen)
-    present, about = choose_peers(args.peers, device.kind)
+    for case in cases:
+        if reason := OPS[case.op].refuses(case):
+            raise SystemExit(f"{case}: {reason}")
+    present, about = choose_peers(args.peers, device.kind, {case.op for case in cases})
     record = describe(device, argv if argv is not None else sys.argv[1:])
     progress = Progress(len(cases))
     failed = build(present, cases, progress)
