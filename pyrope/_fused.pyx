@@ -63,7 +63,7 @@ cdef void* read_memory(str name, object x, ElementKind kind, int itemsize, int64
                        rope_apply_desc* d) except? NULL:
     """A pointer to `count` elements; -1 becomes what an array has."""
     if not is_array(x):
-        return <void*>read_pointer(x, name)
+        return <void*>read_pointer(x, name, d.num_tokens == 0)
     cdef View v
     cdef int64_t total = 1
     cdef bint contiguous = True
@@ -464,7 +464,7 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
             raise ValueError(f"offset: {offset}, not allowed with sections")
         require("positions", positions, "with sections, [number of sections, num_tokens]")
         if not is_array(positions):
-            d.positions = <void*>read_pointer(positions, "positions")
+            d.positions = <void*>read_pointer(positions, "positions", d.num_tokens == 0)
             if positions_stride is not None:
                 d.sections.stream_stride = as_integer("positions_stride", positions_stride)
                 if d.sections.stream_stride == 0:
@@ -542,7 +542,7 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
 
     cdef void* _read_weight(self, str name, object x, rope_apply_desc* d) except? NULL:
         if not is_array(x):
-            return <void*>read_pointer(x, name)
+            return <void*>read_pointer(x, name, d.num_tokens == 0)
         cdef View v
         read_elements(name, x, ROPE_DTYPE_F32 if d.norm.weight_is_f32 else d.dtype, d, &v)
         if v.ndim != 1 or v.shape[0] != d.head_dim or (v.shape[0] > 1 and v.strides[0] != 1):
@@ -637,7 +637,7 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         if heads == 0:
             raise ValueError(f"{name}: given, but the Rope has num_{name[0]}_heads=0")
         if not is_array(x):
-            pages.data = <void*>read_pointer(x, name)
+            pages.data = <void*>read_pointer(x, name, d.num_tokens == 0)
             return 0
         read_elements(name, x, ONE_BYTE if quantised else d.dtype, d, &v)
         if v.read_only:
@@ -676,7 +676,7 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
             return 0
         if not is_array(page_table):
             require("page_table_stride", page_table_stride, "with page_table as a pointer and without page_indptr")
-            d.cache.page_table = <int32_t*>read_pointer(page_table, "page_table")
+            d.cache.page_table = <int32_t*>read_pointer(page_table, "page_table", d.num_tokens == 0)
             d.cache.page_table_stride = as_integer("page_table_stride", page_table_stride)
             if d.cache.page_table_stride < 1:
                 raise ValueError(f"page_table_stride: {page_table_stride}, must be at least 1")
@@ -727,7 +727,7 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
     cdef void* _read_rows(self, str name, object x, int64_t width, rope_apply_desc* d) except? NULL:
         """Rows of cosines or sines; the first array sets their number and stride."""
         if not is_array(x):
-            return <void*>read_pointer(x, name)
+            return <void*>read_pointer(x, name, d.num_tokens == 0)
         cdef View v
         cdef int64_t stride
         read_elements(name, x, d.cos_sin.dtype, d, &v)
