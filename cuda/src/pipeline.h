@@ -69,7 +69,7 @@ struct TableSets {
 struct Norm {
   bool on, after, weight_is_f32;
   bool wide_weights;  // of the tensors' dtype, and on a multiple of 16 bytes
-  float eps, weight_bias;
+  float eps, weight_bias, inverse_dim;
 };
 
 struct PipelineParams {

@@ -138,7 +138,7 @@ ROPE_INLINE bool cache_place(const CacheMap& c, int64_t token, bool counts, Cach
   if (!is_slot) {
     const int64_t start = c.page_indptr ? c.page_indptr[request] : request * c.page_table_stride;
     const int64_t pages = c.page_indptr ? c.page_indptr[request + 1] - start : c.page_table_stride;
-    place->page = place->page < pages ? c.page_table[start + place->page] : -1;
+    place->page = uint64_t(place->page) < uint64_t(pages) ? c.page_table[start + place->page] : -1;
   }
   if (uint64_t(place->page) < uint64_t(c.num_pages)) return true;
   if (counts) count_one(c.num_skipped);

@@ -137,7 +137,7 @@ rope_status read_operand(const rope_apply_desc& d, Source& s, PipelineOperand* o
 // by side: there only the rows themselves are compared.
 rope_status check_sources_apart(const Source& x, const Source& y) {
   if (!x.cached || !y.cached) {
-    ROPE_TRY(check_apart(x.written_name, x.written, y.written_name, y.written));
+    ROPE_TRY(check_apart(y.written_name, y.written, x.written_name, x.written));
   } else {
     const int64_t delta = y.written.data - x.written.data;
     if (delta < 0 ? -delta < y.dim : delta < x.dim)
@@ -151,8 +151,8 @@ rope_status check_sources_apart(const Source& x, const Source& y) {
 rope_status read_norm(const rope_apply_desc& d, Norm* n) {
   const rope_norm& from = d.norm;
   const auto addresses = reinterpret_cast<uintptr_t>(from.q_weight) | reinterpret_cast<uintptr_t>(from.k_weight);
-  *n = {addresses != 0, from.after != 0, from.weight_is_f32 != 0, !from.weight_is_f32 && addresses % 16 == 0,
-        from.eps,       from.weight_bias};
+  *n = {addresses != 0, from.after != 0,  from.weight_is_f32 != 0, !from.weight_is_f32 && addresses % 16 == 0,
+        from.eps,       from.weight_bias, 1.0f / float(d.head_dim)};
   if (!n->on) {
     if (from.after || from.weight_is_f32 || from.eps != 0 || from.weight_bias != 0)
       return fail(ROPE_ERR_INVALID_ARG, "norm: q_weight and k_weight are NULL, at least one is required");

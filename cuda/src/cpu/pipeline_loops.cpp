@@ -22,7 +22,7 @@ float factor_of(const Norm& norm, const float* x, int32_t dim) {
     std::copy_n(x + i, std::min(kNormGroup, dim - i), group);
     sums[i / kNormGroup % kNormSums] += norm_group(group[0], group[1], group[2], group[3]);
   }
-  return norm_factor(norm_total(sums), dim, norm.eps);
+  return norm_factor(norm_total(sums), norm.inverse_dim, norm.eps);
 }
 
 template <class D>

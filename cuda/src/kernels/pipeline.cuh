@@ -1,9 +1,10 @@
 // The pipeline kernel: one token's q, k and v through every stage in one pass (../pipeline.h).
 //
 // A block works on one operand, so that all that tells operands apart is uniform: blockIdx.y counts blocks of the first
-// operand, then those of the next. Within it threads are mapped as in rotate.cuh: x over slots of a head, two chunks
-// each, y over heads, z over tokens. What needs a whole head, the norm and dynamic scales (kReduce), meets in shared
-// memory; a head's slots then lie in one block, and every thread takes the same number of turns.
+// operand, then those of the next; blockIdx.x counts tokens, z slots that do not fit one block. A block's threads are
+// dealt out to slots of a head, two chunks each, then to heads, then to tokens. What needs a whole head, the norm and
+// dynamic scales (kReduce), meets in shared memory; a head's slots then lie in one block, and every thread takes the
+// same number of turns.
 #pragma once
 
 #include "../stages.h"
@@ -17,10 +18,8 @@ namespace rope::cuda {
 template <int kMaxPairs>
 struct PipelineArgs {
   PipelineParams params;
-  int32_t blocks[kMaxOperands];  // along y, of each operand
-  int32_t turns;                 // of a thread, each over kUnroll heads
+  OperandPlan plans[kMaxOperands];
   bool prefetch, release_early;
-  bool rows_in_warps;  // the threads of a head lie in one warp
   alignas(16) uint64_t table[kMaxPairs];
 };
 
@@ -85,7 +84,7 @@ struct Meeting {
   alignas(16) float at[kUnroll][kFloats];
 
   // Floats of a row, a multiple of four.
-  __device__ static int32_t row_floats() { return (int32_t(blockDim.x) * 2 * kVec / kGroup + 3) / 4 * 4; }
+  __device__ static int32_t row_floats(int32_t slots) { return (slots * 2 * kVec / kGroup + 3) / 4 * 4; }
 };
 
 // The sum of squares of a row whose groups are at `groups`.
@@ -98,6 +97,7 @@ __device__ __forceinline__ float row_total(const float* groups, int32_t dim) {
   int32_t i = 0;
   if constexpr (kGroup == kNormGroup) {
     const Four* four = reinterpret_cast<const Four*>(groups);
+#pragma unroll 4
     for (; i + kNormGroup * kNormSums <= dim; i += kNormGroup * kNormSums, ++four)
 #pragma unroll
       for (int c = 0; c < kNormSums; ++c) sums[c] += four->x[c];
@@ -140,16 +140,15 @@ __global__ void __launch_bounds__(kPipelineBlock)
   using C = Chunk<D, kVec>;
   using Meeting = detail::Meeting<kVec, kUnroll>;
   const PipelineParams& p = args.params;
-  const PipelineOperand* operand = p.operands;
-  int32_t y = blockIdx.y;
-  for (int i = 0; y >= args.blocks[i]; ++i) {
-    y -= args.blocks[i];
-    ++operand;
-  }
-  const PipelineOperand& o = *operand;
-  const int64_t token = int64_t(blockIdx.x) * blockDim.z + threadIdx.z;
-  const int32_t slot = blockIdx.z * blockDim.x + threadIdx.x, step = blockDim.y;
-  int32_t head = y * step * kUnroll * args.turns + threadIdx.y;
+  int32_t which = 0, y = blockIdx.y;
+  while (y >= args.plans[which].blocks) y -= args.plans[which++].blocks;
+  const PipelineOperand& o = p.operands[which];
+  const OperandPlan& plan = args.plans[which];
+  const int32_t row = threadIdx.x / plan.slots, lane = threadIdx.x - row * plan.slots;
+  const int32_t row_token = row / plan.columns, slot = blockIdx.z * plan.slots + lane, step = plan.columns;
+  const int64_t token = row_token < plan.tokens ? int64_t(blockIdx.x) * plan.tokens + row_token : p.num_tokens;
+  if (!kReduce && token >= p.num_tokens) return;
+  int32_t head = y * step * kUnroll * plan.turns + row - row_token * plan.columns;
 
   const detail::Share share = detail::share_of<kLayout, kVec>(p, o, slot);
   const PairMap<kLayout, kVec> map{share.rotated ? slot : 0, p.rotary_dim / 2};
@@ -238,8 +237,7 @@ __global__ void __launch_bounds__(kPipelineBlock)
     float dynamic_factor[kUnroll];
     if constexpr (kReduce) {
       __shared__ Meeting meeting;
-      const int32_t thread_row = threadIdx.z * blockDim.y + threadIdx.y;
-      const int32_t row = thread_row * Meeting::row_floats();
+      const int32_t groups_at = row * Meeting::row_floats(plan.slots);
       if (p.norm.after) rotate_heads();
       if (o.weight) {
 #pragma unroll
@@ -248,7 +246,7 @@ __global__ void __launch_bounds__(kPipelineBlock)
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
             const float* z = x[u] + c * kVec;
-            float* groups = meeting.at[u] + row + (c ? share.second : share.first) / Meeting::kGroup;
+            float* groups = meeting.at[u] + groups_at + (c ? share.second : share.first) / Meeting::kGroup;
             if constexpr (Meeting::kGroup == 1) {
 #pragma unroll
               for (int j = 0; j < kVec; ++j) groups[j] = z[j] * z[j];
@@ -259,7 +257,7 @@ __global__ void __launch_bounds__(kPipelineBlock)
             }
           }
         }
-        synchronize(args.rows_in_warps);
+        synchronize(plan.rows_in_warps);
         float w[2 * kVec] = {};
         if (inside) {
           detail::load_weights<D, kVec>(p.norm, o.weight, share.first, w);
@@ -268,34 +266,34 @@ __global__ void __launch_bounds__(kPipelineBlock)
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {
           if (!live(u)) continue;
-          const float total = detail::row_total<Meeting::kGroup>(meeting.at[u] + row, o.dim);
-          const float r = norm_factor(total, o.dim, p.norm.eps);
+          const float total = detail::row_total<Meeting::kGroup>(meeting.at[u] + groups_at, o.dim);
+          const float r = norm_factor(total, p.norm.inverse_dim, p.norm.eps);
 #pragma unroll
           for (int j = 0; j < 2 * kVec; ++j) x[u][j] = x[u][j] * r * w[j];
         }
-        synchronize(args.rows_in_warps);
+        synchronize(plan.rows_in_warps);
       }
       if (!p.norm.after) rotate_heads();
       if (o.quantize.kind == ScaleKind::kDynamic) {
-        float* const largest_at = meeting.at[0] + thread_row * kUnroll * blockDim.x;  // [kUnroll][slots]
+        float* const largest_at = meeting.at[0] + row * kUnroll * plan.slots;  // [kUnroll][slots]
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {
           float largest = 0.0f;
 #pragma unroll
           for (int j = 0; j < 2 * kVec; ++j) largest = live(u) ? larger_magnitude(largest, x[u][j]) : largest;
-          largest_at[u * blockDim.x + threadIdx.x] = largest;
+          largest_at[u * plan.slots + lane] = largest;
         }
-        synchronize(args.rows_in_warps);
+        synchronize(plan.rows_in_warps);
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {
           if (!live(u)) continue;
           float largest = 0.0f;
-          for (uint32_t i = 0; i < blockDim.x; ++i) largest = larger_magnitude(largest, largest_at[u * blockDim.x + i]);
+          for (int32_t i = 0; i < plan.slots; ++i) largest = larger_magnitude(largest, largest_at[u * plan.slots + i]);
           const float scale = dynamic_scale(o.quantize.type, largest);
           dynamic_factor[u] = 1.0f / scale;
           if (slot == 0 && moves) o.quantize.scales[scale_row(p, o, token, place) * o.heads + head + u * step] = scale;
         }
-        synchronize(args.rows_in_warps);
+        synchronize(plan.rows_in_warps);
       }
     } else {
       rotate_heads();
@@ -320,7 +318,7 @@ __global__ void __launch_bounds__(kPipelineBlock)
         detail::store_quantised<kVec>(o.quantize.type, row, share, factor, x[u]);
       }
     }
-    if (turn + 1 == args.turns) return;
+    if (turn + 1 == plan.turns) return;
     head += step * kUnroll;
     in += kUnroll * in_step;
     out += kUnroll * out_step;

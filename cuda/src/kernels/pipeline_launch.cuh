@@ -17,16 +17,14 @@ struct PipelineInstance {
     constexpr int kPairs = kGeneral ? kMaxRotaryDim / 2 : kFewPairs;
     PipelineArgs<kPairs> args;
     args.params = p;
-    std::copy_n(plan.blocks, kMaxOperands, args.blocks);
-    args.turns = plan.turns;
+    std::copy_n(plan.operands, kMaxOperands, args.plans);
     args.prefetch = e.dependent && plan.prefetch;
     args.release_early = plan.release_early;
-    args.rows_in_warps = 32 % plan.block_x == 0;
     if (table) std::memcpy(args.table, table, sizeof(uint64_t) * size_t(p.rotary_dim / 2));
     return launch<kReduce>(pipeline_kernel<D, kLayout, kAccess / kElementBytes, pipeline_unroll(kReduce), kReduce,
                                            kQuantised, kGeneral, kPairs>,
-                           dim3{plan.grid_x, plan.grid_y, plan.grid_z}, dim3{plan.block_x, plan.block_y, plan.block_z},
-                           args, e.stream, e.dependent);
+                           dim3{plan.grid_x, plan.grid_y, plan.grid_z}, dim3{kPipelineBlock, 1, 1}, args, e.stream,
+                           e.dependent);
   }
 
   template <int kAccess, bool kReduce>

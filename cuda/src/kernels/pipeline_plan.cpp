@@ -45,6 +45,9 @@ int access_of(const PipelineParams& p, int element_bytes, bool narrow) {
 // Up to so many bytes a launch is latency: narrow accesses, and the next launch is let in early (KERNELS.md).
 constexpr int64_t kNarrowBytes = 6'000'000, kEarlyBytes = 500'000;
 
+constexpr int32_t kMaxBlocks = 16'000;       // of an operand; a grid has at most 65535 along y
+constexpr int32_t kColumns = 4, kTurns = 2;  // at most: the rest of a block goes to more tokens
+
 // What the code for most calls serves (pipeline.cuh).
 bool is_general(const PipelineParams& p, bool vectors) {
   return !vectors || p.angle != Angle::kExact || p.positions_from || p.sections.streams || p.sets.tables ||
@@ -61,34 +64,27 @@ PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes) {
     bytes += p.num_tokens * p.operands[i].heads * p.operands[i].dim * element_bytes;
     plan.quantised |= p.operands[i].quantize.type != OutType::kSame;
   }
-  // Heads of those operands that make up an eighth of all bytes or more.
-  int32_t most_heads = 1, fewest_heads = INT32_MAX;
-  for (int i = 0; i < p.num_operands; ++i) {
-    const PipelineOperand& o = p.operands[i];
-    most_heads = std::max(most_heads, o.heads);
-    if (8 * p.num_tokens * o.heads * o.dim * element_bytes >= bytes) fewest_heads = std::min(fewest_heads, o.heads);
-  }
+  const bool small = bytes <= kNarrowBytes;
   plan.reduce = p.norm.on || p.dynamic;
   plan.prefetch = true;
   plan.release_early = bytes <= kEarlyBytes;
-  plan.access_bytes = access_of(p, element_bytes, bytes <= kNarrowBytes && !plan.reduce);
+  plan.access_bytes = access_of(p, element_bytes, small && !plan.reduce);
   plan.general = is_general(p, plan.access_bytes > element_bytes);
-  const int unroll = pipeline_unroll(plan.reduce);
-  const int32_t slots = most_slots(p, plan.access_bytes / element_bytes);
-  plan.grid_z = unsigned(divide_up(slots, kPipelineBlock));
-  plan.block_x = unsigned(divide_up(slots, plan.grid_z));
-  const int32_t columns = kPipelineBlock / int32_t(plan.block_x);
-  // Small: a block for few heads. Large: threads as many as the operand of fewest heads can use, and turns over the
-  // rest.
-  const bool small = bytes <= kNarrowBytes;
-  const int32_t y = std::clamp(divide_up(fewest_heads, unroll), 1, small ? std::max(1, columns / 2) : columns);
-  plan.turns = small ? 1 : divide_up(most_heads, y * unroll);
-  plan.block_y = unsigned(y);
-  plan.block_z = unsigned(std::min<int64_t>({std::max(1, columns / y), 64, p.num_tokens}));
-  plan.grid_x = unsigned(divide_up(p.num_tokens, plan.block_z));
+  const int vec = plan.access_bytes / element_bytes, unroll = pipeline_unroll(plan.reduce);
+  plan.grid_z = unsigned(divide_up(most_slots(p, vec), kPipelineBlock));
   for (int i = 0; i < p.num_operands; ++i) {
-    plan.blocks[i] = divide_up(p.operands[i].heads, y * unroll * plan.turns);
-    plan.grid_y += unsigned(plan.blocks[i]);
+    const PipelineOperand& o = p.operands[i];
+    OperandPlan& x = plan.operands[i];
+    x.slots = divide_up(std::max(slots_of(p, o, vec), 1), plan.grid_z);
+    x.rows_in_warps = 32 % x.slots == 0;
+    const int32_t rows = kPipelineBlock / x.slots, head_threads = divide_up(o.heads, unroll);
+    x.columns = std::min({head_threads, rows, kColumns});
+    x.turns = std::max(small ? 1 : std::min(divide_up(head_threads, x.columns), kTurns),
+                       divide_up(head_threads, int64_t(x.columns) * kMaxBlocks));
+    x.tokens = int32_t(std::min<int64_t>(rows / x.columns, p.num_tokens));
+    x.blocks = divide_up(head_threads, x.columns * x.turns);
+    plan.grid_x = std::max(plan.grid_x, unsigned(divide_up(p.num_tokens, x.tokens)));
+    plan.grid_y += unsigned(x.blocks);
   }
   return plan;
 }

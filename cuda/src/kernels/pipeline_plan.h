@@ -8,12 +8,22 @@ namespace rope::cuda {
 inline constexpr int kPipelineBlock = 128;  // threads
 inline constexpr int kFewPairs = 64;        // rotary_dim / 2 of the code for most calls, see pipeline.cuh
 
+// How an operand is dealt out.
+struct OperandPlan {
+  int32_t slots;       // threads along a head, in one block
+  int32_t columns;     // threads along heads
+  int32_t tokens;      // of a block
+  int32_t turns;       // of a thread, over so many heads as it has in flight
+  int32_t blocks;      // along y
+  bool rows_in_warps;  // the threads of a head lie in one warp
+};
+
 struct PipelinePlan {
   int access_bytes;  // of an input: 16 or 8 where everything is a multiple of it, else one element
   bool reduce, quantised, general;
   bool prefetch, release_early;
-  int32_t blocks[kMaxOperands], turns;  // see PipelineArgs
-  unsigned block_x, block_y, block_z, grid_x, grid_y, grid_z;
+  OperandPlan operands[kMaxOperands];
+  unsigned grid_x, grid_y, grid_z;
 };
 
 PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes);

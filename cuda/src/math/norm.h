@@ -14,8 +14,8 @@ ROPE_INLINE float norm_group(float a, float b, float c, float d) { return (a * a
 ROPE_INLINE float norm_total(const float* sums) { return (sums[0] + sums[1]) + (sums[2] + sums[3]); }
 
 // What the elements of a row are multiplied with, before their weights.
-ROPE_INLINE float norm_factor(float total, int32_t dim, float eps) {
-  return 1.0f / __builtin_sqrtf(total / float(dim) + eps);
+ROPE_INLINE float norm_factor(float total, float inverse_dim, float eps) {
+  return 1.0f / __builtin_sqrtf(total * inverse_dim + eps);
 }
 
 }  // namespace rope
