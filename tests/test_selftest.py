@@ -113,25 +113,36 @@ def test_stub_signature(name):
     assert [a.arg for a in stub.kwonlyargs] == [p.name for p in real if p.kind is p.KEYWORD_ONLY]
 
 
-def test_signature_of_the_constructor():
+CLASSES = pytest.mark.parametrize(("cls", "module"), [(pyrope.Rope, "_core"), (pyrope.FusedRope, "_fused")])
+
+
+@CLASSES
+def test_signature_of_the_constructor(cls, module):
     """What help() shows is written by hand into the docstring."""
-    source = (Path(__file__).parent.parent / "pyrope/_core.pyx").read_text()
+    source = (Path(__file__).parent.parent / f"pyrope/{module}.pyx").read_text()
     text = re.search(r"def (__init__\(.*?\)):", source, re.S).group(1)
-    written = {p.name: p.default for p in inspect.signature(pyrope.Rope).parameters.values()}
+    written = {p.name: p.default for p in inspect.signature(cls).parameters.values()}
     assert defaults(ast.parse(f"def {text}: ...").body[0].args) == written
-    assert not pyrope.Rope.__doc__.startswith("Rope(")
+    assert not cls.__doc__.startswith(cls.__name__)
 
 
-def test_stub_is_complete():
-    public = {name for name in vars(pyrope.Rope) if not name.startswith("_")}
-    stub = next(n for n in ast.parse(STUB.read_text()).body if isinstance(n, ast.ClassDef) and n.name == "Rope")
-    assert {m.name for m in stub.body} - {"__init__"} == public
+@CLASSES
+def test_stub_is_complete(cls, module):
+    public = {name for name in vars(cls) if not name.startswith("_")}
+    stub = ast.parse(STUB.with_name(f"{module}.pyi").read_text())
+    body = next(n for n in stub.body if isinstance(n, ast.ClassDef) and n.name == cls.__name__).body
+    names = {
+        m.name if isinstance(m, ast.FunctionDef) else m.target.id
+        for m in body
+        if hasattr(m, "name") or hasattr(m, "target")
+    }
+    assert names - {"__init__"} == public
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("mypy"), reason="mypy is not installed")
 def test_stubtest(tmp_path):
     allowed = tmp_path / "allowed"
-    allowed.write_text("pyrope.libroperope\npyrope._core.__(reduce_cython|setstate_cython|test)__\n")
+    allowed.write_text(r"pyrope\.(libroperope|_(core|fused)\.__(reduce_cython|setstate_cython|test|pyx_capi)__)")
     done = python(tmp_path, "-m", "mypy.stubtest", "pyrope", "--allowlist", str(allowed))
     assert done.returncode == 0, done.stdout + done.stderr
 

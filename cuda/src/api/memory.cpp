@@ -21,8 +21,8 @@ std::pair<int64_t, int64_t> span(const Rows& x) {
 int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b != 0 && (a < 0) != (b < 0)); }
 
 // Some row of x and some row of y, with equal strides that are nested in both, share a byte:
-// delta = i * outer + j * inner + k with |k| < row for a difference (i, j) of indices that occurs. Rounding delta
-// towards the nearest multiples leaves two candidates a level.
+// delta = i * outer + j * inner + k with -y.row < k < x.row for a difference (i, j) of indices that occurs. Rounding
+// delta towards the nearest multiples leaves two candidates a level.
 bool rows_meet(const Rows& x, const Rows& y, int64_t delta) {
   int64_t outer = x.token_stride, inner = x.head_stride;
   int64_t outer_x = x.tokens, outer_y = y.tokens, inner_x = x.heads, inner_y = y.heads;
@@ -41,7 +41,8 @@ bool rows_meet(const Rows& x, const Rows& y, int64_t delta) {
     const int64_t j0 = floor_divide(rest, inner);
     for (int64_t j = j0; j <= j0 + 1; ++j) {
       if (j <= -inner_y || j >= inner_x) continue;
-      if (std::llabs(rest - j * inner) < x.row) return true;
+      const int64_t ahead = rest - j * inner;  // of the row of y
+      if (ahead < x.row && -ahead < y.row) return true;
     }
   }
   return false;
