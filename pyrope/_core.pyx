@@ -219,7 +219,6 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
     >>> rope.apply(q, k, offset=7)  # in place, positions 7, 8, 9
     """
 
-
     def __init__(self, head_dim, num_q_heads, num_k_heads, *, rotary_dim=None, rotary_offset=0, theta=10000.0,
                  scaling=None, inv_freq=None, attention_factor=None, layout="neox", dtype="bfloat16", angle="exact",
                  device="cuda", position_dtype="int64", num_threads=0, enable_pdl=False, positions_ready=False):

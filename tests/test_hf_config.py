@@ -1,9 +1,10 @@
 """Rope.from_hf_config against transformers, for the model families in use.
 
-tests/data/hf_rope.json holds transformers' results, written by tests/data/make_hf_rope.py; where torch and transformers
-are installed, they are computed anew, too.
+tests/data/hf_rope.json holds transformers' results, written by tests/data/make_hf_rope.py; where torch and the same
+transformers are installed, they are computed anew, too.
 """
 
+import importlib.metadata
 import importlib.util
 import json
 import math
@@ -18,7 +19,15 @@ import pyrope
 from pyrope import UnsupportedError
 
 DATA = Path(__file__).parent / "data"
-CASES = json.loads((DATA / "hf_rope.json").read_text(encoding="utf-8"))["cases"]
+FROZEN = json.loads((DATA / "hf_rope.json").read_text(encoding="utf-8"))
+CASES = FROZEN["cases"]
+
+
+def version_of(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def from_hf(config, **arguments):
@@ -70,7 +79,7 @@ def test_object(case):
     check(from_hf(config, **arguments_of(case)), case)
 
 
-if all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+if importlib.util.find_spec("torch") and version_of("transformers") == FROZEN["versions"]["transformers"]:
 
     @pytest.fixture(scope="module")
     def make_hf_rope():

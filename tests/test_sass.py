@@ -25,14 +25,15 @@ LIBRARY = Path(os.environ.get("ROPEROPE_LIBRARY") or Path(pyrope._core.__file__)
 ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 KERNEL = re.compile(
-    r"^_ZN4rope4cuda13rotate_kernelINS_\d+(?P<dtype>[A-Z]+\d+)ELNS_6LayoutE(?P<layout>\d)ELNS_5AngleE(?P<angle>\d)E"
-    r"Li(?P<vec>\d+)E(?P<rest>.*)$"
+    r"^_ZN4rope4cuda\d+(?P<kind>rotate|pipeline)_kernelINS_\d+(?P<dtype>[A-Z]+\d+)ELNS_6LayoutE(?P<layout>\d)E"
+    r"(LNS_5AngleE(?P<angle>\d)E)?Li(?P<vec>\d+)E(?P<rest>.*)$"
 )
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", re.M)
 
 
 class Kernel(NamedTuple):
-    key: tuple[str, str, str]  # dtype, layout, angle
+    kind: str  # rotate or pipeline
+    key: tuple[str, str, str | None]  # dtype, layout, angle (one code for all of them in a pipeline)
     access_bytes: int
     variant: str  # the other template arguments
     opcodes: Counter[str]
@@ -67,7 +68,7 @@ def kernels(architecture):
         match = KERNEL.match(name)
         assert match, f"a kernel that these tests do not know: {name}"
         access_bytes = int(match["vec"]) * ELEMENT_BYTES[match["dtype"]]
-        found.append(Kernel(match.group("dtype", "layout", "angle"), access_bytes, match["rest"],
+        found.append(Kernel(match["kind"], match.group("dtype", "layout", "angle"), access_bytes, match["rest"],
                             Counter(INSTRUCTION.findall(sass))))  # fmt: skip
     return found
 
@@ -90,24 +91,27 @@ def compiled_keys():
     return set(itertools.product(dtypes, map(str, range(layouts)), map(str, range(angles))))
 
 
-def test_every_instance_is_there(architecture):
+@pytest.mark.parametrize("kind", ["rotate", "pipeline"])
+def test_every_instance_is_there(architecture, kind):
     """Each listed combination, and each of them with the same variants."""
-    found = kernels(architecture)
-    assert {k.key for k in found} == compiled_keys()
+    found = [k for k in kernels(architecture) if k.kind == kind]
+    keys = compiled_keys() if kind == "rotate" else {(*key[:2], None) for key in compiled_keys()}
+    assert {k.key for k in found} == keys
     variants = {}
     for k in found:
         width = "element" if k.access_bytes == ELEMENT_BYTES[k.key[0]] else k.access_bytes
         variants.setdefault(k.key, []).append((width, k.variant.partition("EEv")[0]))
-    expected = sorted(map(str, variants["F32", "0", "0"]))
+    first = variants[min(key for key in keys if key[0] == "F32")]
+    expected = sorted(map(str, first))
     assert len(set(expected)) == len(expected)
-    assert {width for width, _ in variants["F32", "0", "0"]} == {16, 8, "element"}
+    assert {width for width, _ in first} == {16, 8, "element"}
     for key, present in variants.items():
         assert sorted(map(str, present)) == expected, key
 
 
 def test_the_same_kernels_on_every_architecture(architecture):
     first = kernels(architectures()[0])
-    assert [k[:3] for k in kernels(architecture)] == [k[:3] for k in first]
+    assert [k[:4] for k in kernels(architecture)] == [k[:4] for k in first]
 
 
 def width(opcode):
@@ -119,12 +123,15 @@ def width(opcode):
 
 
 def test_accesses_are_as_wide_as_they_should_be(architecture):
-    """q and k move in accesses of the instance's width. Narrower loads fetch a position or the request of a token."""
+    """Rows move in accesses of the instance's width. Narrower loads fetch a position or the request of a token; a pipeline
+    also has those of scales, weights and tables, and stores of quantised rows and scales.
+    """
     for k in kernels(architecture):
         stores = {width(opcode) for opcode in k.opcodes if opcode.startswith("STG")}
         loads = {width(opcode) for opcode in k.opcodes if opcode.startswith("LDG")}
-        assert stores == {k.access_bytes}, k
-        assert k.access_bytes in loads and loads <= {k.access_bytes, 8, 4}, k
+        assert k.access_bytes in stores and k.access_bytes in loads, k
+        if k.kind == "rotate":
+            assert stores == {k.access_bytes} and loads <= {k.access_bytes, 8, 4}, k
         # Loads of memory that the compiler does not know are those of the table in the arguments.
         assert not any(opcode.startswith("ST.") for opcode in k.opcodes), k
 

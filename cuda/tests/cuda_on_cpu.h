@@ -5,6 +5,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <mutex>
 #include <thread>
@@ -32,16 +33,25 @@ void for_each_in(dim3 size, Body body) {
       for (unsigned x = 0; x < size.x; ++x) body(dim3{x, y, z});
 }
 
-inline pthread_barrier_t meeting_point;
+inline pthread_barrier_t block_meeting;
+inline std::vector<pthread_barrier_t> warp_meetings;
 
-inline void synchronize(bool) { pthread_barrier_wait(&meeting_point); }
+inline unsigned thread_index() { return (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x; }
+
+inline void synchronize(bool warp_only) {
+  pthread_barrier_wait(warp_only ? &warp_meetings[thread_index() / 32] : &block_meeting);
+}
 
 // A host thread for each thread of a block; they take the blocks one after the other.
 template <class Args>
 void run_together(void (*kernel)(Args), dim3 grid, dim3 block, const Args& args) {
   static std::mutex one_launch;
   const std::lock_guard lock(one_launch);
-  pthread_barrier_init(&meeting_point, nullptr, block.x * block.y * block.z);
+  const unsigned count = block.x * block.y * block.z;
+  pthread_barrier_init(&block_meeting, nullptr, count);
+  warp_meetings.resize((count + 31) / 32);
+  for (unsigned w = 0; w < warp_meetings.size(); ++w)
+    pthread_barrier_init(&warp_meetings[w], nullptr, std::min(32u, count - 32 * w));
   std::vector<std::thread> threads;
   for_each_in(block, [&](dim3 t) {
     threads.emplace_back([&, t] {
@@ -56,7 +66,8 @@ void run_together(void (*kernel)(Args), dim3 grid, dim3 block, const Args& args)
     });
   });
   for (std::thread& thread : threads) thread.join();
-  pthread_barrier_destroy(&meeting_point);
+  pthread_barrier_destroy(&block_meeting);
+  for (pthread_barrier_t& meeting : warp_meetings) pthread_barrier_destroy(&meeting);
 }
 
 template <bool kTogether = false, class Args>

@@ -275,20 +275,19 @@ __global__ void __launch_bounds__(kPipelineBlock)
       }
       if (!p.norm.after) rotate_heads();
       if (o.quantize.kind == ScaleKind::kDynamic) {
-        float* const largest_at = meeting.at[0] + row * kUnroll * plan.slots;  // [kUnroll][slots]
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {
           float largest = 0.0f;
 #pragma unroll
           for (int j = 0; j < 2 * kVec; ++j) largest = live(u) ? larger_magnitude(largest, x[u][j]) : largest;
-          largest_at[u * plan.slots + lane] = largest;
+          meeting.at[u][groups_at + lane] = largest;
         }
         synchronize(plan.rows_in_warps);
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {
           if (!live(u)) continue;
           float largest = 0.0f;
-          for (int32_t i = 0; i < plan.slots; ++i) largest = larger_magnitude(largest, largest_at[u * plan.slots + i]);
+          for (int32_t i = 0; i < plan.slots; ++i) largest = larger_magnitude(largest, meeting.at[u][groups_at + i]);
           const float scale = dynamic_scale(o.quantize.type, largest);
           dynamic_factor[u] = 1.0f / scale;
           if (slot == 0 && moves) o.quantize.scales[scale_row(p, o, token, place) * o.heads + head + u * step] = scale;
