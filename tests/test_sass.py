@@ -123,8 +123,9 @@ def width(opcode):
 
 
 def test_accesses_are_as_wide_as_they_should_be(architecture):
-    """Rows move in accesses of the instance's width. Narrower loads fetch a position or the request of a token; a pipeline
-    also has those of scales, weights and tables, and stores of quantised rows and scales.
+    """Rows move in accesses of the instance's width. Narrower loads fetch a position or the request of a token.
+
+    A pipeline also loads scales, weights and tables, and stores quantised rows and scales.
     """
     for k in kernels(architecture):
         stores = {width(opcode) for opcode in k.opcodes if opcode.startswith("STG")}
