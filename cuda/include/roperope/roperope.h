@@ -133,7 +133,9 @@ typedef struct rope_tensor {
   int64_t head_stride;  /* elements; 0: head_dim */
 } rope_tensor;
 
-/* ---- stages of rope_apply; all optional, zero switches them off ---- */
+/* ---- stages of rope_apply; all optional, zero switches them off. With any of them heads have at most 4096 elements. A
+ * norm or dynamic scales on CUDA take heads of up to 4 KB where all pointers, strides and dimensions are multiples of
+ * 16 bytes, of up to 256 elements where they are multiples of nothing. ---- */
 
 /* Element type of what is stored. */
 typedef int32_t rope_out_dtype;
@@ -192,7 +194,7 @@ typedef struct rope_cache {
   int32_t kind;                /* rope_cache_kind; k and v are then stored here, not in place and not in k_out, v_out */
   int32_t index_dtype;         /* rope_index_dtype of slots and cache_positions; the rest is int32 */
   int64_t num_pages;           /* pages of the cache; a token whose page is outside is not appended */
-  int32_t page_size;           /* > 0, tokens */
+  int32_t page_size;           /* tokens, 1 to 2^20 */
   int32_t reserved;            /* 0 */
   rope_cache_tensor k, v;      /* v.data NULL where there is no v */
   const void* slots;           /* SLOTS: [num_tokens] */
@@ -286,7 +288,8 @@ typedef struct rope_apply_desc {
   rope_sections sections;
   rope_cos_sin cos_sin;
   rope_table_sets sets;
-  const void* positions_from; /* [num_tokens], as positions: turn from these to those, positions - positions_from */
+  const void* positions_from; /* [num_tokens], of position_dtype, with positions and without sections or a table of cos
+                                 and sin: turn from these positions to those */
 } rope_apply_desc;
 
 /* Zero, then struct_size. */

@@ -1,6 +1,8 @@
 // The stages of a descriptor, checked and turned into the pipeline's parameters.
 #include <cmath>
 #include <cstdio>
+#include <cstring>
+#include <initializer_list>
 
 #include "../kernels/pipeline_plan.h"
 #include "apply.h"
@@ -284,6 +286,9 @@ bool has_stages(const rope_apply_desc& d) {
 }
 
 rope_status read_pipeline(const rope_apply_desc& d, PipelineParams* p) {
+  for (const int32_t reserved : {d.reserved, d.q_quantize.reserved, d.k_quantize.reserved, d.v_quantize.reserved,
+                                 d.cache.reserved, d.cos_sin.reserved, d.sets.reserved})
+    ROPE_TRY(check_range("reserved", reserved, 0, 0));
   ROPE_TRY(read_sections(d, &p->sections));
   ROPE_TRY(read_angles(d, p));
   ROPE_TRY(read_norm(d, &p->norm));

@@ -195,7 +195,10 @@ __global__ void __launch_bounds__(kPipelineBlock)
   } else {
     moves = moves && simple_position(p.positions, token, &state.position);
   }
-  moves = moves && (!(o.cached || reports) || cache_place<kGeneral>(p.cache, token, reports, &place) || !o.cached);
+  if (moves && (o.cached || reports)) {
+    const bool placed = cache_place<kGeneral>(p.cache, token, reports, &place);
+    moves = placed || !o.cached;
+  }
   if (!kReduce && !moves) return;
   CosSin angle[kVec] = {};
   if (moves && share.rotated) {
