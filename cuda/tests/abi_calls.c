@@ -182,6 +182,9 @@ static void test_refusals(void) {
   d.table = NULL;
   CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "table");
   d = plain();
+  d.cache.reserved = 1;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "reserved");
+  d = plain();
   d.q.data = (char*)q + 1;
   CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "q");
   d = plain();
