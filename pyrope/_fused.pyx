@@ -10,16 +10,15 @@ from pyrope._core cimport (
 )
 from pyrope._view cimport KIND_FLOAT, KIND_INT, KIND_UINT, ElementKind, View, is_array, read_pointer, read_view
 
+from pyrope._core import _ANGLES as _ROPE_ANGLES, _DTYPES, _INDEX_DTYPES
 from pyrope.errors import RopeError
 from pyrope.stages import PagedCache, RMSNorm
 
-_DTYPES = {"float32": ROPE_DTYPE_F32, "float16": ROPE_DTYPE_F16, "bfloat16": ROPE_DTYPE_BF16}
-_ANGLES = {"exact": ROPE_ANGLE_EXACT, "fp32": ROPE_ANGLE_FP32, "table": ROPE_ANGLE_TABLE}
+_ANGLES = _ROPE_ANGLES | {"table": ROPE_ANGLE_TABLE}
 _OUT_DTYPES = {"float8_e4m3fn": ROPE_OUT_E4M3, "float8_e5m2": ROPE_OUT_E5M2, "int8": ROPE_OUT_INT8}
 _SCALE_KINDS = {
     "tensor": ROPE_SCALE_TENSOR, "head": ROPE_SCALE_HEAD, "token": ROPE_SCALE_TOKEN, "dynamic": ROPE_SCALE_DYNAMIC,
 }
-_INDEX_DTYPES = {"int64": ROPE_INDEX_INT64, "int32": ROPE_INDEX_INT32}
 _CACHE_LAYOUTS = {"NHD": False, "HND": True}
 
 

@@ -41,6 +41,7 @@ def test_angles(rng):
         table = ref.reference.cos_sin if mode == "exact" else ref.reference.cos_sin_fp32
         want = table(positions[:, 0], ref.reference.base_frequencies(32, 10000.0))
         turns = ref.phases(positions, mode, 32, 10000.0)
+        # The angle, up to 2 pi, and its cosine are rounded to float64: 1e-15, and a digit to spare.
         np.testing.assert_allclose(ref.cos_sin(turns), want, rtol=0, atol=1e-14)
         assert np.all(ref.cos_sin(ref.minus(turns, turns))[0] == 1)
 

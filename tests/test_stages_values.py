@@ -156,6 +156,7 @@ def test_norm_of_zeros(device):
 def test_norm_has_the_length_it_must(device, rng):
     """Against numbers worked out by hand: x = (3, 4), mean of squares 12.5."""
     x, weight = np.array([3, 4], np.float32).reshape(1, 1, 2), Block(np.float32, (2,), values=[2, -1])
+    # 5 * 2^-24: the root, its reciprocal and two products, each rounded to float32, and one spare.
     got = on_both(device, x, {"q_weight": weight}, norm=pyrope.RMSNorm(eps=0.0, weight_bias=1.0))["q_out"]
     np.testing.assert_allclose(got.ravel(), [9 / 12.5**0.5, 0], rtol=3e-7)
     np.testing.assert_allclose(

@@ -7,6 +7,7 @@
 #include "../kernels/device.h"
 
 namespace rope::api {
+namespace {
 
 constexpr int64_t kMaxTokens = INT32_MAX;
 constexpr int32_t kMaxHeadDim = 1 << 20, kMaxHeads = 1 << 20;
@@ -39,8 +40,6 @@ rope_status check_shape(rope_apply_desc* d) {
   return ROPE_OK;
 }
 
-int64_t index_bytes(const rope_apply_desc& d) { return d.position_dtype == ROPE_INDEX_INT32 ? 4 : 8; }
-
 rope_status read_positions(const rope_apply_desc& d, Positions* p) {
   if (d.position_dtype != ROPE_INDEX_INT64 && d.position_dtype != ROPE_INDEX_INT32)
     return fail(ROPE_ERR_INVALID_ARG, "position_dtype: %d, must be one of ROPE_INDEX_INT64 (0), ROPE_INDEX_INT32 (1)",
@@ -56,20 +55,32 @@ rope_status read_positions(const rope_apply_desc& d, Positions* p) {
                 static_cast<long long>(d.num_requests));
   *p = {PositionKind::kOffset, 0, d.offset, nullptr, nullptr};
   if (d.positions) {
-    ROPE_TRY(check_address("positions", d.positions, index_bytes(d)));
+    ROPE_TRY(check_address("positions", d.positions, index_bytes(d.position_dtype)));
     p->kind = is_int32 ? PositionKind::kIds32 : PositionKind::kIds64;
     p->ids = d.positions;
   } else if (d.indptr) {
     if (d.num_requests < 1 || d.num_requests > INT32_MAX)
       return fail(ROPE_ERR_INVALID_ARG, "num_requests: %lld, must be 1 to %d with indptr",
                   static_cast<long long>(d.num_requests), INT32_MAX);
-    ROPE_TRY(check_address("indptr", d.indptr, index_bytes(d)));
-    if (d.offsets) ROPE_TRY(check_address("offsets", d.offsets, index_bytes(d)));
+    ROPE_TRY(check_address("indptr", d.indptr, index_bytes(d.position_dtype)));
+    if (d.offsets) ROPE_TRY(check_address("offsets", d.offsets, index_bytes(d.position_dtype)));
     *p = {is_int32 ? PositionKind::kRagged32 : PositionKind::kRagged64, int32_t(d.num_requests), 0, d.indptr,
           d.offsets};
   }
   return ROPE_OK;
 }
+
+// One of q and k with its output.
+struct Operand {
+  const char *name, *out_name;
+  Rows in, out;
+  bool present;
+
+  bool in_place() const { return same_rows(in, out); }
+  const char* written() const { return in_place() ? name : out_name; }
+};
+
+}  // namespace
 
 rope_status check_apart(const char* x_name, const Rows& x, const char* y_name, const Rows& y) {
   if (are_apart(x, y)) return ROPE_OK;
@@ -77,6 +88,13 @@ rope_status check_apart(const char* x_name, const Rows& x, const char* y_name, c
               "%s: overlaps %s in memory; pass the same pointer and strides to work in place, or memory that is apart",
               x_name, y_name);
 }
+
+rope_status check_device_pointer(const char* name, const void* pointer) {
+  if (!pointer || !cuda::is_host_only(pointer)) return ROPE_OK;
+  return fail(ROPE_ERR_INVALID_ARG, "%s: %p is host memory, which the CUDA backend cannot read", name, pointer);
+}
+
+namespace {
 
 rope_status read_operand(const rope_apply_desc& d, const rope_tensor& in, const rope_tensor& out, int32_t heads,
                          Operand* o) {
@@ -120,15 +138,10 @@ rope_status check_positions_apart(const rope_apply_desc& d, const Operand& x) {
                  {"offsets", d.offsets, d.num_requests}};
   if (!x.present) return ROPE_OK;
   for (const auto& i : indices)
-    if (i.data && !are_apart(x.out, i.data, i.count * index_bytes(d)))
+    if (i.data && !are_apart(x.out, i.data, i.count * index_bytes(d.position_dtype)))
       return fail(ROPE_ERR_INVALID_ARG, "%s: overlaps %s in memory, which is written; must be memory that is apart",
                   i.name, x.written());
   return ROPE_OK;
-}
-
-rope_status check_device_pointer(const char* name, const void* pointer) {
-  if (!pointer || !cuda::is_host_only(pointer)) return ROPE_OK;
-  return fail(ROPE_ERR_INVALID_ARG, "%s: %p is host memory, which the CUDA backend cannot read", name, pointer);
 }
 
 Heads heads_of(const Operand& o) {
@@ -136,11 +149,8 @@ Heads heads_of(const Operand& o) {
           o.out.head_stride};
 }
 
-rope_status run_rotation(const rope_apply_desc& d, const Positions& positions, const Execution& execution, int* error) {
-  RotateFn rotation;
-  ROPE_TRY(find_rotation(d.backend, d.dtype, d.layout, d.angle, &rotation));
-  if (!d.table) return fail(ROPE_ERR_INVALID_ARG, "table: NULL, must be what rope_frequencies filled");
-  if (d.num_tokens == 0) return ROPE_OK;
+rope_status run_rotation(const rope_apply_desc& d, RotateFn rotation, const Positions& positions,
+                         const Execution& execution, int* error) {
   Operand q = {"q", "q_out", {}, {}, false}, k = {"k", "k_out", {}, {}, false};
   ROPE_TRY(read_operand(d, d.q, d.q_out, d.num_q_heads, &q));
   ROPE_TRY(read_operand(d, d.k, d.k_out, d.num_k_heads, &k));
@@ -169,10 +179,8 @@ rope_status run_rotation(const rope_apply_desc& d, const Positions& positions, c
   return ROPE_OK;
 }
 
-rope_status run_pipeline(const rope_apply_desc& d, const Positions& positions, const Execution& execution, int* error) {
-  PipelineFn pipeline;
-  ROPE_TRY(find_pipeline(d.backend, d.dtype, d.layout, d.angle, &pipeline));
-  if (d.num_tokens == 0) return ROPE_OK;
+rope_status run_pipeline(const rope_apply_desc& d, PipelineFn pipeline, const Positions& positions,
+                         const Execution& execution, int* error) {
   PipelineParams p = {};
   p.num_tokens = d.num_tokens;
   p.rotary_dim = d.rotary_dim;
@@ -189,15 +197,17 @@ rope_status apply(const rope_apply_desc* desc) {
   rope_apply_desc d;
   ROPE_TRY(read_descriptor(desc, offsetof(rope_apply_desc, attention_factor), "rope_apply_desc", &d));
   const bool stages = has_stages(d);
-  {
-    PipelineFn known;  // names a wrong enumerator before anything else is looked at
-    ROPE_TRY(find_pipeline(d.backend, d.dtype, d.layout, d.angle, &known));
-  }
+  RotateFn rotation = nullptr;
+  PipelineFn pipeline = nullptr;
+  ROPE_TRY(stages ? find_pipeline(d.backend, d.dtype, d.layout, d.angle, &pipeline)
+                  : find_rotation(d.backend, d.dtype, d.layout, d.angle, &rotation));
   ROPE_TRY(check_shape(&d));
   if (d.attention_factor == 0) d.attention_factor = 1.0f;
   Positions positions;
   ROPE_TRY(read_positions(d, &positions));
-  if (d.backend == ROPE_BACKEND_CUDA && d.num_tokens) {
+  if (!stages && !d.table) return fail(ROPE_ERR_INVALID_ARG, "table: NULL, must be what rope_frequencies filled");
+  if (d.num_tokens == 0) return ROPE_OK;
+  if (d.backend == ROPE_BACKEND_CUDA) {
     ROPE_TRY(check_device_pointer("positions", d.positions));
     ROPE_TRY(check_device_pointer("indptr", d.indptr));
     ROPE_TRY(check_device_pointer("offsets", d.offsets));
@@ -205,12 +215,14 @@ rope_status apply(const rope_apply_desc* desc) {
   const bool dependent = (d.flags & ROPE_FLAG_PDL) && d.backend == ROPE_BACKEND_CUDA && cuda::has_dependent_launch();
   const Execution execution{d.stream, dependent, (d.flags & ROPE_FLAG_POSITIONS_READY) != 0, d.num_threads};
   int error = 0;
-  ROPE_TRY((stages ? run_pipeline : run_rotation)(d, positions, execution, &error));
+  ROPE_TRY(stages ? run_pipeline(d, pipeline, positions, execution, &error)
+                  : run_rotation(d, rotation, positions, execution, &error));
   if (error == 0) return ROPE_OK;
   return fail(cuda::is_no_device(error) ? ROPE_ERR_NO_DEVICE : ROPE_ERR_CUDA, "launch failed: %s",
               cuda::error_name(error));
 }
 
+}  // namespace
 }  // namespace rope::api
 
 extern "C" {

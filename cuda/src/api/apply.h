@@ -7,18 +7,8 @@
 
 namespace rope::api {
 
-// One tensor with its output.
-struct Operand {
-  const char *name, *out_name;
-  Rows in, out;
-  bool present;
+inline int64_t index_bytes(int32_t index_dtype) { return index_dtype == ROPE_INDEX_INT32 ? 4 : 8; }
 
-  bool in_place() const { return same_rows(in, out); }
-  const char* written() const { return in_place() ? name : out_name; }
-};
-
-rope_status check_index_pointer(const char* name, const void* pointer, int32_t dtype);
-rope_status read_positions(const rope_apply_desc& d, Positions* p);
 rope_status check_apart(const char* x_name, const Rows& x, const char* y_name, const Rows& y);
 
 // Host memory given to the CUDA backend, where that can be told.

@@ -12,13 +12,13 @@ namespace {
 
 constexpr int32_t kMaxPageSize = 1 << 20;
 
-rope_status check_pointer(const rope_apply_desc& d, const char* name, const void* pointer, size_t bytes) {
+rope_status check_pointer(const rope_apply_desc& d, const char* name, const void* pointer, int64_t bytes) {
   if (!pointer) return ROPE_OK;
-  ROPE_TRY(check_address(name, pointer, int64_t(bytes)));
+  ROPE_TRY(check_address(name, pointer, bytes));
   return d.backend == ROPE_BACKEND_CUDA ? check_device_pointer(name, pointer) : ROPE_OK;
 }
 
-rope_status require_pointer(const rope_apply_desc& d, const char* name, const void* pointer, size_t bytes,
+rope_status require_pointer(const rope_apply_desc& d, const char* name, const void* pointer, int64_t bytes,
                             const char* when) {
   if (!pointer) return fail(ROPE_ERR_INVALID_ARG, "%s: NULL, required %s", name, when);
   return check_pointer(d, name, pointer, bytes);
@@ -29,8 +29,6 @@ rope_status check_range(const char* name, int64_t value, int64_t low, int64_t hi
   return fail(ROPE_ERR_INVALID_ARG, "%s: %lld, must be %lld to %lld", name, static_cast<long long>(value),
               static_cast<long long>(low), static_cast<long long>(high));
 }
-
-size_t index_bytes(int32_t dtype) { return dtype == ROPE_INDEX_INT32 ? 4 : 8; }
 
 // One tensor of the descriptor on its way through the pipeline, and where it is read and written.
 struct Source {
@@ -70,7 +68,7 @@ rope_status read_quantize(const rope_apply_desc& d, const Source& s, Quantize* q
 
 rope_status read_cache_rows(const rope_apply_desc& d, Source& s, int64_t element_bytes, PipelineOperand* o) {
   const rope_cache_tensor& c = *s.cache;
-  ROPE_TRY(require_pointer(d, s.cache_name, c.data, size_t(element_bytes), "with a cache"));
+  ROPE_TRY(require_pointer(d, s.cache_name, c.data, element_bytes, "with a cache"));
   const struct {
     const char* what;
     int64_t stride, count;
@@ -166,7 +164,7 @@ rope_status read_norm(const rope_apply_desc& d, Norm* n) {
     return fail(ROPE_ERR_INVALID_ARG, "norm.eps: %g, must be finite and at least 0", double(from.eps));
   if (!std::isfinite(from.weight_bias))
     return fail(ROPE_ERR_INVALID_ARG, "norm.weight_bias: %g, must be finite", double(from.weight_bias));
-  const size_t bytes = n->weight_is_f32 ? 4 : size_t(dtype_bytes(d.dtype));
+  const int64_t bytes = n->weight_is_f32 ? 4 : dtype_bytes(d.dtype);
   ROPE_TRY(check_pointer(d, "norm.q_weight", from.q_weight, bytes));
   return check_pointer(d, "norm.k_weight", from.k_weight, bytes);
 }
@@ -238,14 +236,14 @@ rope_status read_angles(const rope_apply_desc& d, PipelineParams* p) {
     return fail(ROPE_ERR_INVALID_ARG, "cos_sin: only allowed with ROPE_ANGLE_TABLE");
   if (is_table) {
     ROPE_TRY(check_range("cos_sin.dtype", c.dtype, ROPE_DTYPE_F32, ROPE_DTYPE_BF16));
-    const size_t bytes = size_t(dtype_bytes(c.dtype));
+    const int64_t bytes = dtype_bytes(c.dtype);
     ROPE_TRY(require_pointer(d, "cos_sin.cos", c.cos, bytes, "with ROPE_ANGLE_TABLE"));
     ROPE_TRY(check_pointer(d, "cos_sin.sin", c.sin, bytes));
     ROPE_TRY(check_pointer(d, "cos_sin.num_skipped", c.num_skipped, 8));
     ROPE_TRY(check_range("cos_sin.num_rows", c.num_rows, 1, INT64_MAX >> 24));
     const int64_t row = c.sin ? d.rotary_dim / 2 : d.rotary_dim;
     if (c.row_stride) ROPE_TRY(check_range("cos_sin.row_stride", c.row_stride, row, 1 << 20));
-    const void* sin = c.sin ? c.sin : static_cast<const char*>(c.cos) + d.rotary_dim / 2 * int64_t(bytes);
+    const void* sin = c.sin ? c.sin : static_cast<const char*>(c.cos) + d.rotary_dim / 2 * bytes;
     p->cos_sin = {c.cos, sin, Dtype(c.dtype), c.num_rows, c.row_stride ? c.row_stride : row, c.num_skipped};
     if (d.positions_from || d.sets.tables)
       return fail(ROPE_ERR_UNSUPPORTED, "%s: not with ROPE_ANGLE_TABLE, which has no frequencies",
