@@ -32,14 +32,11 @@ struct PipelineOperand {
   bool whole;  // elements that are not rotated are stored too: not in place, or normalised
 };
 
-enum class CacheKind : int32_t { kNone = 0, kSlots = 1, kPages = 2 };
-
 struct CacheMap {
-  CacheKind kind;
   bool index_is_int32;
-  int32_t page_size;
+  int32_t page_size, page_shift;  // page_shift: log2 of the page size, or -1 if it is no power of two
   int64_t num_pages;
-  const void *slots, *positions;
+  const void* indices;  // of a token: its slot, or with a page table its position in its request; null: no cache
   const int32_t *page_table, *page_indptr, *request_ids;
   int64_t page_table_stride;
   int64_t* num_skipped;
@@ -68,7 +65,7 @@ struct TableSets {
 
 struct Norm {
   bool on, after, weight_is_f32;
-  bool wide_weights;  // of the tensors' dtype, and on a multiple of 16 bytes
+  bool wide_weights;  // on a multiple of 16 bytes
   float eps, weight_bias, inverse_dim;
 };
 

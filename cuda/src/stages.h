@@ -16,7 +16,14 @@ ROPE_INLINE void count_one(int64_t* counter) {
 }
 
 ROPE_INLINE int64_t index_at(const void* indices, bool is_int32, int64_t i) {
+#ifdef __CUDA_ARCH__
+  // Word by word, without a branch: ptxas would extend the sign, and so wait, before it issues the loads that follow.
+  const auto* words = static_cast<const int32_t*>(indices) + (is_int32 ? i : 2 * i);
+  const int32_t low = words[0], high = words[is_int32 ? 0 : 1];
+  return int64_t(uint64_t(is_int32 ? high >> 31 : high) << 32 | uint32_t(low));
+#else
   return is_int32 ? static_cast<const int32_t*>(indices)[i] : static_cast<const int64_t*>(indices)[i];
+#endif
 }
 
 ROPE_INLINE bool positions_are_int32(const Positions& p) {
@@ -32,14 +39,15 @@ ROPE_INLINE float float_at(const void* values, Dtype dtype, int64_t i) {
   return 0.0f;
 }
 
-// position_of() for an offset or ids.
-ROPE_INLINE bool simple_position(const Positions& p, int64_t token, int64_t* position) {
-  if (p.kind == PositionKind::kOffset) {
-    *position = int64_t(uint64_t(p.offset) + uint64_t(token));
-    return true;
-  }
-  *position = index_at(p.ids, p.kind == PositionKind::kIds32, token);
-  return *position != -1;
+// A token's position by an offset or ids.
+ROPE_INLINE int64_t simple_position(const Positions& p, int64_t token) {
+  if (p.kind == PositionKind::kOffset) return int64_t(uint64_t(p.offset) + uint64_t(token));
+  return index_at(p.ids, p.kind == PositionKind::kIds32, token);
+}
+
+// Whether a token with this position is to be left alone.
+ROPE_INLINE bool is_skipped(const Positions& p, int64_t position) {
+  return p.kind != PositionKind::kOffset && position == -1;
 }
 
 // Which position a pair turns by.
@@ -116,35 +124,37 @@ struct CachePlace {
 
 // Page and entry of the index-th token; 32-bit division, where it is enough, takes a tenth of the time.
 template <bool kAnyIndex>
-ROPE_INLINE CachePlace divide_by_page(int64_t index, int32_t page_size) {
+ROPE_INLINE CachePlace divide_by_page(const CacheMap& c, int64_t index) {
+  if (c.page_shift >= 0) return {index >> c.page_shift, index & (c.page_size - 1)};
   if (!kAnyIndex && uint64_t(index) > 0xffffffffu) return {-1, 0};
-  const int64_t page = kAnyIndex ? index / page_size : int64_t(uint32_t(index) / uint32_t(page_size));
-  return {page, index - page * page_size};
+  const int64_t page = kAnyIndex ? index / c.page_size : int64_t(uint32_t(index) / uint32_t(c.page_size));
+  return {page, index - page * c.page_size};
 }
 
-// kAnyIndex: else the cache has fewer than 2^32 slots.
+// What a token's place is found by.
+struct CacheIndex {
+  int64_t index;
+  int32_t request;
+};
+
+ROPE_INLINE CacheIndex cache_index(const CacheMap& c, int64_t token) {
+  return {index_at(c.indices, c.index_is_int32, token), c.request_ids ? c.request_ids[token] : 0};
+}
+
+// False: the token has no place. `counts`: this caller reports it, if it is to be reported. kAnyIndex: else the cache
+// has fewer than 2^32 slots, or the page size is a power of two.
 template <bool kAnyIndex>
-ROPE_INLINE bool cache_place(const CacheMap& c, int64_t token, bool counts, CachePlace* place) {
-  if (c.kind == CacheKind::kNone) return true;
-  const bool is_slot = c.kind == CacheKind::kSlots;
-  const int64_t request = is_slot ? 0 : c.request_ids[token];
-  const int64_t index = index_at(is_slot ? c.slots : c.positions, c.index_is_int32, token);
-  if (request < 0 || index < 0) return false;
-  *place = divide_by_page<kAnyIndex>(index, c.page_size);
-  if (!is_slot) {
-    const int64_t start = c.page_indptr ? c.page_indptr[request] : request * c.page_table_stride;
-    const int64_t pages = c.page_indptr ? c.page_indptr[request + 1] - start : c.page_table_stride;
+ROPE_INLINE bool cache_place(const CacheMap& c, CacheIndex at, bool counts, CachePlace* place) {
+  if (at.request < 0 || at.index < 0) return false;
+  *place = divide_by_page<kAnyIndex>(c, at.index);
+  if (c.page_table) {
+    const int64_t start = c.page_indptr ? c.page_indptr[at.request] : at.request * c.page_table_stride;
+    const int64_t pages = c.page_indptr ? c.page_indptr[at.request + 1] - start : c.page_table_stride;
     place->page = uint64_t(place->page) < uint64_t(pages) ? c.page_table[start + place->page] : -1;
   }
   if (uint64_t(place->page) < uint64_t(c.num_pages)) return true;
   if (counts) count_one(c.num_skipped);
   return false;
-}
-
-ROPE_INLINE char* row_out(const PipelineOperand& o, int64_t token, int32_t head, const CachePlace& place) {
-  const int64_t row =
-      o.cached ? place.page * o.out_page_stride + place.entry * o.out_token_stride : token * o.out_token_stride;
-  return o.out + row + head * o.out_head_stride;
 }
 
 // The row of a dynamic scale.
@@ -153,12 +163,18 @@ ROPE_INLINE int64_t scale_row(const PipelineParams& p, const PipelineOperand& o,
   return o.cached ? place.page * p.cache.page_size + place.entry : token;
 }
 
-ROPE_INLINE float given_scale(const Quantize& q, int64_t token, int32_t head) {
+// Where a given scale is, and the step to the next head's; null: in the parameters.
+struct ScalePlace {
+  const float* scales;
+  int32_t head_step;
+};
+
+ROPE_INLINE ScalePlace scale_place(const Quantize& q, int64_t token, int32_t head) {
   switch (q.kind) {
-    case ScaleKind::kTensor: return q.scales[0];
-    case ScaleKind::kHead: return q.scales[head];
-    case ScaleKind::kToken: return q.scales[token];
-    default: return q.scale;
+    case ScaleKind::kTensor: return {q.scales, 0};
+    case ScaleKind::kHead: return {q.scales + head, 1};
+    case ScaleKind::kToken: return {q.scales + token, 0};
+    default: return {nullptr, 0};
   }
 }
 

@@ -42,6 +42,16 @@ inline void synchronize(bool warp_only) {
   pthread_barrier_wait(warp_only ? &warp_meetings[thread_index() / 32] : &block_meeting);
 }
 
+inline float exchange(float x, int lanes) {
+  static float values[1024];
+  const unsigned self = thread_index();
+  values[self] = x;
+  synchronize(true);
+  const float y = values[self ^ unsigned(lanes)];
+  synchronize(true);
+  return y;
+}
+
 // A host thread for each thread of a block; they take the blocks one after the other.
 template <class Args>
 void run_together(void (*kernel)(Args), dim3 grid, dim3 block, const Args& args) {
@@ -92,6 +102,10 @@ int launch(void (*kernel)(Args), dim3 grid, dim3 block, const Args& args, void*,
 }
 
 inline void wait_for_previous(uint64_t) {}
+template <class... T>
+uint64_t digest_of(T...) {
+  return 0;
+}
 inline void wait_for_previous() {}
 inline void release_next() {}
 inline void prefetch(const void*) {}

@@ -151,7 +151,7 @@ rope_status check_sources_apart(const Source& x, const Source& y) {
 rope_status read_norm(const rope_apply_desc& d, Norm* n) {
   const rope_norm& from = d.norm;
   const auto addresses = reinterpret_cast<uintptr_t>(from.q_weight) | reinterpret_cast<uintptr_t>(from.k_weight);
-  *n = {addresses != 0, from.after != 0,  from.weight_is_f32 != 0, !from.weight_is_f32 && addresses % 16 == 0,
+  *n = {addresses != 0, from.after != 0,  from.weight_is_f32 != 0, addresses % 16 == 0,
         from.eps,       from.weight_bias, 1.0f / float(d.head_dim)};
   if (!n->on) {
     if (from.after || from.weight_is_f32 || from.eps != 0 || from.weight_bias != 0)
@@ -181,11 +181,16 @@ rope_status read_cache(const rope_apply_desc& d, CacheMap* c) {
   ROPE_TRY(check_range("cache.page_size", from.page_size, 1, kMaxPageSize));
   ROPE_TRY(check_range("cache.num_pages", from.num_pages, 1, INT64_MAX / 4 / kMaxPageSize));
   ROPE_TRY(check_pointer(d, "cache.num_skipped", from.num_skipped, 8));
-  *c = {CacheKind(from.kind), from.index_dtype == ROPE_INDEX_INT32,
-        from.page_size,       from.num_pages,
-        from.slots,           from.cache_positions,
-        from.page_table,      from.page_indptr,
-        from.request_ids,     from.page_table_stride,
+  const bool shifts = (from.page_size & (from.page_size - 1)) == 0;
+  *c = {from.index_dtype == ROPE_INDEX_INT32,
+        from.page_size,
+        shifts ? __builtin_ctz(unsigned(from.page_size)) : -1,
+        from.num_pages,
+        from.kind == ROPE_CACHE_SLOTS ? from.slots : from.cache_positions,
+        from.page_table,
+        from.page_indptr,
+        from.request_ids,
+        from.page_table_stride,
         from.num_skipped};
   if (!d.k.data && !d.v.data) return fail(ROPE_ERR_INVALID_ARG, "cache: nothing to append, k and v are NULL");
   if (from.kind == ROPE_CACHE_SLOTS) {

@@ -16,13 +16,19 @@ struct Job {
 };
 
 float factor_of(const Norm& norm, const float* x, int32_t dim) {
-  float sums[kNormSums] = {};
-  for (int32_t i = 0; i < dim; i += kNormGroup) {
-    float group[kNormGroup] = {};
-    std::copy_n(x + i, std::min(kNormGroup, dim - i), group);
-    sums[i / kNormGroup % kNormSums] += norm_group(group[0], group[1], group[2], group[3]);
+  const auto group = [&](int32_t i) {
+    float z[kNormGroup] = {};
+    std::copy_n(x + kNormGroup * i, std::min(kNormGroup, dim - kNormGroup * i), z);
+    return norm_group(z[0], z[1], z[2], z[3]);
+  };
+  float sums[kMaxPipelineDim / kNormGroup / 4];
+  int32_t count = (norm_half(dim) + 1) / 2;
+  for (int32_t i = 0; i < count; ++i) sums[i] = norm_four_groups(dim, i, group);
+  for (int32_t half = power_of_two(count) / 2; half > 0; half /= 2) {
+    for (int32_t i = 0; i + half < count; ++i) sums[i] += sums[i + half];
+    count = half;
   }
-  return norm_factor(norm_total(sums), norm.inverse_dim, norm.eps);
+  return norm_factor(sums[0], norm.inverse_dim, norm.eps);
 }
 
 template <class D>
@@ -46,7 +52,10 @@ void rotate_row(const PipelineParams& p, const float* cos, const float* sin, flo
 
 float scale_of(const PipelineParams& p, const PipelineOperand& o, int64_t token, int32_t head, const CachePlace& place,
                const float* x) {
-  if (o.quantize.kind != ScaleKind::kDynamic) return given_scale(o.quantize, token, head);
+  if (o.quantize.kind != ScaleKind::kDynamic) {
+    const ScalePlace given = scale_place(o.quantize, token, head);
+    return given.scales ? *given.scales : o.quantize.scale;
+  }
   float largest = 0.0f;
   for (int32_t i = 0; i < o.dim; ++i) largest = larger_magnitude(largest, x[i]);
   const float scale = dynamic_scale(o.quantize.type, largest);
@@ -60,7 +69,9 @@ void one_head(const PipelineParams& p, const PipelineOperand& o, int64_t token, 
   using Storage = typename D::Storage;
   float x[kMaxPipelineDim];
   const auto* in = reinterpret_cast<const Storage*>(o.in + token * o.in_token_stride + head * o.in_head_stride);
-  char* const out = row_out(o, token, head, place);
+  char* const out = o.out + head * o.out_head_stride +
+                    (o.cached ? place.page * o.out_page_stride + place.entry * o.out_token_stride
+                              : token * o.out_token_stride);
   const int32_t begin = o.whole ? 0 : p.rotary_offset, end = o.whole ? o.dim : p.rotary_offset + p.rotary_dim;
   for (int32_t i = begin; i < end; ++i) x[i] = D::widen(in[i]);
   if (o.weight && !p.norm.after) normalise<D>(p, o, x);
@@ -86,7 +97,7 @@ void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
     TokenState state;
     CachePlace place = {};
     if (!token_state(p, token, true, &state)) continue;
-    const bool cached = cache_place<true>(p.cache, token, true, &place);
+    const bool cached = p.cache.indices && cache_place<true>(p.cache, cache_index(p.cache, token), true, &place);
     for (int32_t i = 0; i < p.rotary_dim / 2; ++i) {
       const CosSin a = pair_angle(p, table, state, token, i);
       cos[i] = a.cos;

@@ -36,6 +36,9 @@ __device__ __forceinline__ void synchronize(bool warp_only) {
   }
 }
 
+// The value of the lane whose number differs by the bits of `lanes`; all lanes of the warp take part.
+__device__ __forceinline__ float exchange(float x, int lanes) { return __shfl_xor_sync(0xffffffffu, x, lanes); }
+
 // Returns at once in a kernel that was launched plainly.
 __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
@@ -49,6 +52,12 @@ __device__ __forceinline__ void wait_for_previous() {
 __device__ __forceinline__ void wait_for_previous(uint64_t digest) {
   if (digest == 0x9e3779b97f4a7c15u) wait_for_previous();  // in effect never, and harmless
   wait_for_previous();
+}
+
+// Of integers and pointers, for the above.
+template <class... T>
+__device__ __forceinline__ uint64_t digest_of(T... values) {
+  return (... ^ uint64_t(values));
 }
 
 // Asks for the line to be brought into the second-level cache. That cache is where the device's writes meet, so a

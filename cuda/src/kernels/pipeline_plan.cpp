@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../math/norm.h"
+
 namespace rope::cuda {
 namespace {
 
@@ -24,9 +26,21 @@ bool aligned(const PipelineParams& p, int element_bytes, int vec) {
   return elements % vec == 0;
 }
 
+// Bytes of an input that one access moves, at most `most`.
+int access_of(const PipelineParams& p, int element_bytes, int most) {
+  for (const int access : {16, 8})
+    if (access <= most && aligned(p, element_bytes, access / element_bytes)) return access;
+  return element_bytes;
+}
+
+int32_t rotated_of(const PipelineParams& p, const PipelineOperand& o) { return o.rotated ? p.rotary_dim : 0; }
+
+int32_t stored_slots_of(const PipelineParams& p, const PipelineOperand& o, int vec) {
+  return o.whole ? divide_up((o.dim - rotated_of(p, o)) / vec, 2) : 0;
+}
+
 int32_t slots_of(const PipelineParams& p, const PipelineOperand& o, int vec) {
-  const int32_t rotated = o.rotated ? p.rotary_dim : 0;
-  return rotated / 2 / vec + (o.whole ? divide_up(o.dim - rotated, 2 * vec) : 0);
+  return std::max(rotated_of(p, o) / 2 / vec + stored_slots_of(p, o, vec), 1);
 }
 
 int32_t most_slots(const PipelineParams& p, int vec) {
@@ -35,25 +49,43 @@ int32_t most_slots(const PipelineParams& p, int vec) {
   return slots;
 }
 
-// Bytes of an input that one access moves.
-int access_of(const PipelineParams& p, int element_bytes, bool narrow) {
-  for (const int access : {16, 8})
-    if (!(narrow && access == 16) && aligned(p, element_bytes, access / element_bytes)) return access;
-  return element_bytes;
+bool reduces(const PipelineOperand& o) { return o.weight || o.quantize.kind == ScaleKind::kDynamic; }
+
+// A head's reduction can be done by WarpRows (rows.cuh).
+bool in_warp(const PipelineParams& p, const PipelineOperand& o, int vec) {
+  const int32_t rotated = rotated_of(p, o);
+  const bool halves = (rotated == 0 || rotated == o.dim) && o.dim % std::max(2 * vec, 2 * kNormGroup) == 0;
+  return (!o.weight || (halves && o.dim >= 4 * kNormGroup)) && slots_of(p, o, vec) <= 32;
 }
 
-// Up to so many bytes a launch is latency: narrow accesses, and the next launch is let in early (KERNELS.md).
-constexpr int64_t kNarrowBytes = 6'000'000, kEarlyBytes = 500'000;
-
-constexpr int32_t kMaxBlocks = 16'000;       // of an operand; a grid has at most 65535 along y
-constexpr int32_t kColumns = 4, kTurns = 2;  // at most: the rest of a block goes to more tokens
-
-// What the code for most calls serves (pipeline.cuh).
-bool is_general(const PipelineParams& p, bool vectors) {
-  return !vectors || p.angle != Angle::kExact || p.positions_from || p.sections.streams || p.sets.tables ||
-         p.rotary_dim > kFewPairs * 2 || p.positions.kind == PositionKind::kRagged32 ||
-         p.positions.kind == PositionKind::kRagged64 || p.cache.num_pages > UINT32_MAX / std::max(p.cache.page_size, 1);
+// What the code for most calls does not serve (pipeline.cuh).
+bool is_general(const PipelineParams& p, int vec) {
+  if (vec == 1 || p.angle != Angle::kExact || p.positions_from || p.sections.streams || p.sets.tables ||
+      p.rotary_dim > kFewPairs * 2 || p.positions.kind == PositionKind::kRagged32 ||
+      p.positions.kind == PositionKind::kRagged64 || (p.norm.on && !p.norm.wide_weights) ||
+      (p.cache.indices && p.cache.page_shift < 0 && p.cache.num_pages > UINT32_MAX / p.cache.page_size))
+    return true;
+  for (int i = 0; i < p.num_operands; ++i)
+    if (reduces(p.operands[i]) && !in_warp(p, p.operands[i], vec)) return true;
+  return false;
 }
+
+// How work is spread, by the bytes of all inputs.
+struct Regime {
+  int64_t max_bytes;
+  int access_bytes;  // at most
+  int unroll;        // heads in flight in a thread
+  int threads;       // of a block
+  bool loop;         // a block takes all heads of its tokens
+  bool prefetch, release_early;
+};
+
+// Measured on an H100 (KERNELS.md).
+constexpr Regime kRegimes[] = {
+    {500'000, 8, 2, kPipelineBlock, false, true, true},
+    {6'000'000, 8, 2, kPipelineBlock, false, true, false},
+    {INT64_MAX, 16, 4, kPipelineBlock, true, true, false},
+};
 
 }  // namespace
 
@@ -64,34 +96,48 @@ PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes) {
     bytes += p.num_tokens * p.operands[i].heads * p.operands[i].dim * element_bytes;
     plan.quantised |= p.operands[i].quantize.type != OutType::kSame;
   }
-  const bool small = bytes <= kNarrowBytes;
+  const Regime* regime = kRegimes;
+  while (bytes > regime->max_bytes) ++regime;
   plan.reduce = p.norm.on || p.dynamic;
-  plan.prefetch = true;
-  plan.release_early = bytes <= kEarlyBytes;
-  plan.access_bytes = access_of(p, element_bytes, small && !plan.reduce);
-  plan.general = is_general(p, plan.access_bytes > element_bytes);
-  const int vec = plan.access_bytes / element_bytes, unroll = pipeline_unroll(plan.reduce);
-  plan.grid_z = unsigned(divide_up(most_slots(p, vec), kPipelineBlock));
-  for (int i = 0; i < p.num_operands; ++i) {
+  plan.prefetch = regime->prefetch;
+  plan.release_early = regime->release_early;
+  plan.threads = unsigned(regime->threads);
+  plan.access_bytes = access_of(p, element_bytes, regime->access_bytes);
+  plan.general = is_general(p, plan.access_bytes / element_bytes);
+  // Only wide accesses keep the largest heads in one block.
+  if (plan.reduce && plan.general) plan.access_bytes = access_of(p, element_bytes, 16);
+  plan.unroll = plan.general ? (plan.reduce ? 1 : 2) : plan.reduce ? 2 : regime->unroll;
+  const int vec = plan.access_bytes / element_bytes;
+  plan.grid_z = unsigned(divide_up(most_slots(p, vec), regime->threads));
+  bool reported = false;
+  for (int i = 0; i < kMaxOperands; ++i) {
+    plan.first_block[i] = i == 0 || i < p.num_operands ? plan.grid_x : UINT32_MAX;
+    if (i >= p.num_operands) continue;
     const PipelineOperand& o = p.operands[i];
     OperandPlan& x = plan.operands[i];
-    x.slots = divide_up(std::max(slots_of(p, o, vec), 1), plan.grid_z);
-    x.rows_in_warps = 32 % x.slots == 0;
-    const int32_t rows = kPipelineBlock / x.slots, head_threads = divide_up(o.heads, unroll);
-    x.columns = std::min({head_threads, rows, kColumns});
-    x.turns = std::max(small ? 1 : std::min(divide_up(head_threads, x.columns), kTurns),
-                       divide_up(head_threads, int64_t(x.columns) * kMaxBlocks));
+    x.slots = slots_of(p, o, vec);
+    x.stored_slots = stored_slots_of(p, o, vec);
+    x.lanes = divide_up(x.slots, plan.grid_z);
+    if (plan.reduce && !plan.general) x.lanes = power_of_two(x.lanes);
+    x.rows_in_warps = 32 % x.lanes == 0;
+    x.reports = p.cache.indices ? o.cached && !reported : i == 0;
+    reported |= x.reports;
+    const int32_t rows = regime->threads / x.lanes, head_threads = divide_up(o.heads, plan.unroll);
+    x.columns = std::min(head_threads, rows);
+    x.turns = regime->loop ? divide_up(head_threads, x.columns) : 1;
     x.tokens = int32_t(std::min<int64_t>(rows / x.columns, p.num_tokens));
-    x.blocks = divide_up(head_threads, x.columns * x.turns);
-    plan.grid_x = std::max(plan.grid_x, unsigned(divide_up(p.num_tokens, x.tokens)));
-    plan.grid_y += unsigned(x.blocks);
+    x.heads = x.columns * x.turns * plan.unroll;
+    x.blocks = divide_up(o.heads, x.heads);
+    x.lane_share = (1u << 16) / uint32_t(x.lanes) + 1;
+    x.column_share = (1u << 16) / uint32_t(x.columns) + 1;
+    plan.grid_x += unsigned(divide_up(p.num_tokens, x.tokens)) * unsigned(x.blocks);
   }
   return plan;
 }
 
 bool pipeline_fits(const PipelineParams& p, int element_bytes) {
   return !(p.norm.on || p.dynamic) ||
-         most_slots(p, access_of(p, element_bytes, false) / element_bytes) <= kPipelineBlock;
+         most_slots(p, access_of(p, element_bytes, 16) / element_bytes) <= kPipelineBlock;
 }
 
 }  // namespace rope::cuda
