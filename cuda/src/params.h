@@ -11,6 +11,7 @@
 namespace rope {
 
 inline constexpr int kMaxRotaryDim = 2048;
+inline constexpr int kFewPairs = 64;  // rotary_dim / 2 of most heads, which have code of their own
 
 // Rows of head_dim elements, [num_tokens, num_heads]. Strides are in bytes. in == out: in place, with equal strides;
 // elements outside the rotated part are then left alone, otherwise they are copied.
@@ -20,6 +21,9 @@ struct Heads {
   int64_t in_token_stride, in_head_stride;
   int64_t out_token_stride, out_head_stride;
 };
+
+// Of a call with sections, how a slot's pairs (math/rotate.h) share a token's positions: all by one, or any.
+enum class SectionForm { kNone, kWhole, kAny };
 
 struct RotateParams {
   Heads q, k;

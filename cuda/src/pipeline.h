@@ -15,7 +15,7 @@ enum class ScaleKind : int32_t { kHost = 0, kTensor = 1, kHead = 2, kToken = 3, 
 struct Quantize {
   OutType type;
   ScaleKind kind;
-  float scale;  // kHost
+  float factor;  // kHost: 1 / scale
   float* scales;
 };
 
@@ -40,13 +40,6 @@ struct CacheMap {
   const int32_t *page_table, *page_indptr, *request_ids;
   int64_t page_table_stride;
   int64_t* num_skipped;
-};
-
-struct Sections {
-  int32_t streams;  // 0: one position a token
-  bool interleaved;
-  int32_t sizes[4];
-  int64_t stride;  // elements between streams
 };
 
 struct CosSinTable {
@@ -78,7 +71,6 @@ struct PipelineParams {
   Angle angle;
   Positions positions;
   const void* positions_from;
-  Sections sections;
   CosSinTable cos_sin;
   TableSets sets;
   Norm norm;

@@ -15,21 +15,6 @@ ROPE_INLINE void count_one(int64_t* counter) {
 #endif
 }
 
-ROPE_INLINE int64_t index_at(const void* indices, bool is_int32, int64_t i) {
-#ifdef __CUDA_ARCH__
-  // Word by word, without a branch: ptxas would extend the sign, and so wait, before it issues the loads that follow.
-  const auto* words = static_cast<const int32_t*>(indices) + (is_int32 ? i : 2 * i);
-  const int32_t low = words[0], high = words[is_int32 ? 0 : 1];
-  return int64_t(uint64_t(is_int32 ? high >> 31 : high) << 32 | uint32_t(low));
-#else
-  return is_int32 ? static_cast<const int32_t*>(indices)[i] : static_cast<const int64_t*>(indices)[i];
-#endif
-}
-
-ROPE_INLINE bool positions_are_int32(const Positions& p) {
-  return p.kind == PositionKind::kIds32 || p.kind == PositionKind::kRagged32;
-}
-
 ROPE_INLINE float float_at(const void* values, Dtype dtype, int64_t i) {
   switch (dtype) {
     case Dtype::kF32: return static_cast<const float*>(values)[i];
@@ -48,17 +33,6 @@ ROPE_INLINE int64_t simple_position(const Positions& p, int64_t token) {
 // Whether a token with this position is to be left alone.
 ROPE_INLINE bool is_skipped(const Positions& p, int64_t position) {
   return p.kind != PositionKind::kOffset && position == -1;
-}
-
-// Which position a pair turns by.
-ROPE_INLINE int32_t stream_of(const Sections& s, int32_t pair) {
-  if (s.interleaved) {
-    const int32_t stream = pair % s.streams;
-    return pair < s.streams * s.sizes[stream] ? stream : 0;
-  }
-  int32_t stream = 0;
-  for (int32_t end = s.sizes[0]; stream + 1 < s.streams && pair >= end; end += s.sizes[stream]) ++stream;
-  return stream;
 }
 
 // Where a token stands: what all of its pairs share.
@@ -87,10 +61,8 @@ ROPE_INLINE bool token_state(const PipelineParams& p, int64_t token, bool counts
   }
   if (p.angle != Angle::kTable) return true;
   bool inside = uint64_t(s->position) < uint64_t(p.cos_sin.rows);
-  for (int32_t i = 1; i < p.sections.streams; ++i) {
-    const int64_t at = index_at(p.positions.ids, positions_are_int32(p.positions), i * p.sections.stride + token);
-    inside &= uint64_t(at) < uint64_t(p.cos_sin.rows);
-  }
+  for (int32_t i = 1; i < p.positions.sections.streams; ++i)
+    inside &= uint64_t(stream_position(p.positions, token, i)) < uint64_t(p.cos_sin.rows);
   if (!inside && counts) count_one(p.cos_sin.num_skipped);
   return inside;
 }
@@ -101,20 +73,17 @@ ROPE_INLINE uint64_t phase_at(Angle angle, int64_t position, uint64_t word) {
 
 ROPE_INLINE CosSin pair_angle(const PipelineParams& p, const uint64_t* table, const TokenState& s, int64_t token,
                               int32_t pair) {
-  int64_t position = s.position;
-  if (p.sections.streams)
-    position = index_at(p.positions.ids, positions_are_int32(p.positions),
-                        stream_of(p.sections, pair) * p.sections.stride + token);
-  CosSin a;
+  const Sections& sections = p.positions.sections;
+  const int64_t position =
+      sections.streams ? stream_position(p.positions, token, stream_of(sections, pair)) : s.position;
   if (p.angle == Angle::kTable) {
     const int64_t i = position * p.cos_sin.stride + pair;
-    a = {float_at(p.cos_sin.cos, p.cos_sin.dtype, i), float_at(p.cos_sin.sin, p.cos_sin.dtype, i)};
-  } else {
-    uint64_t phase = phase_at(p.angle, position, s.words ? s.words[pair] : table[pair]);
-    if (p.positions_from) phase -= phase_at(p.angle, s.from, s.words_from ? s.words_from[pair] : table[pair]);
-    a = cos_sin(phase);
+    return {float_at(p.cos_sin.cos, p.cos_sin.dtype, i) * s.cos_scale,
+            float_at(p.cos_sin.sin, p.cos_sin.dtype, i) * s.sin_scale};
   }
-  return {a.cos * s.cos_scale, a.sin * s.sin_scale};
+  uint64_t phase = phase_at(p.angle, position, s.words ? s.words[pair] : table[pair]);
+  if (p.positions_from) phase -= phase_at(p.angle, s.from, s.words_from ? s.words_from[pair] : table[pair]);
+  return scaled_angle(phase, s.cos_scale, s.sin_scale);
 }
 
 // A token's place in a cache. False: it has none.

@@ -1,6 +1,7 @@
 // rope_apply: the descriptor checked once for both backends, then what is compiled for it.
 #include "apply.h"
 
+#include <algorithm>
 #include <cmath>
 #include <initializer_list>
 
@@ -40,6 +41,30 @@ rope_status check_shape(rope_apply_desc* d) {
   return ROPE_OK;
 }
 
+rope_status read_sections(const rope_apply_desc& d, Sections* s) {
+  const rope_sections& from = d.sections;
+  if (!from.num_streams) {
+    if (from.interleaved || from.stream_stride || from.sizes[0] || from.sizes[1] || from.sizes[2] || from.sizes[3])
+      return fail(ROPE_ERR_INVALID_ARG, "sections.num_streams: 0, but sections has other fields set");
+    return ROPE_OK;
+  }
+  ROPE_TRY(check_range("sections.num_streams", from.num_streams, 2, 4));
+  ROPE_TRY(check_range("sections.interleaved", from.interleaved, 0, 1));
+  if (!d.positions) return fail(ROPE_ERR_INVALID_ARG, "positions: NULL, required with sections");
+  *s = {from.num_streams, from.interleaved != 0, {}, from.stream_stride ? from.stream_stride : d.num_tokens};
+  int64_t sum = 0;
+  for (int32_t i = 0; i < 4; ++i) {
+    const int32_t size = s->sizes[i] = from.sizes[i];
+    if (size < 0 || (i >= from.num_streams && size))
+      return fail(ROPE_ERR_INVALID_ARG, "sections.sizes[%d]: %d, must be 0 or more, and 0 behind num_streams", i, size);
+    sum += size;
+  }
+  if (sum != d.rotary_dim / 2)
+    return fail(ROPE_ERR_INVALID_ARG, "sections.sizes: their sum is %lld, must be rotary_dim / 2 = %d",
+                static_cast<long long>(sum), d.rotary_dim / 2);
+  return ROPE_OK;
+}
+
 rope_status read_positions(const rope_apply_desc& d, Positions* p) {
   if (d.position_dtype != ROPE_INDEX_INT64 && d.position_dtype != ROPE_INDEX_INT32)
     return fail(ROPE_ERR_INVALID_ARG, "position_dtype: %d, must be one of ROPE_INDEX_INT64 (0), ROPE_INDEX_INT32 (1)",
@@ -53,7 +78,8 @@ rope_status read_positions(const rope_apply_desc& d, Positions* p) {
   if (!d.indptr && d.num_requests)
     return fail(ROPE_ERR_INVALID_ARG, "num_requests: %lld, must be 0 without indptr",
                 static_cast<long long>(d.num_requests));
-  *p = {PositionKind::kOffset, 0, d.offset, nullptr, nullptr};
+  *p = {PositionKind::kOffset, 0, d.offset, nullptr, nullptr, {}};
+  ROPE_TRY(read_sections(d, &p->sections));
   if (d.positions) {
     ROPE_TRY(check_address("positions", d.positions, index_bytes(d.position_dtype)));
     p->kind = is_int32 ? PositionKind::kIds32 : PositionKind::kIds64;
@@ -64,8 +90,10 @@ rope_status read_positions(const rope_apply_desc& d, Positions* p) {
                   static_cast<long long>(d.num_requests), INT32_MAX);
     ROPE_TRY(check_address("indptr", d.indptr, index_bytes(d.position_dtype)));
     if (d.offsets) ROPE_TRY(check_address("offsets", d.offsets, index_bytes(d.position_dtype)));
-    *p = {is_int32 ? PositionKind::kRagged32 : PositionKind::kRagged64, int32_t(d.num_requests), 0, d.indptr,
-          d.offsets};
+    p->kind = is_int32 ? PositionKind::kRagged32 : PositionKind::kRagged64;
+    p->num_requests = int32_t(d.num_requests);
+    p->ids = d.indptr;
+    p->offsets = d.offsets;
   }
   return ROPE_OK;
 }
@@ -81,6 +109,12 @@ struct Operand {
 };
 
 }  // namespace
+
+rope_status check_range(const char* name, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return ROPE_OK;
+  return fail(ROPE_ERR_INVALID_ARG, "%s: %lld, must be %lld to %lld", name, static_cast<long long>(value),
+              static_cast<long long>(low), static_cast<long long>(high));
+}
 
 rope_status check_apart(const char* x_name, const Rows& x, const char* y_name, const Rows& y) {
   if (are_apart(x, y)) return ROPE_OK;
@@ -128,12 +162,12 @@ rope_status check_operands(const Operand& q, const Operand& k) {
   return ROPE_OK;
 }
 
-rope_status check_positions_apart(const rope_apply_desc& d, const Operand& x) {
+rope_status check_positions_apart(const rope_apply_desc& d, const Positions& p, const Operand& x) {
   const struct {
     const char* name;
     const void* data;
     int64_t count;
-  } indices[] = {{"positions", d.positions, d.num_tokens},
+  } indices[] = {{"positions", d.positions, d.num_tokens + std::max(p.sections.streams - 1, 0) * p.sections.stride},
                  {"indptr", d.indptr, d.num_requests + 1},
                  {"offsets", d.offsets, d.num_requests}};
   if (!x.present) return ROPE_OK;
@@ -155,8 +189,8 @@ rope_status run_rotation(const rope_apply_desc& d, RotateFn rotation, const Posi
   ROPE_TRY(read_operand(d, d.q, d.q_out, d.num_q_heads, &q));
   ROPE_TRY(read_operand(d, d.k, d.k_out, d.num_k_heads, &k));
   ROPE_TRY(check_operands(q, k));
-  ROPE_TRY(check_positions_apart(d, q));
-  ROPE_TRY(check_positions_apart(d, k));
+  ROPE_TRY(check_positions_apart(d, positions, q));
+  ROPE_TRY(check_positions_apart(d, positions, k));
   if (d.backend == ROPE_BACKEND_CUDA)
     for (const Operand* o : {&q, &k}) {
       if (!o->present) continue;

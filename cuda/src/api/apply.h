@@ -11,10 +11,12 @@ inline int64_t index_bytes(int32_t index_dtype) { return index_dtype == ROPE_IND
 
 rope_status check_apart(const char* x_name, const Rows& x, const char* y_name, const Rows& y);
 
+rope_status check_range(const char* name, int64_t value, int64_t low, int64_t high);
+
 // Host memory given to the CUDA backend, where that can be told.
 rope_status check_device_pointer(const char* name, const void* pointer);
 
-// Whether the descriptor asks for more than a plain rotation.
+// Whether the descriptor asks for more than a rotation.
 bool has_stages(const rope_apply_desc& d);
 
 // The checked descriptor's pipeline; d's shape has been checked and its defaults filled in.

@@ -24,12 +24,6 @@ rope_status require_pointer(const rope_apply_desc& d, const char* name, const vo
   return check_pointer(d, name, pointer, bytes);
 }
 
-rope_status check_range(const char* name, int64_t value, int64_t low, int64_t high) {
-  if (value >= low && value <= high) return ROPE_OK;
-  return fail(ROPE_ERR_INVALID_ARG, "%s: %lld, must be %lld to %lld", name, static_cast<long long>(value),
-              static_cast<long long>(low), static_cast<long long>(high));
-}
-
 // One tensor of the descriptor on its way through the pipeline, and where it is read and written.
 struct Source {
   const char *name, *out_name, *cache_name, *quantize_name;
@@ -49,7 +43,8 @@ rope_status read_quantize(const rope_apply_desc& d, const Source& s, Quantize* q
   const char* name = s.quantize_name;
   ROPE_TRY(check_range(name, from.out_dtype, ROPE_OUT_SAME, ROPE_OUT_INT8));
   ROPE_TRY(check_range(name, from.scale_kind, ROPE_SCALE_HOST, ROPE_SCALE_DYNAMIC));
-  *q = {OutType(from.out_dtype), ScaleKind(from.scale_kind), from.scale == 0 ? 1.0f : from.scale, from.scales};
+  const float scale = from.scale == 0 ? 1.0f : from.scale;
+  *q = {OutType(from.out_dtype), ScaleKind(from.scale_kind), 1.0f / scale, from.scales};
   if (from.out_dtype == ROPE_OUT_SAME) {
     if (from.scale_kind || from.scale != 0 || from.scales)
       return fail(ROPE_ERR_INVALID_ARG, "%s: scales are only allowed with a quantised out_dtype", name);
@@ -57,7 +52,7 @@ rope_status read_quantize(const rope_apply_desc& d, const Source& s, Quantize* q
   }
   if (from.scale_kind == ROPE_SCALE_HOST) {
     if (from.scales) return fail(ROPE_ERR_INVALID_ARG, "%s.scales: not allowed with ROPE_SCALE_HOST", name);
-    if (!(q->scale > 0) || !std::isfinite(q->scale) || !std::isfinite(1.0f / q->scale))
+    if (!(scale > 0) || !std::isfinite(scale) || !std::isfinite(q->factor))
       return fail(ROPE_ERR_INVALID_ARG, "%s.scale: %g, must be above 0 and finite, as must its reciprocal", name,
                   double(from.scale));
     return ROPE_OK;
@@ -209,30 +204,6 @@ rope_status read_cache(const rope_apply_desc& d, CacheMap* c) {
   return check_range("cache.page_table_stride", from.page_table_stride, 1, INT32_MAX);
 }
 
-rope_status read_sections(const rope_apply_desc& d, Sections* s) {
-  const rope_sections& from = d.sections;
-  if (!from.num_streams) {
-    if (from.interleaved || from.stream_stride || from.sizes[0] || from.sizes[1] || from.sizes[2] || from.sizes[3])
-      return fail(ROPE_ERR_INVALID_ARG, "sections.num_streams: 0, but sections has other fields set");
-    return ROPE_OK;
-  }
-  ROPE_TRY(check_range("sections.num_streams", from.num_streams, 2, 4));
-  ROPE_TRY(check_range("sections.interleaved", from.interleaved, 0, 1));
-  if (!d.positions) return fail(ROPE_ERR_INVALID_ARG, "positions: NULL, required with sections");
-  *s = {from.num_streams, from.interleaved != 0, {}, from.stream_stride ? from.stream_stride : d.num_tokens};
-  int64_t sum = 0;
-  for (int32_t i = 0; i < 4; ++i) {
-    const int32_t size = s->sizes[i] = from.sizes[i];
-    if (size < 0 || (i >= from.num_streams && size))
-      return fail(ROPE_ERR_INVALID_ARG, "sections.sizes[%d]: %d, must be 0 or more, and 0 behind num_streams", i, size);
-    sum += size;
-  }
-  if (sum != d.rotary_dim / 2)
-    return fail(ROPE_ERR_INVALID_ARG, "sections.sizes: their sum is %lld, must be rotary_dim / 2 = %d",
-                static_cast<long long>(sum), d.rotary_dim / 2);
-  return ROPE_OK;
-}
-
 rope_status read_angles(const rope_apply_desc& d, PipelineParams* p) {
   const rope_cos_sin& c = d.cos_sin;
   const bool is_table = d.angle == ROPE_ANGLE_TABLE;
@@ -256,7 +227,7 @@ rope_status read_angles(const rope_apply_desc& d, PipelineParams* p) {
   }
   p->positions_from = d.positions_from;
   if (d.positions_from) {
-    if (!d.positions || p->sections.streams)
+    if (!d.positions || p->positions.sections.streams)
       return fail(ROPE_ERR_INVALID_ARG, "positions_from: only allowed with positions, one for each token");
     ROPE_TRY(check_pointer(d, "positions_from", d.positions_from, index_bytes(d.position_dtype)));
   }
@@ -282,17 +253,19 @@ rope_status read_angles(const rope_apply_desc& d, PipelineParams* p) {
 
 bool has_stages(const rope_apply_desc& d) {
   static const rope_apply_desc none = {};
-  constexpr size_t kFirst = offsetof(rope_apply_desc, v);
-  return d.angle == ROPE_ANGLE_TABLE ||
-         std::memcmp(reinterpret_cast<const char*>(&d) + kFirst, reinterpret_cast<const char*>(&none) + kFirst,
-                     sizeof(d) - kFirst) != 0;
+  constexpr size_t kFirst = offsetof(rope_apply_desc, v), kSections = offsetof(rope_apply_desc, sections),
+                   kBehind = kSections + sizeof(none.sections);
+  const auto differs = [&](size_t begin, size_t end) {
+    return std::memcmp(reinterpret_cast<const char*>(&d) + begin, reinterpret_cast<const char*>(&none) + begin,
+                       end - begin) != 0;
+  };
+  return d.angle == ROPE_ANGLE_TABLE || differs(kFirst, kSections) || differs(kBehind, sizeof(none));
 }
 
 rope_status read_pipeline(const rope_apply_desc& d, PipelineParams* p) {
   for (const int32_t reserved : {d.reserved, d.q_quantize.reserved, d.k_quantize.reserved, d.v_quantize.reserved,
                                  d.cache.reserved, d.cos_sin.reserved, d.sets.reserved})
     ROPE_TRY(check_range("reserved", reserved, 0, 0));
-  ROPE_TRY(read_sections(d, &p->sections));
   ROPE_TRY(read_angles(d, p));
   ROPE_TRY(read_norm(d, &p->norm));
   ROPE_TRY(read_cache(d, &p->cache));

@@ -50,17 +50,18 @@ void rotate_row(const PipelineParams& p, const float* cos, const float* sin, flo
   }
 }
 
-float scale_of(const PipelineParams& p, const PipelineOperand& o, int64_t token, int32_t head, const CachePlace& place,
-               const float* x) {
+// What a quantised head is multiplied with.
+float quantize_factor(const PipelineParams& p, const PipelineOperand& o, int64_t token, int32_t head,
+                      const CachePlace& place, const float* x) {
   if (o.quantize.kind != ScaleKind::kDynamic) {
     const ScalePlace given = scale_place(o.quantize, token, head);
-    return given.scales ? *given.scales : o.quantize.scale;
+    return given.scales ? 1.0f / *given.scales : o.quantize.factor;
   }
   float largest = 0.0f;
   for (int32_t i = 0; i < o.dim; ++i) largest = larger_magnitude(largest, x[i]);
   const float scale = dynamic_scale(o.quantize.type, largest);
   o.quantize.scales[scale_row(p, o, token, place) * o.heads + head] = scale;
-  return scale;
+  return 1.0f / scale;
 }
 
 template <class D, Layout kLayout>
@@ -69,9 +70,9 @@ void one_head(const PipelineParams& p, const PipelineOperand& o, int64_t token, 
   using Storage = typename D::Storage;
   float x[kMaxPipelineDim];
   const auto* in = reinterpret_cast<const Storage*>(o.in + token * o.in_token_stride + head * o.in_head_stride);
-  char* const out = o.out + head * o.out_head_stride +
-                    (o.cached ? place.page * o.out_page_stride + place.entry * o.out_token_stride
-                              : token * o.out_token_stride);
+  char* const out =
+      o.out + head * o.out_head_stride +
+      (o.cached ? place.page * o.out_page_stride + place.entry * o.out_token_stride : token * o.out_token_stride);
   const int32_t begin = o.whole ? 0 : p.rotary_offset, end = o.whole ? o.dim : p.rotary_offset + p.rotary_dim;
   for (int32_t i = begin; i < end; ++i) x[i] = D::widen(in[i]);
   if (o.weight && !p.norm.after) normalise<D>(p, o, x);
@@ -85,7 +86,7 @@ void one_head(const PipelineParams& p, const PipelineOperand& o, int64_t token, 
     }
     return;
   }
-  const float factor = 1.0f / scale_of(p, o, token, head, place, x);
+  const float factor = quantize_factor(p, o, token, head, place, x);
   for (int32_t i = 0; i < o.dim; ++i) out[i] = char(quantize2(o.quantize.type, x[i] * factor, 0.0f));
 }
 

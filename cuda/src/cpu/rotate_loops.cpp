@@ -50,11 +50,13 @@ void rotate_tokens(const void* context, int64_t begin, int64_t end) {
   alignas(64) float cos[kMaxRotaryDim / 2], sin[kMaxRotaryDim / 2];
   for (int32_t i = pairs; i % kAnglePadding; ++i) cos[i] = sin[i] = 0.0f;
   typename Row<D, kLayout>::Angles angles;
+  const Sections& sections = p.positions.sections;
   for (int64_t token = begin; token < end; ++token) {
     int64_t position;
     if (!position_of(p.positions, token, &position)) continue;
     for (int32_t i = 0; i < pairs; ++i) {
-      const CosSin a = angle_at<kAngle>(position, table[i], p.cos_scale, p.sin_scale);
+      if (sections.streams) position = stream_position(p.positions, token, stream_of(sections, i));
+      const CosSin a = scaled_angle(phase_at<kAngle>(position, table[i]), p.cos_scale, p.sin_scale);
       cos[i] = a.cos;
       sin[i] = a.sin;
     }

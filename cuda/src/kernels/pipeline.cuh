@@ -6,6 +6,8 @@
 // (kReduce), is in rows.cuh; every thread of a block then takes the same number of turns.
 #pragma once
 
+#include <type_traits>
+
 #include "../stages.h"
 #include "chunk.h"
 #include "launch.h"
@@ -21,7 +23,8 @@ struct PipelineArgs {
   PipelineParams params;
   OperandPlan plans[kMaxOperands];
   uint32_t first_block[kMaxOperands];  // of an operand, ascending; UINT32_MAX where there is none
-  bool prefetch, release_early;
+  bool dependent, release_early;
+  uint8_t streams[kMaxPairs];  // of positions, of each pair
   alignas(16) uint64_t table[kMaxPairs];
 };
 
@@ -106,8 +109,8 @@ __global__ void __launch_bounds__(kPipelineBlock)
   const auto live = [&](int u) { return inside && head + u * step < o.heads; };
 
   // Everything that needs no memory but the arguments comes before the wait.
-  const Slot slot = slot_of<kLayout, kVec>(o.rotated ? p.rotary_dim : 0, p.rotary_offset, o.dim, plan.stored_slots,
-                                           slot_index);
+  const Slot slot =
+      slot_of<kLayout, kVec, true>(o.rotated ? p.rotary_dim : 0, p.rotary_offset, o.dim, plan.stored_slots, slot_index);
   const PairMap<kLayout, kVec> map{slot.rotated ? slot_index : 0, p.rotary_dim / 2};
   const int64_t first = int64_t(slot.first) * C::kElementBytes, second = int64_t(slot.second) * C::kElementBytes;
   const char* in = o.in + token * o.in_token_stride + head * o.in_head_stride;
@@ -115,18 +118,20 @@ __global__ void __launch_bounds__(kPipelineBlock)
   const int64_t in_step = step * o.in_head_stride, out_step = step * o.out_head_stride;
   const bool quantised = kQuantised && o.quantize.type != OutType::kSame;
   ScalePlace given = quantised ? scale_place(o.quantize, token, head) : ScalePlace{};
-  uint64_t digest = digest_of(in, out, first, second, in_step, out_step, inside, given.scales, o.heads, o.cached,
-                              o.out_page_stride, o.out_token_stride, p.positions.kind, p.positions.ids,
-                              p.positions.offset, p.cache.indices, p.cache.index_is_int32, p.cache.page_shift,
-                              p.cache.num_pages, p.cache.page_table);
-  uint64_t word[kVec];
+  uint64_t digest =
+      digest_of(in, out, first, second, in_step, out_step, inside, given.scales, o.heads, o.cached, o.out_page_stride,
+                o.out_token_stride, p.positions.kind, p.positions.ids, p.positions.offset, p.cache.indices,
+                p.cache.index_is_int32, p.cache.page_shift, p.cache.num_pages, p.cache.page_table);
+  uint64_t word[kVec], streams = 0;
   if constexpr (!kGeneral) {
     load_words(as_memory(args.table), map, word);
+    if (p.positions.sections.streams) streams = load_streams(as_memory(args.streams), map);
+    digest ^= streams;
 #pragma unroll
     for (int j = 0; j < kVec; ++j) digest ^= word[j];
   }
   if (args.release_early) release_next();
-  if (args.prefetch) {
+  if (args.dependent) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       if (!live(u)) continue;
@@ -144,7 +149,7 @@ __global__ void __launch_bounds__(kPipelineBlock)
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       if (!live(u)) continue;
-      if (quantised) scale[u] = given.scales ? given.scales[u * step * given.head_step] : o.quantize.scale;
+      if (given.scales) scale[u] = given.scales[u * step * given.head_step];
       a[u] = *reinterpret_cast<const C*>(in + u * in_step + first);
       b[u] = *reinterpret_cast<const C*>(in + u * in_step + second);
     }
@@ -174,13 +179,19 @@ __global__ void __launch_bounds__(kPipelineBlock)
   if (!kReduce && !moves) return;
   CosSin angle[kVec] = {};
   if (moves && slot.rotated) {
+    if constexpr (kGeneral) {
 #pragma unroll
-    for (int j = 0; j < kVec; ++j) {
-      if constexpr (kGeneral) {
-        angle[j] = pair_angle(p, args.table, state, token, map.pair(j));
+      for (int j = 0; j < kVec; ++j) angle[j] = pair_angle(p, args.table, state, token, map.pair(j));
+    } else {
+      uint64_t phase[kVec];
+      if (p.positions.sections.streams) {
+        section_phases<SectionForm::kAny, Angle::kExact, kVec>(p.positions, streams, token, word, phase);
       } else {
-        angle[j] = angle_at<Angle::kExact>(state.position, word[j], p.cos_scale, p.sin_scale);
+#pragma unroll
+        for (int j = 0; j < kVec; ++j) phase[j] = phase_at<Angle::kExact>(state.position, word[j]);
       }
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) angle[j] = scaled_angle(phase[j], p.cos_scale, p.sin_scale);
     }
   }
 
@@ -193,7 +204,7 @@ __global__ void __launch_bounds__(kPipelineBlock)
       x[map.element1(j)] = y.second;
     }
   };
-  const float first_factor = quantised ? 1.0f / scale[0] : 1.0f;
+  const float first_factor = given.scales ? 1.0f / scale[0] : o.quantize.factor;
   const auto store_head = [&](int u, const float* x, float dynamic_factor) {
     char* const row = out + u * out_step;
     if (!quantised) {
@@ -210,57 +221,72 @@ __global__ void __launch_bounds__(kPipelineBlock)
     }
   };
 
+  // A thread's first kHeads heads, together: what they wait for overlaps.
+  const auto reduce_heads = [&](auto count) {
+    constexpr int kHeads = decltype(count)::value;
+    const auto rows = [&] {
+      if constexpr (kGeneral) {
+        using Rows = BlockRows<kVec>;
+        __shared__ float shared[Rows::kFloats];
+        return Rows{plan.lanes,
+                    lane,
+                    o.dim,
+                    plan.rows_in_warps,
+                    row_token < plan.tokens,
+                    slot,
+                    shared + row * Rows::floats(plan.lanes)};
+      } else {
+        return WarpRows<kVec>{plan.lanes};
+      }
+    }();
+    float x[kHeads][2 * kVec] = {}, dynamic_factor[kHeads] = {};
+#pragma unroll
+    for (int u = 0; u < kHeads; ++u) {
+      if (!live(u)) continue;
+      a[u].widen(x[u]);
+      b[u].widen(x[u] + kVec);
+      if (p.norm.after) rotate_head(x[u]);
+    }
+    if (o.weight) {
+      float total[kHeads];
+      rows.sums_of_squares(x, inside, total);
+#pragma unroll
+      for (int u = 0; u < kHeads; ++u) {
+        const float r = norm_factor(total[u], p.norm.inverse_dim, p.norm.eps);
+#pragma unroll
+        for (int j = 0; j < 2 * kVec; ++j) x[u][j] = x[u][j] * r * weight[j];
+      }
+    }
+    if (!p.norm.after)
+#pragma unroll
+      for (int u = 0; u < kHeads; ++u) rotate_head(x[u]);
+    if (kQuantised && o.quantize.kind == ScaleKind::kDynamic) {
+      float largest[kHeads] = {};
+#pragma unroll
+      for (int u = 0; u < kHeads; ++u)
+#pragma unroll
+        for (int j = 0; inside && j < 2 * kVec; ++j) largest[u] = larger_magnitude(largest[u], x[u][j]);
+      rows.largest(largest);
+#pragma unroll
+      for (int u = 0; u < kHeads; ++u) {
+        const float scale = dynamic_scale(o.quantize.type, largest[u]);
+        dynamic_factor[u] = 1.0f / scale;
+        if (slot_index == 0 && live(u) && moves)
+          o.quantize.scales[scale_row(p, o, token, place) * o.heads + head + u * step] = scale;
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kHeads; ++u)
+      if (live(u) && moves) store_head(u, x[u], dynamic_factor[u]);
+  };
+
   for (int32_t turn = 0;; ++turn) {
     if constexpr (kReduce) {
-      const auto rows = [&] {
-        if constexpr (kGeneral) {
-          using Rows = BlockRows<kVec>;
-          __shared__ float shared[Rows::kFloats];
-          return Rows{plan.lanes,           lane, o.dim, plan.rows_in_warps, row_token < plan.tokens, slot,
-                      shared + row * Rows::floats(plan.lanes)};
-        } else {
-          return WarpRows<kVec>{plan.lanes};
-        }
-      }();
-      float x[kUnroll][2 * kVec] = {}, dynamic_factor[kUnroll] = {};
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        if (!live(u)) continue;
-        a[u].widen(x[u]);
-        b[u].widen(x[u] + kVec);
-        if (p.norm.after) rotate_head(x[u]);
+      if (kUnroll == 1 || plan.in_flight == 1) {
+        reduce_heads(std::integral_constant<int, 1>());
+      } else {
+        reduce_heads(std::integral_constant<int, kUnroll>());
       }
-      if (o.weight) {
-        float total[kUnroll];
-        rows.sums_of_squares(x, inside, total);
-#pragma unroll
-        for (int u = 0; u < kUnroll; ++u) {
-          const float r = norm_factor(total[u], p.norm.inverse_dim, p.norm.eps);
-#pragma unroll
-          for (int j = 0; j < 2 * kVec; ++j) x[u][j] = x[u][j] * r * weight[j];
-        }
-      }
-      if (!p.norm.after)
-#pragma unroll
-        for (int u = 0; u < kUnroll; ++u) rotate_head(x[u]);
-      if (kQuantised && o.quantize.kind == ScaleKind::kDynamic) {
-        float largest[kUnroll] = {};
-#pragma unroll
-        for (int u = 0; u < kUnroll; ++u)
-#pragma unroll
-          for (int j = 0; inside && j < 2 * kVec; ++j) largest[u] = larger_magnitude(largest[u], x[u][j]);
-        rows.largest(largest);
-#pragma unroll
-        for (int u = 0; u < kUnroll; ++u) {
-          const float scale = dynamic_scale(o.quantize.type, largest[u]);
-          dynamic_factor[u] = 1.0f / scale;
-          if (slot_index == 0 && live(u) && moves)
-            o.quantize.scales[scale_row(p, o, token, place) * o.heads + head + u * step] = scale;
-        }
-      }
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u)
-        if (live(u) && moves) store_head(u, x[u], dynamic_factor[u]);
     } else {
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {

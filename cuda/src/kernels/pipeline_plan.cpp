@@ -60,9 +60,9 @@ bool in_warp(const PipelineParams& p, const PipelineOperand& o, int vec) {
 
 // What the code for most calls does not serve (pipeline.cuh).
 bool is_general(const PipelineParams& p, int vec) {
-  if (vec == 1 || p.angle != Angle::kExact || p.positions_from || p.sections.streams || p.sets.tables ||
-      p.rotary_dim > kFewPairs * 2 || p.positions.kind == PositionKind::kRagged32 ||
-      p.positions.kind == PositionKind::kRagged64 || (p.norm.on && !p.norm.wide_weights) ||
+  if (vec == 1 || p.angle != Angle::kExact || p.positions_from || p.sets.tables || p.rotary_dim > kFewPairs * 2 ||
+      p.positions.kind == PositionKind::kRagged32 || p.positions.kind == PositionKind::kRagged64 ||
+      (p.norm.on && !p.norm.wide_weights) ||
       (p.cache.indices && p.cache.page_shift < 0 && p.cache.num_pages > UINT32_MAX / p.cache.page_size))
     return true;
   for (int i = 0; i < p.num_operands; ++i)
@@ -75,17 +75,31 @@ struct Regime {
   int64_t max_bytes;
   int access_bytes;  // at most
   int unroll;        // heads in flight in a thread
+  int turns;         // over them, at most
   int threads;       // of a block
-  bool loop;         // a block takes all heads of its tokens
-  bool prefetch, release_early;
+  bool release_early;
 };
 
-// Measured on an H100 (KERNELS.md).
-constexpr Regime kRegimes[] = {
-    {500'000, 8, 2, kPipelineBlock, false, true, true},
-    {6'000'000, 8, 2, kPipelineBlock, false, true, false},
-    {INT64_MAX, 16, 4, kPipelineBlock, true, true, false},
+// Measured on an H100 (KERNELS.md). A conversion or a reduction is work that hides no other, unless a thread has
+// several heads of it, which few bytes do not have; many share angles and weights.
+constexpr Regime kPlain[] = {
+    {60'000, 8, 2, 1, 128, true},
+    {1'500'000, 16, 2, 1, 64, true},
+    {INT64_MAX, 16, 2, 1, 64, false},
 };
+constexpr Regime kQuantised[] = {
+    {60'000, 8, 1, 1, 128, true},
+    {1'500'000, 16, 1, 1, 64, true},
+    {16'000'000, 16, 2, 2, 64, false},
+    {INT64_MAX, 16, 4, 2, 64, false},
+};
+constexpr Regime kReduced[] = {
+    {500'000, 8, 1, 1, 128, false},
+    {6'000'000, 16, 2, 2, 64, false},
+    {INT64_MAX, 16, 4, 2, 64, false},
+};
+// What the general code takes, for every size.
+constexpr Regime kGeneral = {INT64_MAX, 16, 2, 2, 128, false}, kGeneralReduced = {INT64_MAX, 16, 1, 2, 128, false};
 
 }  // namespace
 
@@ -96,17 +110,24 @@ PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes) {
     bytes += p.num_tokens * p.operands[i].heads * p.operands[i].dim * element_bytes;
     plan.quantised |= p.operands[i].quantize.type != OutType::kSame;
   }
-  const Regime* regime = kRegimes;
-  while (bytes > regime->max_bytes) ++regime;
   plan.reduce = p.norm.on || p.dynamic;
-  plan.prefetch = regime->prefetch;
-  plan.release_early = regime->release_early;
+  const Regime* regime = plan.reduce ? kReduced : plan.quantised ? kQuantised : kPlain;
+  const Regime* const narrow = regime;
+  const auto access = [&] { return access_of(p, element_bytes, regime->access_bytes); };
+  const auto general = [&] {
+    return is_general(p, access() / element_bytes);
+  };  // wide accesses may do what narrow can't
+  while (bytes > regime->max_bytes || (regime->access_bytes < 16 && general())) ++regime;
+  plan.general = general();
+  if (plan.general) {
+    regime = plan.reduce ? &kGeneralReduced : &kGeneral;
+  } else if (access() < regime->access_bytes) {
+    regime = narrow;
+  }
+  plan.access_bytes = access();
+  plan.unroll = plan.quantised && plan.reduce ? std::min(regime->unroll, 2) : regime->unroll;
   plan.threads = unsigned(regime->threads);
-  plan.access_bytes = access_of(p, element_bytes, regime->access_bytes);
-  plan.general = is_general(p, plan.access_bytes / element_bytes);
-  // Only wide accesses keep the largest heads in one block.
-  if (plan.reduce && plan.general) plan.access_bytes = access_of(p, element_bytes, 16);
-  plan.unroll = plan.general ? (plan.reduce ? 1 : 2) : plan.reduce ? 2 : regime->unroll;
+  plan.release_early = regime->release_early;
   const int vec = plan.access_bytes / element_bytes;
   plan.grid_z = unsigned(divide_up(most_slots(p, vec), regime->threads));
   bool reported = false;
@@ -123,11 +144,13 @@ PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes) {
     x.reports = p.cache.indices ? o.cached && !reported : i == 0;
     reported |= x.reports;
     const int32_t rows = regime->threads / x.lanes, head_threads = divide_up(o.heads, plan.unroll);
-    x.columns = std::min(head_threads, rows);
-    x.turns = regime->loop ? divide_up(head_threads, x.columns) : 1;
+    const bool halves = plan.reduce && plan.unroll == 4;  // even where one turn would do
+    x.columns = std::min(halves ? divide_up(head_threads, 2) : head_threads, rows);
+    x.turns = std::min(regime->turns, divide_up(head_threads, x.columns));
     x.tokens = int32_t(std::min<int64_t>(rows / x.columns, p.num_tokens));
     x.heads = x.columns * x.turns * plan.unroll;
     x.blocks = divide_up(o.heads, x.heads);
+    x.in_flight = std::min(plan.unroll, divide_up(o.heads, x.columns * x.turns * x.blocks));
     x.lane_share = (1u << 16) / uint32_t(x.lanes) + 1;
     x.column_share = (1u << 16) / uint32_t(x.columns) + 1;
     plan.grid_x += unsigned(divide_up(p.num_tokens, x.tokens)) * unsigned(x.blocks);
@@ -136,8 +159,7 @@ PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes) {
 }
 
 bool pipeline_fits(const PipelineParams& p, int element_bytes) {
-  return !(p.norm.on || p.dynamic) ||
-         most_slots(p, access_of(p, element_bytes, 16) / element_bytes) <= kPipelineBlock;
+  return !(p.norm.on || p.dynamic) || most_slots(p, access_of(p, element_bytes, 16) / element_bytes) <= kPipelineBlock;
 }
 
 }  // namespace rope::cuda

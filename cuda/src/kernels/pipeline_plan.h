@@ -6,18 +6,17 @@
 namespace rope::cuda {
 
 inline constexpr int kPipelineBlock = 128;  // threads, at most
-inline constexpr int kFewPairs = 64;        // rotary_dim / 2 of the code for most calls, see pipeline.cuh
 
 // How an operand is dealt out.
 struct OperandPlan {
-  int32_t slots, stored_slots;  // of a head; of what is not rotated
-  int32_t lanes;                // threads along a head, in one block
-  int32_t columns;              // threads along heads
-  int32_t tokens;               // of a block
-  int32_t turns;                // of a thread, over so many heads as it has in flight
-  int32_t heads, blocks;        // of a block; blocks along heads
-  bool rows_in_warps;           // the threads of a head lie in one warp
-  bool reports;                 // counts tokens that have no place
+  int32_t slots, stored_slots;        // of a head; of what is not rotated
+  int32_t lanes;                      // threads along a head, in one block
+  int32_t columns;                    // threads along heads
+  int32_t tokens;                     // of a block
+  int32_t turns, in_flight;           // of a thread: turns, and heads in each
+  int32_t heads, blocks;              // of a block; blocks along heads
+  bool rows_in_warps;                 // the threads of a head lie in one warp
+  bool reports;                       // counts tokens that have no place
   uint32_t lane_share, column_share;  // 2^16 / lanes + 1 and 2^16 / columns + 1: division of a thread's number
 
   ROPE_INLINE_MEMBER int32_t row_of(uint32_t thread) const { return int32_t(thread * lane_share >> 16); }
@@ -28,7 +27,7 @@ struct PipelinePlan {
   int access_bytes;  // of an input: 16 or 8 where everything is a multiple of it, else one element
   int unroll;        // heads in flight in a thread
   bool reduce, quantised, general;
-  bool prefetch, release_early;
+  bool release_early;
   OperandPlan operands[kMaxOperands];
   uint32_t first_block[kMaxOperands];
   unsigned threads, grid_x, grid_z;

@@ -10,6 +10,7 @@
 #include "chunk.h"
 #include "launch.h"
 #include "rotate_plan.h"
+#include "slot.h"
 #include "words.h"
 
 namespace rope::cuda {
@@ -18,9 +19,10 @@ namespace rope::cuda {
 template <int kMaxPairs>
 struct RotateArgs {
   RotateParams params;
-  int32_t copy_slots;  // two chunks each of what is only copied
-  bool prefetch;       // bring q and k into the second-level cache before the wait
-  bool release_early;  // let the next kernel be scheduled before the wait
+  int32_t copy_slots;          // two chunks each of what is only copied
+  bool prefetch;               // bring q and k into the second-level cache before the wait
+  bool release_early;          // let the next kernel be scheduled before the wait
+  uint8_t streams[kMaxPairs];  // of positions, of each pair
   alignas(16) uint64_t table[kMaxPairs];
 };
 
@@ -43,30 +45,12 @@ __device__ __forceinline__ Row row_of(const RotateParams& p, int64_t token, int3
           token < p.num_tokens && head < p.num_q_heads + p.num_k_heads};
 }
 
-// Element offsets within a head of a slot's two chunks.
-struct Slot {
-  bool rotated;
-  int32_t first, second;
-};
-
-template <Layout kLayout, int kVec, bool kCopy>
-__device__ __forceinline__ Slot slot_of(const RotateParams& p, int32_t copy_slots, int32_t slot) {
-  const int32_t rotated_slots = p.rotary_dim / 2 / kVec;
-  if (!kCopy || slot < rotated_slots) {
-    const PairMap<kLayout, kVec> map{slot, p.rotary_dim / 2};
-    return {true, p.rotary_offset + map.first(), p.rotary_offset + map.second()};
-  }
-  // Chunk n of what is not rotated; the last slot may have one chunk only, and copies it twice.
-  const auto element = [&](int32_t n) { return n * kVec < p.rotary_offset ? n * kVec : n * kVec + p.rotary_dim; };
-  const int32_t n = slot - rotated_slots, chunks = (p.head_dim - p.rotary_dim) / kVec;
-  return {false, element(n), element(n + copy_slots < chunks ? n + copy_slots : n)};
-}
-
 }  // namespace detail
 
 // kCopy: out of place with elements that are not rotated. kEarly: positions may be read, and angles formed, before the
-// wait; not an argument, as registers for both orders cost more than the early one saves.
-template <class D, Layout kLayout, Angle kAngle, int kVec, int kUnroll, bool kCopy, bool kEarly, int kMaxPairs>
+// wait. kSections: how pairs share a token's positions. These are no arguments, as code for all costs registers.
+template <class D, Layout kLayout, Angle kAngle, int kVec, int kUnroll, bool kCopy, bool kEarly, SectionForm kSections,
+          int kMaxPairs>
 __global__ void __launch_bounds__(kMaxBlock) rotate_kernel(const __grid_constant__ RotateArgs<kMaxPairs> args) {
   using C = Chunk<D, kVec>;
   const RotateParams& p = args.params;
@@ -77,11 +61,14 @@ __global__ void __launch_bounds__(kMaxBlock) rotate_kernel(const __grid_constant
   if (slot_index >= p.rotary_dim / 2 / kVec + args.copy_slots) return;
 
   // Everything that needs no memory but the arguments comes before the wait.
-  const detail::Slot slot = detail::slot_of<kLayout, kVec, kCopy>(p, args.copy_slots, slot_index);
+  const Slot slot =
+      slot_of<kLayout, kVec, kCopy>(p.rotary_dim, p.rotary_offset, p.head_dim, args.copy_slots, slot_index);
   const PairMap<kLayout, kVec> map{slot.rotated ? slot_index : 0, p.rotary_dim / 2};
   const int64_t first = int64_t(slot.first) * C::kElementBytes, second = int64_t(slot.second) * C::kElementBytes;
   uint64_t word[kVec];
   load_words(as_memory(args.table), map, word);
+  constexpr bool kStreams = kSections != SectionForm::kNone;
+  const uint64_t streams = kStreams ? load_streams(as_memory(args.streams), map) : 0;
   detail::Row row[kUnroll];
   const auto take_rows = [&] {
 #pragma unroll
@@ -92,7 +79,7 @@ __global__ void __launch_bounds__(kMaxBlock) rotate_kernel(const __grid_constant
   };
   take_rows();
   uint64_t digest = uint64_t(bit_cast<uint32_t>(p.cos_scale)) << 32 ^ bit_cast<uint32_t>(p.sin_scale) ^
-                    uint64_t(p.positions.kind) ^ reinterpret_cast<uint64_t>(p.positions.ids) ^ first ^ second;
+                    uint64_t(p.positions.kind) ^ reinterpret_cast<uint64_t>(p.positions.ids) ^ first ^ second ^ streams;
 #pragma unroll
   for (int j = 0; j < kVec; ++j) digest ^= word[j];
 #pragma unroll
@@ -103,10 +90,19 @@ __global__ void __launch_bounds__(kMaxBlock) rotate_kernel(const __grid_constant
   bool rotates = token < p.num_tokens;
   CosSin angle[kVec];
   const auto form_angles = [&] {
-    rotates = rotates && position_of(p.positions, token, &position);
-    if (!rotates) return;
+    if constexpr (kStreams) {
+      uint64_t phase[kVec];
+      rotates = rotates && section_phases<kSections, kAngle, kVec>(p.positions, streams, token, word, phase);
+      if (!rotates) return;
 #pragma unroll
-    for (int j = 0; j < kVec; ++j) angle[j] = angle_at<kAngle>(position, word[j], p.cos_scale, p.sin_scale);
+      for (int j = 0; j < kVec; ++j) angle[j] = scaled_angle(phase[j], p.cos_scale, p.sin_scale);
+    } else {
+      rotates = rotates && position_of(p.positions, token, &position);
+      if (!rotates) return;
+#pragma unroll
+      for (int j = 0; j < kVec; ++j)
+        angle[j] = scaled_angle(phase_at<kAngle>(position, word[j]), p.cos_scale, p.sin_scale);
+    }
   };
   if (args.release_early) release_next();
   if (args.prefetch) {

@@ -10,7 +10,9 @@ namespace rope::cuda {
 
 template <class D, Layout kLayout, Angle kAngle>
 struct RotateInstance {
-  template <int kVec, int kUnroll, bool kCopy, bool kEarly, int kMaxPairs>
+  using Form = SectionForm;
+
+  template <int kVec, int kUnroll, bool kCopy, bool kEarly, Form kSections, int kMaxPairs>
   static int launch_one(const RotateParams& p, const uint64_t* table, const Execution& e, const RotatePlan& plan) {
     RotateArgs<kMaxPairs> args;
     args.params = p;
@@ -18,39 +20,50 @@ struct RotateInstance {
     args.prefetch = e.dependent && plan.prefetch;
     args.release_early = plan.release_early;
     std::memcpy(args.table, table, sizeof(uint64_t) * size_t(p.rotary_dim / 2));
-    return launch(rotate_kernel<D, kLayout, kAngle, kVec, kUnroll, kCopy, kEarly, kMaxPairs>,
+    fill_streams(p.positions.sections, p.rotary_dim / 2, args.streams);
+    return launch(rotate_kernel<D, kLayout, kAngle, kVec, kUnroll, kCopy, kEarly, kSections, kMaxPairs>,
                   dim3{plan.grid_x, plan.grid_y, plan.grid_z}, dim3{plan.block_x, plan.block_y, plan.block_z}, args,
                   e.stream, e.dependent);
   }
 
   // Arguments are copied for every launch: the usual heads get a table of their size.
-  template <int kVec, int kUnroll, bool kCopy>
+  template <int kVec, int kUnroll, bool kCopy, Form kSections>
   static int choose_table(const RotateParams& p, const uint64_t* table, const Execution& e, const RotatePlan& plan) {
-    return p.rotary_dim <= 128 ? launch_one<kVec, kUnroll, kCopy, false, 64>(p, table, e, plan)
-                               : launch_one<kVec, kUnroll, kCopy, false, kMaxRotaryDim / 2>(p, table, e, plan);
+    return p.rotary_dim <= 2 * kFewPairs
+               ? launch_one<kVec, kUnroll, kCopy, false, kSections, kFewPairs>(p, table, e, plan)
+               : launch_one<kVec, kUnroll, kCopy, false, kSections, kMaxRotaryDim / 2>(p, table, e, plan);
+  }
+
+  template <int kVec, int kUnroll, bool kCopy, Form... kSections>
+  static int choose_sections(const RotateParams& p, const uint64_t* table, const Execution& e, const RotatePlan& plan) {
+    int error = 0;
+    ((plan.sections == kSections && (error = choose_table<kVec, kUnroll, kCopy, kSections>(p, table, e, plan), true)) ||
+     ...);
+    return error;
   }
 
   // Every plan that plan_rotate() makes; a new kind of plan needs its line here.
   static int launch_plan(const RotateParams& p, const uint64_t* table, const Execution& e, const RotatePlan& plan) {
     constexpr int kElementBytes = sizeof(typename D::Storage), kWide = 16 / kElementBytes;
-    if (plan.access_bytes == kElementBytes) return choose_table<1, 2, true>(p, table, e, plan);
+    if (plan.access_bytes == kElementBytes)
+      return choose_sections<1, 2, true, Form::kNone, Form::kAny>(p, table, e, plan);
     if (plan.access_bytes == 8) {
       // Early positions pay where launches are short, and where the next launch is let in early too.
       const bool known = e.positions_ready || p.positions.kind == PositionKind::kOffset;
-      if (e.dependent && known && plan.release_early && p.rotary_dim <= 128)
-        return launch_one<8 / kElementBytes, 2, false, true, 64>(p, table, e, plan);
-      return choose_table<8 / kElementBytes, 2, false>(p, table, e, plan);
+      if (e.dependent && known && plan.release_early && p.rotary_dim <= 2 * kFewPairs && plan.sections == Form::kNone)
+        return launch_one<8 / kElementBytes, 2, false, true, Form::kNone, kFewPairs>(p, table, e, plan);
+      return choose_sections<8 / kElementBytes, 2, false, Form::kNone, Form::kWhole, Form::kAny>(p, table, e, plan);
     }
-    if (plan.copy_slots) return choose_table<kWide, 4, true>(p, table, e, plan);
+    if (plan.copy_slots) return choose_sections<kWide, 4, true, Form::kNone, Form::kAny>(p, table, e, plan);
     switch (plan.unroll) {
-      case 1: return choose_table<kWide, 1, false>(p, table, e, plan);
-      case 2: return choose_table<kWide, 2, false>(p, table, e, plan);
-      default: return choose_table<kWide, 4, false>(p, table, e, plan);
+      case 1: return choose_table<kWide, 1, false, Form::kNone>(p, table, e, plan);
+      case 2: return choose_table<kWide, 2, false, Form::kNone>(p, table, e, plan);
+      default: return choose_sections<kWide, 4, false, Form::kNone, Form::kWhole>(p, table, e, plan);
     }
   }
 
   static int run(const RotateParams& p, const uint64_t* table, const Execution& e) {
-    return launch_plan(p, table, e, plan_rotate(p, sizeof(typename D::Storage)));
+    return launch_plan(p, table, e, plan_rotate(p, kLayout, sizeof(typename D::Storage)));
   }
 };
 

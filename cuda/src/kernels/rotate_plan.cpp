@@ -27,6 +27,13 @@ bool aligned(const RotateParams& p, int element_bytes, int bytes) {
   return (bits & (bytes - 1)) == 0;
 }
 
+SectionForm section_form(const Sections& s, Layout layout, int32_t vec) {
+  if (!s.streams) return SectionForm::kNone;
+  int32_t end = 0, ends = 0;
+  for (int i = 0; i < s.streams; ++i) ends |= end += s.sizes[i];
+  return layout == Layout::kNeox && !s.interleaved && ends % vec == 0 ? SectionForm::kWhole : SectionForm::kAny;
+}
+
 // Threads along the heads of a token, of at most `columns`: an equal share for every block, exact where that leaves at
 // least half of the columns in use.
 int32_t share_heads(int32_t head_threads, int32_t columns) {
@@ -62,7 +69,7 @@ constexpr int64_t kFewHeadsLoop = 1'000'000;
 
 }  // namespace
 
-RotatePlan plan_rotate(const RotateParams& p, int element_bytes) {
+RotatePlan plan_rotate(const RotateParams& p, Layout layout, int element_bytes) {
   RotatePlan plan = {};
   const int32_t heads = p.num_q_heads + p.num_k_heads;
   const int64_t bytes = p.num_tokens * heads * p.head_dim * element_bytes;
@@ -73,7 +80,8 @@ RotatePlan plan_rotate(const RotateParams& p, int element_bytes) {
 
   plan.access_bytes = element_bytes;
   for (const int access : {16, 8}) {
-    const bool compiled = access == 16 || !copies;
+    const auto form = section_form(p.positions.sections, layout, access / element_bytes);
+    const bool compiled = copies ? access == 16 : access == 8 || form != SectionForm::kAny;
     if (compiled && (access <= regime->elements * element_bytes || copies) && aligned(p, element_bytes, access)) {
       plan.access_bytes = access;
       break;
@@ -82,8 +90,14 @@ RotatePlan plan_rotate(const RotateParams& p, int element_bytes) {
   plan.prefetch = regime->prefetch;
   plan.release_early = regime->release_early;
   const int32_t vec = plan.access_bytes / element_bytes;
+  plan.sections = section_form(p.positions.sections, layout, vec);
+  if (plan.sections == SectionForm::kWhole && (copies || vec == 1)) plan.sections = SectionForm::kAny;
   plan.copy_slots = copies ? divide_up((p.head_dim - p.rotary_dim) / vec, 2) : 0;
-  plan.unroll = plan.access_bytes < 16 ? 2 : copies ? 4 : heads == 1 ? 1 : heads < 4 ? 2 : regime->unroll;
+  plan.unroll = plan.access_bytes < 16                          ? 2
+                : copies || plan.sections != SectionForm::kNone ? 4
+                : heads == 1                                    ? 1
+                : heads < 4                                     ? 2
+                                                                : regime->unroll;
 
   const int32_t slots = p.rotary_dim / 2 / vec + plan.copy_slots;
   plan.grid_z = unsigned(divide_up(slots, kMaxBlock));

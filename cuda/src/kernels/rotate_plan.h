@@ -8,13 +8,14 @@ namespace rope::cuda {
 inline constexpr int kMaxBlock = 128;  // threads
 
 struct RotatePlan {
-  int access_bytes;              // 16 or 8 where everything is a multiple of it, else one element
-  int unroll;                    // heads whose loads a thread has in flight: 1, 2 or 4
+  int access_bytes;  // 16 or 8 where everything is a multiple of it, else one element
+  int unroll;        // heads whose loads a thread has in flight: 1, 2 or 4
+  SectionForm sections;
   bool prefetch, release_early;  // for a dependent launch, see RotateArgs
   int32_t copy_slots;            // see RotateArgs
   unsigned block_x, block_y, block_z, grid_x, grid_y, grid_z;
 };
 
-RotatePlan plan_rotate(const RotateParams& p, int element_bytes);
+RotatePlan plan_rotate(const RotateParams& p, Layout layout, int element_bytes);
 
 }  // namespace rope::cuda

@@ -28,23 +28,28 @@ struct WarpRows {
         total[u] = (g + exchange(g, 1)) + (h + exchange(h, 1));
       } else {
         total[u] = norm_group(a[0], a[1], a[2], a[3]) + norm_group(b[0], b[1], b[2], b[3]);
-        if constexpr (kVec == 8)
-          total[u] += norm_group(a[4], a[5], a[6], a[7]) + norm_group(b[4], b[5], b[6], b[7]);
+        if constexpr (kVec == 8) total[u] += norm_group(a[4], a[5], a[6], a[7]) + norm_group(b[4], b[5], b[6], b[7]);
         if (!live) total[u] = 0.0f;
       }
       if constexpr (kVec < 8) total[u] += exchange(total[u], kFirstFold / 2);
     }
-    for (int32_t lane = lanes / 2; lane >= kFirstFold; lane /= 2)
+#pragma unroll
+    for (int lane = 16; lane >= kFirstFold; lane /= 2) {
+      if (lane >= lanes) continue;
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) total[u] += exchange(total[u], lane);
+    }
   }
 
   // `largest` is this thread's largest magnitude, and becomes the head's.
   template <int kUnroll>
   __device__ __forceinline__ void largest(float (&largest)[kUnroll]) const {
-    for (int32_t lane = lanes / 2; lane > 0; lane /= 2)
+#pragma unroll
+    for (int lane = 16; lane > 0; lane /= 2) {
+      if (lane >= lanes) continue;
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) largest[u] = larger_magnitude(largest[u], exchange(largest[u], lane));
+    }
   }
 };
 

@@ -12,11 +12,12 @@ struct Slot {
 
 // A head's slots: the rotated ones (math/rotate.h), then `stored_slots` of what is only copied or stored, chunk by
 // chunk; of these the last one may have one chunk only, and takes it twice. rotary_dim is 0 where nothing is rotated.
-template <Layout kLayout, int kVec>
+// kStored: there may be any.
+template <Layout kLayout, int kVec, bool kStored>
 __device__ __forceinline__ Slot slot_of(int32_t rotary_dim, int32_t rotary_offset, int32_t dim, int32_t stored_slots,
                                         int32_t slot) {
   const int32_t half = rotary_dim / 2, rotated_slots = half / kVec;
-  if (slot < rotated_slots) {
+  if (!kStored || slot < rotated_slots) {
     const PairMap<kLayout, kVec> map{slot, half};
     return {true, rotary_offset + map.first(), rotary_offset + map.second()};
   }

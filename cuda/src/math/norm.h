@@ -32,9 +32,25 @@ ROPE_INLINE int32_t power_of_two(int32_t n) {
   return power;
 }
 
+// 1 / sqrt(v) for v >= 0, within 1.3 * 2^-24. Products and sums only, which have the same bits
+// everywhere and take half of the time of a correctly rounded root and division: a guess from the exponent, then twice
+// Newton's method with the next term of its series (y (1 + r / 2 + 3 r^2 / 8), r = 1 - v y^2).
+ROPE_INLINE float inverse_root(float v) {
+  const bool tiny = v < 0x1p-100f;
+  const float x = tiny ? v * 0x1p+64f : v;
+  float y = bit_cast<float>(0x5f37c000u - (bit_cast<uint32_t>(x) >> 1));
+  for (int i = 0; i < 2; ++i) {
+    const float r = __builtin_fmaf(-(x * y), y, 1.0f);
+    y = __builtin_fmaf(y * r, __builtin_fmaf(0.375f, r, 0.5f), y);
+  }
+  y = tiny ? y * 0x1p+32f : y;
+  y = v == 0.0f ? __builtin_inff() : y;
+  return v == __builtin_inff() ? 0.0f : y;
+}
+
 // What the elements of a row are multiplied with, before their weights.
 ROPE_INLINE float norm_factor(float total, float inverse_dim, float eps) {
-  return 1.0f / __builtin_sqrtf(total * inverse_dim + eps);
+  return inverse_root(total * inverse_dim + eps);
 }
 
 }  // namespace rope

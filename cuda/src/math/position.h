@@ -7,13 +7,54 @@ namespace rope {
 
 enum class PositionKind : int32_t { kOffset, kIds32, kIds64, kRagged32, kRagged64 };
 
+inline constexpr int kMaxStreams = 4;
+
+// M-RoPE (arXiv:2409.12191): which of a token's positions a pair turns by.
+struct Sections {
+  int32_t streams;  // 0: a token has one position
+  bool interleaved;
+  int32_t sizes[kMaxStreams];
+  int64_t stride;  // elements between streams
+};
+
 struct Positions {
   PositionKind kind;
   int32_t num_requests;  // ragged
   int64_t offset;        // kOffset: position of token 0
-  const void* ids;       // kIds: [num_tokens]; ragged: indptr [num_requests + 1]
+  const void* ids;       // kIds: [num_tokens], or of several streams; ragged: indptr [num_requests + 1]
   const void* offsets;   // ragged: [num_requests], or null for zeros
+  Sections sections;     // kIds
 };
+
+ROPE_INLINE int64_t index_at(const void* indices, bool is_int32, int64_t i) {
+#ifdef __CUDA_ARCH__
+  // Word by word, without a branch: ptxas would extend the sign, and so wait, before it issues the loads that follow.
+  const auto* words = static_cast<const int32_t*>(indices) + (is_int32 ? i : 2 * i);
+  const int32_t low = words[0], high = words[is_int32 ? 0 : 1];
+  return int64_t(uint64_t(is_int32 ? high >> 31 : high) << 32 | uint32_t(low));
+#else
+  return is_int32 ? static_cast<const int32_t*>(indices)[i] : static_cast<const int64_t*>(indices)[i];
+#endif
+}
+
+ROPE_INLINE bool positions_are_int32(const Positions& p) {
+  return p.kind == PositionKind::kIds32 || p.kind == PositionKind::kRagged32;
+}
+
+ROPE_INLINE int32_t stream_of(const Sections& s, int32_t pair) {
+  if (s.interleaved) {
+    const int32_t stream = pair % s.streams;
+    return pair < s.streams * s.sizes[stream] ? stream : 0;
+  }
+  int32_t stream = 0;
+  for (int32_t end = s.sizes[0]; stream + 1 < s.streams && pair >= end; end += s.sizes[stream]) ++stream;
+  return stream;
+}
+
+// A token's position in a stream.
+ROPE_INLINE int64_t stream_position(const Positions& p, int64_t token, int32_t stream) {
+  return index_at(p.ids, positions_are_int32(p), stream * p.sections.stride + token);
+}
 
 namespace detail {
 
@@ -34,7 +75,8 @@ ROPE_INLINE bool ragged_position(const Positions& p, int64_t token, int64_t* pos
 
 }  // namespace detail
 
-// False: the token is to be left alone. Position arithmetic wraps, as phases do.
+// The position, with sections that of the first stream. False: the token is to be left alone. Position arithmetic
+// wraps, as phases do.
 ROPE_INLINE bool position_of(const Positions& p, int64_t token, int64_t* position) {
   switch (p.kind) {
     case PositionKind::kOffset: *position = int64_t(uint64_t(p.offset) + uint64_t(token)); return true;
