@@ -55,10 +55,12 @@ struct RotateInstance {
       return choose_sections<8 / kElementBytes, 2, false, Form::kNone, Form::kWhole, Form::kAny>(p, table, e, plan);
     }
     if (plan.copy_slots) return choose_sections<kWide, 4, true, Form::kNone, Form::kAny>(p, table, e, plan);
+    if (plan.sections != Form::kNone)
+      return choose_table<kWide, sections_unroll(kElementBytes), false, Form::kWhole>(p, table, e, plan);
     switch (plan.unroll) {
       case 1: return choose_table<kWide, 1, false, Form::kNone>(p, table, e, plan);
       case 2: return choose_table<kWide, 2, false, Form::kNone>(p, table, e, plan);
-      default: return choose_sections<kWide, 4, false, Form::kNone, Form::kWhole>(p, table, e, plan);
+      default: return choose_table<kWide, 4, false, Form::kNone>(p, table, e, plan);
     }
   }
 

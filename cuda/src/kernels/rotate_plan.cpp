@@ -93,11 +93,11 @@ RotatePlan plan_rotate(const RotateParams& p, Layout layout, int element_bytes) 
   plan.sections = section_form(p.positions.sections, layout, vec);
   if (plan.sections == SectionForm::kWhole && (copies || vec == 1)) plan.sections = SectionForm::kAny;
   plan.copy_slots = copies ? divide_up((p.head_dim - p.rotary_dim) / vec, 2) : 0;
-  plan.unroll = plan.access_bytes < 16                          ? 2
-                : copies || plan.sections != SectionForm::kNone ? 4
-                : heads == 1                                    ? 1
-                : heads < 4                                     ? 2
-                                                                : regime->unroll;
+  plan.unroll = plan.access_bytes < 16                ? 2
+                : copies                              ? 4
+                : plan.sections != SectionForm::kNone ? sections_unroll(element_bytes)
+                : heads < 4                           ? std::min(heads, 2)
+                                                      : regime->unroll;
 
   const int32_t slots = p.rotary_dim / 2 / vec + plan.copy_slots;
   plan.grid_z = unsigned(divide_up(slots, kMaxBlock));

@@ -18,4 +18,7 @@ struct RotatePlan {
 
 RotatePlan plan_rotate(const RotateParams& p, Layout layout, int element_bytes);
 
+// Heads in flight of a call with sections: four of float32 would not leave it registers.
+constexpr int sections_unroll(int element_bytes) { return element_bytes == 4 ? 2 : 4; }
+
 }  // namespace rope::cuda

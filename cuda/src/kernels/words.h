@@ -47,19 +47,19 @@ __device__ __forceinline__ bool section_phases(const Positions& p, uint64_t stre
   constexpr uint64_t kOnes = ~0ull / 255 >> (64 - 8 * kVec);  // a one for each pair
   const uint64_t own = streams & 0xff;
   const int64_t first = stream_position(p, token, 0);
-  if (kForm == SectionForm::kWhole || streams == own * kOnes) {
+  if (kForm == SectionForm::kAny && streams != own * kOnes) {
+    int64_t at[kMaxStreams];
+#pragma unroll
+    for (int i = 0; i < kMaxStreams; ++i) at[i] = i < p.sections.streams ? stream_position(p, token, i) : 0;
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) {
+      const uint32_t s = uint32_t(streams >> (8 * j)) & 0xff;
+      phase[j] = phase_at<kAngle>(s == 0 ? at[0] : s == 1 ? at[1] : s == 2 ? at[2] : at[3], word[j]);
+    }
+  } else {
     const int64_t position = stream_position(p, token, int32_t(own));
 #pragma unroll
     for (int j = 0; j < kVec; ++j) phase[j] = phase_at<kAngle>(position, word[j]);
-    return first != -1;
-  }
-  int64_t at[kMaxStreams];
-#pragma unroll
-  for (int i = 0; i < kMaxStreams; ++i) at[i] = i < p.sections.streams ? stream_position(p, token, i) : 0;
-#pragma unroll
-  for (int j = 0; j < kVec; ++j) {
-    const uint32_t s = uint32_t(streams >> (8 * j)) & 0xff;
-    phase[j] = phase_at<kAngle>(s == 0 ? at[0] : s == 1 ? at[1] : s == 2 ? at[2] : at[3], word[j]);
   }
   return first != -1;
 }
