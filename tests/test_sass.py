@@ -100,7 +100,8 @@ def test_every_instance_is_there(architecture, kind):
     variants = {}
     for k in found:
         width = "element" if k.access_bytes == ELEMENT_BYTES[k.key[0]] else k.access_bytes
-        variants.setdefault(k.key, []).append((width, k.variant.partition("EEv")[0]))
+        variant = re.sub(r"^Li\d+E(?=.*SectionFormE[12])", "", k.variant)  # heads in flight: fewer of float32
+        variants.setdefault(k.key, []).append((width, variant.partition("EEv")[0]))
     first = variants[min(key for key in keys if key[0] == "F32")]
     expected = sorted(map(str, first))
     assert len(set(expected)) == len(expected)

@@ -43,13 +43,12 @@ struct PipelineInstance {
 
   template <bool kReduce>
   static int choose_code(const PipelineParams& p, const uint64_t* table, const Execution& e, const PipelinePlan& plan) {
-    constexpr int kUnroll = kReduce ? 1 : 2;
     if (!plan.general)
       return plan.quantised ? choose_unroll<kReduce, true>(p, table, e, plan)
                             : choose_unroll<kReduce, false>(p, table, e, plan);
-    if (plan.access_bytes == 16) return launch_one<16, kUnroll, kReduce, true, true>(p, table, e, plan);
-    if (plan.access_bytes == 8) return launch_one<8, kUnroll, kReduce, true, true>(p, table, e, plan);
-    return launch_one<kElementBytes, kUnroll, kReduce, true, true>(p, table, e, plan);
+    if (plan.access_bytes == 16) return launch_one<16, 1, kReduce, true, true>(p, table, e, plan);
+    if (plan.access_bytes == 8) return launch_one<8, 1, kReduce, true, true>(p, table, e, plan);
+    return launch_one<kElementBytes, 1, kReduce, true, true>(p, table, e, plan);
   }
 
   static int run(const PipelineParams& p, const uint64_t* table, const Execution& e) {

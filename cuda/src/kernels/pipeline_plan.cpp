@@ -95,11 +95,14 @@ constexpr Regime kQuantised[] = {
 };
 constexpr Regime kReduced[] = {
     {500'000, 8, 1, 1, 128, false},
+    {2'000'000, 16, 2, 1, 64, false},
     {6'000'000, 16, 2, 2, 64, false},
     {INT64_MAX, 16, 4, 2, 64, false},
 };
 // What the general code takes, for every size.
-constexpr Regime kGeneral = {INT64_MAX, 16, 2, 2, 128, false}, kGeneralReduced = {INT64_MAX, 16, 1, 2, 128, false};
+constexpr Regime kGeneral = {INT64_MAX, 16, 1, 2, 128, false};
+
+constexpr int64_t kEnoughBlocks = 512;
 
 }  // namespace
 
@@ -114,13 +117,12 @@ PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes) {
   const Regime* regime = plan.reduce ? kReduced : plan.quantised ? kQuantised : kPlain;
   const Regime* const narrow = regime;
   const auto access = [&] { return access_of(p, element_bytes, regime->access_bytes); };
-  const auto general = [&] {
-    return is_general(p, access() / element_bytes);
-  };  // wide accesses may do what narrow can't
+  // The special code may do a head with wide accesses that it cannot do with narrow ones.
+  const auto general = [&] { return is_general(p, access() / element_bytes); };
   while (bytes > regime->max_bytes || (regime->access_bytes < 16 && general())) ++regime;
   plan.general = general();
   if (plan.general) {
-    regime = plan.reduce ? &kGeneralReduced : &kGeneral;
+    regime = &kGeneral;
   } else if (access() < regime->access_bytes) {
     regime = narrow;
   }
@@ -144,8 +146,10 @@ PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes) {
     x.reports = p.cache.indices ? o.cached && !reported : i == 0;
     reported |= x.reports;
     const int32_t rows = regime->threads / x.lanes, head_threads = divide_up(o.heads, plan.unroll);
-    const bool halves = plan.reduce && plan.unroll == 4;  // even where one turn would do
-    x.columns = std::min(halves ? divide_up(head_threads, 2) : head_threads, rows);
+    // A second turn, even where one would do, where that leaves blocks enough.
+    const int32_t half = divide_up(head_threads, 2);
+    const bool halves = plan.reduce && plan.unroll == 4 && p.num_tokens * half >= kEnoughBlocks * rows;
+    x.columns = std::min(halves ? half : head_threads, rows);
     x.turns = std::min(regime->turns, divide_up(head_threads, x.columns));
     x.tokens = int32_t(std::min<int64_t>(rows / x.columns, p.num_tokens));
     x.heads = x.columns * x.turns * plan.unroll;

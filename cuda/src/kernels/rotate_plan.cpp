@@ -73,8 +73,8 @@ RotatePlan plan_rotate(const RotateParams& p, Layout layout, int element_bytes) 
   RotatePlan plan = {};
   const int32_t heads = p.num_q_heads + p.num_k_heads;
   const int64_t bytes = p.num_tokens * heads * p.head_dim * element_bytes;
-  const bool copies =
-      p.rotary_dim < p.head_dim && ((p.num_q_heads && p.q.in != p.q.out) || (p.num_k_heads && p.k.in != p.k.out));
+  const bool apart = (p.num_q_heads && p.q.in != p.q.out) || (p.num_k_heads && p.k.in != p.k.out);
+  const bool copies = apart && p.rotary_dim < p.head_dim;
   const Regime* regime = kRegimes;
   while (bytes > regime->max_bytes || (!regime->loop && heads <= kFewHeads && bytes > kFewHeadsLoop)) ++regime;
 
@@ -87,7 +87,7 @@ RotatePlan plan_rotate(const RotateParams& p, Layout layout, int element_bytes) 
       break;
     }
   }
-  plan.prefetch = regime->prefetch;
+  plan.prefetch = regime->prefetch || apart;
   plan.release_early = regime->release_early;
   const int32_t vec = plan.access_bytes / element_bytes;
   plan.sections = section_form(p.positions.sections, layout, vec);
