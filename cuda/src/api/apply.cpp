@@ -123,6 +123,23 @@ rope_status check_apart(const char* x_name, const Rows& x, const char* y_name, c
               x_name, y_name);
 }
 
+rope_status check_apart(const char* written_name, const Rows& written, const Extent& read) {
+  if (!read.data || are_apart(written, read.data, read.bytes)) return ROPE_OK;
+  return fail(ROPE_ERR_INVALID_ARG, "%s: overlaps %s in memory, which is written; must be memory that is apart",
+              read.name, written_name);
+}
+
+rope_status check_positions_apart(const rope_apply_desc& d, const Positions& p, const char* written_name,
+                                  const Rows& written) {
+  const int64_t bytes = index_bytes(d.position_dtype);
+  const int64_t ids = d.num_tokens + std::max(p.sections.streams - 1, 0) * p.sections.stride;
+  for (const Extent& read :
+       {Extent{"positions", d.positions, ids * bytes}, Extent{"indptr", d.indptr, (d.num_requests + 1) * bytes},
+        Extent{"offsets", d.offsets, d.num_requests * bytes}})
+    ROPE_TRY(check_apart(written_name, written, read));
+  return ROPE_OK;
+}
+
 rope_status check_device_pointer(const char* name, const void* pointer) {
   if (!pointer || !cuda::is_host_only(pointer)) return ROPE_OK;
   return fail(ROPE_ERR_INVALID_ARG, "%s: %p is host memory, which the CUDA backend cannot read", name, pointer);
@@ -162,20 +179,8 @@ rope_status check_operands(const Operand& q, const Operand& k) {
   return ROPE_OK;
 }
 
-rope_status check_positions_apart(const rope_apply_desc& d, const Positions& p, const Operand& x) {
-  const struct {
-    const char* name;
-    const void* data;
-    int64_t count;
-  } indices[] = {{"positions", d.positions, d.num_tokens + std::max(p.sections.streams - 1, 0) * p.sections.stride},
-                 {"indptr", d.indptr, d.num_requests + 1},
-                 {"offsets", d.offsets, d.num_requests}};
-  if (!x.present) return ROPE_OK;
-  for (const auto& i : indices)
-    if (i.data && !are_apart(x.out, i.data, i.count * index_bytes(d.position_dtype)))
-      return fail(ROPE_ERR_INVALID_ARG, "%s: overlaps %s in memory, which is written; must be memory that is apart",
-                  i.name, x.written());
-  return ROPE_OK;
+rope_status check_operand_positions(const rope_apply_desc& d, const Positions& p, const Operand& o) {
+  return o.present ? check_positions_apart(d, p, o.written(), o.out) : ROPE_OK;
 }
 
 Heads heads_of(const Operand& o) {
@@ -189,8 +194,8 @@ rope_status run_rotation(const rope_apply_desc& d, RotateFn rotation, const Posi
   ROPE_TRY(read_operand(d, d.q, d.q_out, d.num_q_heads, &q));
   ROPE_TRY(read_operand(d, d.k, d.k_out, d.num_k_heads, &k));
   ROPE_TRY(check_operands(q, k));
-  ROPE_TRY(check_positions_apart(d, positions, q));
-  ROPE_TRY(check_positions_apart(d, positions, k));
+  ROPE_TRY(check_operand_positions(d, positions, q));
+  ROPE_TRY(check_operand_positions(d, positions, k));
   if (d.backend == ROPE_BACKEND_CUDA)
     for (const Operand* o : {&q, &k}) {
       if (!o->present) continue;

@@ -11,6 +11,18 @@ inline int64_t index_bytes(int32_t index_dtype) { return index_dtype == ROPE_IND
 
 rope_status check_apart(const char* x_name, const Rows& x, const char* y_name, const Rows& y);
 
+// Memory beside the tensors.
+struct Extent {
+  const char* name;
+  const void* data;  // null: there is none
+  int64_t bytes;
+};
+
+rope_status check_apart(const char* written_name, const Rows& written, const Extent& read);
+
+rope_status check_positions_apart(const rope_apply_desc& d, const Positions& p, const char* written_name,
+                                  const Rows& written);
+
 rope_status check_range(const char* name, int64_t value, int64_t low, int64_t high);
 
 // Host memory given to the CUDA backend, where that can be told.

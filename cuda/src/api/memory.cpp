@@ -110,7 +110,9 @@ bool are_apart(const Rows& x, const void* data, int64_t bytes) {
   const int64_t extent = high - low, at = static_cast<const char*>(data) - (x.data + low);
   if (at >= extent || at + bytes <= 0) return true;
   // From the lowest row upwards: the first one that ends behind `at`.
-  int64_t outer = std::llabs(x.token_stride), inner = std::llabs(x.head_stride), inner_count = x.heads;
+  // A stride of 0 is one that is never taken.
+  int64_t outer = std::max<int64_t>(std::llabs(x.token_stride), 1), inner_count = x.heads,
+          inner = std::max<int64_t>(std::llabs(x.head_stride), 1);
   if (x.heads > 1 && x.tokens > 1 && outer < inner) {
     std::swap(outer, inner);
     inner_count = x.tokens;

@@ -1,6 +1,6 @@
 // The stages of a descriptor, checked and turned into the pipeline's parameters.
+#include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <cstring>
 #include <initializer_list>
 
@@ -10,7 +10,7 @@
 namespace rope::api {
 namespace {
 
-constexpr int32_t kMaxPageSize = 1 << 20;
+constexpr int32_t kMaxPageSize = 1 << 20, kMaxHeads = 1 << 20;
 
 rope_status check_pointer(const rope_apply_desc& d, const char* name, const void* pointer, int64_t bytes) {
   if (!pointer) return ROPE_OK;
@@ -141,6 +141,37 @@ rope_status check_sources_apart(const Source& x, const Source& y) {
   if (!same_rows(x.written, x.read)) ROPE_TRY(check_apart(x.written_name, x.written, y.name, y.read));
   if (!same_rows(y.written, y.read)) ROPE_TRY(check_apart(y.written_name, y.written, x.name, x.read));
   return ROPE_OK;
+}
+
+// What is read beside the tensors is apart from what `s` writes. (How long a page table is, the call does not say.)
+rope_status check_inputs_apart(const rope_apply_desc& d, const PipelineParams& p, const Source& s) {
+  ROPE_TRY(check_positions_apart(d, p.positions, s.written_name, s.written));
+  const int64_t tokens = d.num_tokens, index = index_bytes(d.position_dtype),
+                cache_index = index_bytes(d.cache.index_dtype), sets = d.sets.num_sets, pairs = d.rotary_dim / 2;
+  const int64_t weights = d.head_dim * (d.norm.weight_is_f32 ? 4 : dtype_bytes(d.dtype));
+  const int64_t table = p.cos_sin.rows * p.cos_sin.stride * (d.cos_sin.cos ? dtype_bytes(d.cos_sin.dtype) : 0);
+  for (const Extent& read :
+       {Extent{"positions_from", d.positions_from, tokens * index},
+        Extent{"cache.slots", d.cache.slots, tokens * cache_index},
+        Extent{"cache.cache_positions", d.cache.cache_positions, tokens * cache_index},
+        Extent{"cache.request_ids", d.cache.request_ids, tokens * 4}, Extent{"cache.page_table", d.cache.page_table, 4},
+        Extent{"norm.q_weight", d.norm.q_weight, weights}, Extent{"norm.k_weight", d.norm.k_weight, weights},
+        Extent{"cos_sin.cos", d.cos_sin.cos, table}, Extent{"cos_sin.sin", d.cos_sin.sin, table},
+        Extent{"sets.tables", d.sets.tables, sets * pairs * 8}, Extent{"sets.factors", d.sets.factors, sets * 4},
+        Extent{"sets.ids", d.sets.ids, tokens * 4}, Extent{"sets.ids_from", d.sets.ids_from, tokens * 4}})
+    ROPE_TRY(check_apart(s.written_name, s.written, read));
+  return ROPE_OK;
+}
+
+// The scales of `of` are apart from what `s` writes and, where they are computed, from what it reads.
+rope_status check_scales_apart(const rope_apply_desc& d, const Source& of, const Source& s) {
+  const rope_quantize& q = of.quantize;
+  const int64_t rows = of.cached ? d.cache.num_pages * d.cache.page_size : d.num_tokens;
+  const int64_t computed = std::min(rows, INT64_MAX / 4 / of.heads) * of.heads;
+  const int64_t counts[] = {0, 1, of.heads, d.num_tokens, computed};  // by scale_kind
+  const Extent scales{of.quantize_name, q.scales, counts[q.scale_kind] * 4};
+  ROPE_TRY(check_apart(s.written_name, s.written, scales));
+  return q.scale_kind == ROPE_SCALE_DYNAMIC ? check_apart(s.name, s.read, scales) : ROPE_OK;
 }
 
 rope_status read_norm(const rope_apply_desc& d, Norm* n) {
@@ -285,11 +316,10 @@ rope_status read_pipeline(const rope_apply_desc& d, PipelineParams* p) {
       if (s.weight) return fail(ROPE_ERR_INVALID_ARG, "norm.%s_weight: given without %s", s.name, s.name);
       continue;
     }
-    char heads_name[32], dim_name[32];
-    std::snprintf(heads_name, sizeof(heads_name), "heads of %s", s.name);
-    std::snprintf(dim_name, sizeof(dim_name), "head_dim of %s", s.name);
-    ROPE_TRY(check_range(heads_name, s.heads, 1, 1 << 20));
-    ROPE_TRY(check_range(dim_name, s.dim, 1, kMaxPipelineDim));
+    if (s.heads < 1 || s.heads > kMaxHeads)
+      return fail(ROPE_ERR_INVALID_ARG, "heads of %s: %d, must be 1 to %d", s.name, s.heads, kMaxHeads);
+    if (s.dim < 1 || s.dim > kMaxPipelineDim)
+      return fail(ROPE_ERR_INVALID_ARG, "head_dim of %s: %d, must be 1 to %d", s.name, s.dim, kMaxPipelineDim);
     if (d.backend == ROPE_BACKEND_CUDA) ROPE_TRY(check_device_pointer(s.name, s.in.data));
     if (d.backend == ROPE_BACKEND_CUDA) ROPE_TRY(check_device_pointer(s.out_name, s.out.data));
     PipelineOperand* o = &p->operands[p->num_operands++];
@@ -299,9 +329,14 @@ rope_status read_pipeline(const rope_apply_desc& d, PipelineParams* p) {
   }
   if (d.q_nope.data && d.q_quantize.scale_kind == ROPE_SCALE_DYNAMIC)
     return fail(ROPE_ERR_UNSUPPORTED, "q_nope: not with a dynamic scale, which q_quantize has one of for each head");
-  for (const Source& x : sources)
+  for (const Source& x : sources) {
+    if (!x.in.data) continue;
+    ROPE_TRY(check_inputs_apart(d, *p, x));
+    for (const Source& y : sources)
+      if (y.in.data) ROPE_TRY(check_scales_apart(d, y, x));
     for (const Source* y = sources; y != &x; ++y)
-      if (x.in.data && y->in.data) ROPE_TRY(check_sources_apart(*y, x));
+      if (y->in.data) ROPE_TRY(check_sources_apart(*y, x));
+  }
   if (!p->num_operands) return fail(ROPE_ERR_INVALID_ARG, "q: NULL and k: NULL, at least one must be given");
 #ifdef ROPEROPE_WITH_CUDA
   if (d.backend == ROPE_BACKEND_CUDA && !cuda::pipeline_fits(*p, dtype_bytes(d.dtype)))
