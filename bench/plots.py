@@ -68,7 +68,8 @@ def against_size(record: dict, cases: list[dict], path: pathlib.Path) -> None:
             low, high = ([t[q] for t in times] for q in ("q20", "q80"))
             left.fill_between(at, low, high, color=style["color"], alpha=0.25)
     for axes, label in ((left, "µs per call (caches cold, median)"), (right, "GB/s")):
-        axes.set_xticks(list(x), [size(case) for case in cases], rotation=45 if len(cases) > 10 else 0)
+        slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(cases) > 10 else {}
+        axes.set_xticks(list(x), [size(case) for case in cases], **slanted)
         axes.set(xlabel="tokens", ylabel=label)
     left.set_yscale("log")
     right.set_ylim(bottom=0)

@@ -87,7 +87,9 @@ RotatePlan plan_rotate(const RotateParams& p, Layout layout, int element_bytes) 
       break;
     }
   }
-  plan.prefetch = regime->prefetch || apart;
+  // Of a part of each head, in place, a prefetch brings more than is wanted.
+  const bool part = !apart && p.rotary_dim < p.head_dim;
+  plan.prefetch = apart || (regime->prefetch && !(regime->loop && part));
   plan.release_early = regime->release_early;
   const int32_t vec = plan.access_bytes / element_bytes;
   plan.sections = section_form(p.positions.sections, layout, vec);
