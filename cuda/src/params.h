@@ -13,6 +13,8 @@ namespace rope {
 inline constexpr int kMaxRotaryDim = 2048;
 inline constexpr int kFewPairs = 64;  // rotary_dim / 2 of most heads, which have code of their own
 
+constexpr int32_t divide_up(int64_t a, int64_t b) { return int32_t((a + b - 1) / b); }
+
 // Rows of head_dim elements, [num_tokens, num_heads]. Strides are in bytes. in == out: in place, with equal strides;
 // elements outside the rotated part are then left alone, otherwise they are copied.
 struct Heads {

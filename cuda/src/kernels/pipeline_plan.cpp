@@ -8,8 +8,6 @@
 namespace rope::cuda {
 namespace {
 
-constexpr int32_t divide_up(int64_t a, int64_t b) { return int32_t((a + b - 1) / b); }
-
 int64_t address(const void* pointer) { return reinterpret_cast<int64_t>(pointer); }
 
 // Chunks of `vec` elements lie on multiples of their size, in what is read and in what is written.

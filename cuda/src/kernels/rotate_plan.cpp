@@ -9,8 +9,6 @@ namespace {
 // Limits of every CUDA device.
 constexpr int32_t kMaxBlockZ = 64, kMaxGridY = 65535;
 
-constexpr int32_t divide_up(int64_t a, int64_t b) { return int32_t((a + b - 1) / b); }
-
 // Every address that the kernel forms with chunks of `bytes` is a multiple of `bytes`.
 bool aligned(const RotateParams& p, int element_bytes, int bytes) {
   const int64_t half = int64_t(p.rotary_dim) / 2 * element_bytes;

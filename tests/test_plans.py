@@ -1,0 +1,90 @@
+"""Both backends give the same bits at the sizes between which the kernels spread their work in another way."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from stages import Block, cache_block, call, rows_block
+
+import pyrope
+
+DIM, PAGE_SIZE = 128, 16
+BF16, FP8 = np.dtype(ml_dtypes.bfloat16), "float8_e4m3fn"
+NORM = {"norm": pyrope.RMSNorm(eps=1e-6)}
+QUANTISED = {f"{x}_out_dtype": FP8 for x in "qkv"}
+DYNAMIC = QUANTISED | {f"{x}_scale_kind": "dynamic" for x in "qkv"}
+# Tokens of 32/8 heads: the bounds of pipeline_plan.cpp count 12 KB each.
+PLANS = {
+    "plain": ({}, (4, 100, 200)),
+    "quantised": (QUANTISED, (4, 100, 300, 1400)),
+    "norm": (NORM, (3, 60, 300, 500)),
+    "norm, quantised": (NORM | QUANTISED, (3, 60, 500)),
+    "dynamic": (DYNAMIC, (3, 60, 500)),
+}
+
+
+def values(rng, shape):
+    return rng.standard_normal(shape).astype(BF16)
+
+
+def same_on_both(blocks, scalars, tokens, make):
+    cpu, cuda = (call(make(device), blocks, scalars, tokens) for device in ("cpu", "cuda"))
+    for name, flat in cpu.items():
+        np.testing.assert_array_equal(cuda[name].view(np.uint8), flat.view(np.uint8), err_msg=name)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("heads", "layout"), [((32, 8), "neox"), ((8, 1), "gptj")], ids=str)
+@pytest.mark.parametrize(
+    ("options", "tokens"),
+    [pytest.param(options, n, id=f"{name} {n}") for name, (options, sizes) in PLANS.items() for n in sizes],
+)
+def test_append(options, tokens, heads, layout, rng):
+    q_heads, k_heads = heads
+    pages = -(-tokens // PAGE_SIZE) + 1
+    out, dynamic = np.dtype(np.int8 if "q_out_dtype" in options else BF16), "q_scale_kind" in options
+    blocks = {
+        x: rows_block(BF16, (tokens, n, DIM), "dense", values(rng, (tokens, n, DIM)))
+        for x, n in (("q", q_heads), ("k", k_heads), ("v", k_heads))
+    }
+    blocks |= {
+        "q_out": rows_block(out, (tokens, q_heads, DIM), "dense"),
+        "k_cache": cache_block(out, pages, PAGE_SIZE, k_heads, DIM, "NHD"),
+        "v_cache": cache_block(out, pages, PAGE_SIZE, k_heads, DIM, "NHD"),
+        "slots": Block(np.int64, (tokens,), values=rng.permutation(pages * PAGE_SIZE)[:tokens]),
+        "positions": Block(np.int64, (tokens,), values=rng.integers(0, 1 << 31, tokens)),
+    }
+    if "norm" in options:
+        blocks |= {f"{x}_weight": Block(BF16, (DIM,), values=values(rng, DIM)) for x in "qk"}
+    if dynamic:
+        blocks["q_scale"] = Block(np.float32, (tokens, q_heads), (q_heads, 1))
+        for x in "kv":
+            blocks[f"{x}_scale"] = Block(np.float32, (pages * PAGE_SIZE, k_heads), (k_heads, 1))
+
+    def make(device):
+        cache = pyrope.PagedCache(PAGE_SIZE, pages)
+        return pyrope.FusedRope(DIM, *heads, dtype="bfloat16", layout=layout, device=device, cache=cache, **options)
+
+    same_on_both(blocks, {}, tokens, make)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sections", [(16, 24, 24), (17, 24, 23)], ids=str)
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("layout", ["neox", "gptj"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tokens", [40, 1000])
+def test_sections(tokens, dtype, layout, interleaved, sections, rng):
+    """Sections that end where a thread's chunk does, and such that do not."""
+    numbers = np.dtype(np.float32 if dtype == "float32" else BF16)
+    blocks = {
+        x: rows_block(numbers, (tokens, n, DIM), "dense", rng.standard_normal((tokens, n, DIM)).astype(numbers))
+        for x, n in (("q", 32), ("k", 8))
+    }
+    blocks["positions"] = Block(np.int64, (3, tokens), values=rng.integers(-1, 1 << 31, (3, tokens)))
+
+    def make(device):
+        return pyrope.FusedRope(
+            DIM, 32, 8, dtype=dtype, layout=layout, device=device, sections=sections, sections_interleaved=interleaved
+        )
+
+    same_on_both(blocks, {}, tokens, make)
