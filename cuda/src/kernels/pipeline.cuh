@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(kPipelineBlock)
   }
   if (o.cached) {
     moves = moves && cache_place<kGeneral>(p.cache, index, reports, &place);
-    out += place.page * o.out_page_stride + place.entry * o.out_token_stride;
+    if (moves) out += place.page * o.out_page_stride + place.entry * o.out_token_stride;
   }
   if (!kReduce && !moves) return;
   CosSin angle[kVec] = {};
