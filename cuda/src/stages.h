@@ -123,6 +123,9 @@ ROPE_INLINE bool cache_place(const CacheMap& c, CacheIndex at, bool counts, Cach
   }
   if (uint64_t(place->page) < uint64_t(c.num_pages)) return true;
   if (counts) count_one(c.num_skipped);
+#ifndef __CUDA_ARCH__
+  *place = {};  // the kernel forms an address of it, which it does not use: on the CPU that must not overflow
+#endif
   return false;
 }
 

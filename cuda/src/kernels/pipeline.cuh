@@ -174,9 +174,7 @@ __global__ void __launch_bounds__(kPipelineBlock)
   }
   if (o.cached) {
     moves = moves && cache_place<kGeneral>(p.cache, index, reports, &place);
-    // Unsigned, as it may wrap for a token without a place; that address is not used.
-    out = reinterpret_cast<char*>(reinterpret_cast<uint64_t>(out) + uint64_t(place.page) * uint64_t(o.out_page_stride) +
-                                  uint64_t(place.entry) * uint64_t(o.out_token_stride));
+    out += place.page * o.out_page_stride + place.entry * o.out_token_stride;
   }
   if (!kReduce && !moves) return;
   CosSin angle[kVec] = {};
