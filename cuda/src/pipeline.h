@@ -64,7 +64,7 @@ struct Norm {
 
 struct PipelineParams {
   PipelineOperand operands[kMaxOperands];
-  int32_t num_operands, heads;  // all heads of a token
+  int32_t num_operands;
   int64_t num_tokens;
   int32_t rotary_dim, rotary_offset;
   float cos_scale, sin_scale;

@@ -11,7 +11,7 @@ namespace rope::api {
 namespace {
 
 constexpr int64_t kMaxTokens = INT32_MAX;
-constexpr int32_t kMaxHeadDim = 1 << 20, kMaxHeads = 1 << 20;
+constexpr int32_t kMaxHeadDim = 1 << 20;
 
 rope_status check_shape(rope_apply_desc* d) {
   if (d->flags & ~uint32_t(ROPE_FLAG_INVERSE | ROPE_FLAG_PDL | ROPE_FLAG_POSITIONS_READY))

@@ -10,7 +10,7 @@
 namespace rope::api {
 namespace {
 
-constexpr int32_t kMaxPageSize = 1 << 20, kMaxHeads = 1 << 20;
+constexpr int32_t kMaxPageSize = 1 << 20;
 
 rope_status check_pointer(const rope_apply_desc& d, const char* name, const void* pointer, int64_t bytes) {
   if (!pointer) return ROPE_OK;
@@ -324,7 +324,6 @@ rope_status read_pipeline(const rope_apply_desc& d, PipelineParams* p) {
     if (d.backend == ROPE_BACKEND_CUDA) ROPE_TRY(check_device_pointer(s.out_name, s.out.data));
     PipelineOperand* o = &p->operands[p->num_operands++];
     ROPE_TRY(read_operand(d, s, o));
-    p->heads += s.heads;
     p->dynamic |= o->quantize.type != OutType::kSame && o->quantize.kind == ScaleKind::kDynamic;
   }
   if (d.q_nope.data && d.q_quantize.scale_kind == ROPE_SCALE_DYNAMIC)

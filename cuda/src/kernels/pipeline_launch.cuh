@@ -21,7 +21,7 @@ struct PipelineInstance {
     std::copy_n(plan.first_block, kMaxOperands, args.first_block);
     args.dependent = e.dependent;
     args.release_early = plan.release_early;
-    fill_streams(p.positions.sections, p.rotary_dim / 2, args.streams);
+    if constexpr (!kGeneral) fill_streams(p.positions.sections, p.rotary_dim / 2, args.streams);
     if (table) std::memcpy(args.table, table, sizeof(uint64_t) * size_t(p.rotary_dim / 2));
     return launch<kReduce>(pipeline_kernel<D, kLayout, kAccess / kElementBytes, kUnroll, kReduce, kQuantised, kGeneral,
                                            kPairs>,

@@ -36,7 +36,7 @@ struct RotateInstance {
 
   template <int kVec, int kUnroll, bool kCopy, Form... kSections>
   static int choose_sections(const RotateParams& p, const uint64_t* table, const Execution& e, const RotatePlan& plan) {
-    int error = 0;
+    int error = 1;  // cudaErrorInvalidValue: a plan that nothing here carries out
     ((plan.sections == kSections && (error = choose_table<kVec, kUnroll, kCopy, kSections>(p, table, e, plan), true)) ||
      ...);
     return error;
