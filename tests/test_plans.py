@@ -12,6 +12,7 @@ BF16, FP8 = np.dtype(ml_dtypes.bfloat16), "float8_e4m3fn"
 NORM = {"norm": pyrope.RMSNorm(eps=1e-6)}
 QUANTISED = {f"{x}_out_dtype": FP8 for x in "qkv"}
 DYNAMIC = QUANTISED | {f"{x}_scale_kind": "dynamic" for x in "qkv"}
+EARLY = {"enable_pdl": True, "positions_ready": True}  # positions and slots are read before the wait: other plans
 # Tokens of 32/8 heads: the bounds of pipeline_plan.cpp count 12 KB each.
 PLANS = {
     "plain": ({}, (4, 100, 200)),
@@ -19,6 +20,11 @@ PLANS = {
     "norm": (NORM, (3, 60, 300, 500)),
     "norm, quantised": (NORM | QUANTISED, (3, 60, 500)),
     "dynamic": (DYNAMIC, (3, 60, 500)),
+    "plain, early": (EARLY, (4, 100)),
+    "quantised, early": (EARLY | QUANTISED, (4, 600, 1400)),
+    "norm, early": (EARLY | NORM, (3, 60, 500, 2600)),
+    "norm, quantised, early": (EARLY | NORM | QUANTISED, (3, 60, 500)),
+    "dynamic, early": (EARLY | DYNAMIC, (3, 60, 500)),
 }
 
 
@@ -88,3 +94,24 @@ def test_sections(tokens, dtype, layout, interleaved, sections, rng):
         )
 
     same_on_both(blocks, {}, tokens, make)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rotary_dim", [32, 64, DIM])
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(("heads", "sizes"), [((32, 8), (40, 100, 1200, 1700)), ((8, 1), (40, 500))], ids=str)
+def test_rotation(heads, sizes, in_place, early, rotary_dim, rng):
+    """The bounds of rotate_plan.cpp count 10 KB a token of 32/8 heads, or the part of it that is rotated."""
+    for tokens in sizes if rotary_dim > 32 else (*sizes, 4200):
+        blocks = {"positions": Block(np.int64, (tokens,), values=rng.integers(0, 1 << 31, tokens))}
+        for x, n in zip("qk", heads, strict=True):
+            blocks[x] = rows_block(BF16, (tokens, n, DIM), "dense", values(rng, (tokens, n, DIM)))
+            if not in_place:
+                blocks[f"{x}_out"] = rows_block(BF16, (tokens, n, DIM), "dense")
+
+        def make(device):
+            options = EARLY if early else {}
+            return pyrope.Rope(DIM, *heads, rotary_dim=rotary_dim, dtype="bfloat16", device=device, **options)
+
+        same_on_both(blocks, {}, tokens, make)

@@ -3,10 +3,13 @@
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 from memory import EMULATED, Tensor, memory_of, run
 from objects import DIM, Q_HEADS, TOKENS, Index, Producer, cuda_driver, equal, make, real_device
+
+import pyrope
 
 
 class Stream:
@@ -79,6 +82,30 @@ def test_pdl_chain(tokens, rng):
         for rope, address, options in ((cpu, want.ctypes.data, {}), (cuda, q.address, {"stream": stream})):
             rope.apply(address, None, tokens, offset=i, **options)
             rope.inverse(address, None, tokens, offset=3 * i, **options)
+    memory.call("cudaStreamSynchronize", stream)
+    memory.call("cudaStreamDestroy", stream)
+    assert equal(memory.get(q), want)
+
+
+@pytest.mark.gpu
+@real_device
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("tokens", [1, 17, 300, 4000])
+def test_pdl_chain_of_pipelines(tokens, early, rng):
+    """The same, of kernels with a norm, which let their successors in before or behind their own wait."""
+    memory, dtype = memory_of("cuda"), ml_dtypes.bfloat16
+    x = rng.standard_normal((tokens, 8, 128)).astype(dtype)
+    weight = (1 + 0.1 * rng.standard_normal(128)).astype(dtype)
+    ids = rng.integers(-1, 1 << 31, tokens)
+    want, q, weights, positions = x.copy(), memory.put(x), memory.put(weight), memory.put(ids)
+    options = {"norm": pyrope.RMSNorm(eps=1e-6), "dtype": "bfloat16"}
+    cpu = pyrope.FusedRope(128, 8, 0, device="cpu", **options)
+    cuda = pyrope.FusedRope(128, 8, 0, device="cuda", enable_pdl=True, positions_ready=early, **options)
+    stream = memory.call("cudaStreamCreate")
+    memory.call("cudaDeviceSynchronize")
+    for _ in range(30):
+        cpu.apply(want, positions=ids, q_weight=weight)
+        cuda.apply(q.address, None, tokens, positions=positions.address, q_weight=weights.address, stream=stream)
     memory.call("cudaStreamSynchronize", stream)
     memory.call("cudaStreamDestroy", stream)
     assert equal(memory.get(q), want)

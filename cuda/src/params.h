@@ -40,7 +40,7 @@ struct RotateParams {
 struct Execution {
   void* stream;          // CUDA
   bool dependent;        // CUDA: programmatic dependent launch
-  bool positions_ready;  // CUDA: nothing that is still pending on the stream writes positions
+  bool positions_ready;  // CUDA: nothing that is still pending on the stream writes positions or cache indices
   int32_t num_threads;   // CPU; 0: all of the process's
 };
 

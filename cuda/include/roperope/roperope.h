@@ -72,7 +72,9 @@ enum {
   ROPE_FLAG_PDL = 2u,     /* programmatic dependent launch (sm_90 and later; ignored elsewhere): may start before the
                              previous kernel of the stream has ended, and waits for it before it reads memory */
   ROPE_FLAG_POSITIONS_READY = 4u /* the caller's promise, of use with ROPE_FLAG_PDL: nothing still pending on the stream
-                                    writes positions, indptr or offsets; they are read before that wait */
+                                    writes what says where tokens stand, in their sequence (positions, indptr, offsets)
+                                    or in a cache (its slots, page_table, page_indptr, request_ids, cache_positions);
+                                    it may be read before that wait */
 };
 
 /* ---- frequencies ------------------------------------------------------------------------------------------------ */

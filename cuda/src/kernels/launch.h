@@ -6,6 +6,8 @@
 
 #include <cuda_runtime.h>
 
+#include "../math/annotate.h"
+
 namespace rope::cuda {
 
 // kTogether: the threads of a block meet (synchronize), which only the CPU has to know beforehand.
@@ -54,7 +56,11 @@ __device__ __forceinline__ void wait_for_previous(uint64_t digest) {
   wait_for_previous();
 }
 
-// Of integers and pointers, for the above.
+// For the above, of two numbers and of integers and pointers.
+__device__ __forceinline__ uint64_t bits_of(float x, float y) {
+  return uint64_t(bit_cast<uint32_t>(x)) << 32 | bit_cast<uint32_t>(y);
+}
+
 template <class... T>
 __device__ __forceinline__ uint64_t digest_of(T... values) {
   return (... ^ uint64_t(values));

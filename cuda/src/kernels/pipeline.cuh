@@ -83,8 +83,10 @@ __device__ __forceinline__ void load_weights(const Norm& n, const void* weights,
 }  // namespace detail
 
 // kQuantised: some output is. kGeneral: any kind of position, angle, cache index, norm weight and head; else what
-// is_general() leaves (pipeline_plan.cpp), which is what most calls want and a fraction of the code.
-template <class D, Layout kLayout, int kVec, int kUnroll, bool kReduce, bool kQuantised, bool kGeneral, int kMaxPairs>
+// is_general() leaves (pipeline_plan.cpp), which is what most calls want and a fraction of the code. kEarly: positions
+// and cache indices may be read, and angles formed, before the wait.
+template <class D, Layout kLayout, int kVec, int kUnroll, bool kReduce, bool kQuantised, bool kGeneral, bool kEarly,
+          int kMaxPairs>
 __global__ void __launch_bounds__(kPipelineBlock)
     pipeline_kernel(const __grid_constant__ PipelineArgs<kMaxPairs> args) {
   using C = Chunk<D, kVec>;
@@ -130,6 +132,42 @@ __global__ void __launch_bounds__(kPipelineBlock)
 #pragma unroll
     for (int j = 0; j < kVec; ++j) digest ^= word[j];
   }
+  bool moves = inside;
+  const bool reports = plan.reports && head == 0 && slot_index == 0;
+  TokenState state = {};
+  CacheIndex index = {};
+  CachePlace place = {};
+  CosSin angle[kVec] = {};
+  const auto read_indices = [&] {
+    if (inside && o.cached) index = cache_index(p.cache, token);
+    if (!kGeneral && inside) state.position = simple_position(p.positions, token);
+  };
+  const auto take_place = [&] {
+    if constexpr (kGeneral) {
+      moves = moves && token_state(p, token, reports, &state);
+    } else {
+      moves = moves && !is_skipped(p.positions, state.position);
+    }
+    if (o.cached) {
+      moves = moves && cache_place<kGeneral>(p.cache, index, reports, &place);
+      out += place.page * o.out_page_stride + place.entry * o.out_token_stride;
+    }
+    if (!moves || !slot.rotated) return;
+    if constexpr (kGeneral) {
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) angle[j] = pair_angle(p, args.table, state, token, map.pair(j));
+    } else {
+      uint64_t phase[kVec];
+      if (p.positions.sections.streams) {
+        section_phases<SectionForm::kAny, Angle::kExact, kVec>(p.positions, streams, token, word, phase);
+      } else {
+#pragma unroll
+        for (int j = 0; j < kVec; ++j) phase[j] = phase_at<Angle::kExact>(state.position, word[j]);
+      }
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) angle[j] = scaled_angle(phase[j], p.cos_scale, p.sin_scale);
+    }
+  };
   if (args.release_early) release_next();
   if (args.dependent) {
 #pragma unroll
@@ -138,6 +176,13 @@ __global__ void __launch_bounds__(kPipelineBlock)
       prefetch(in + u * in_step + first);
       prefetch(in + u * in_step + second);
     }
+  }
+  if constexpr (kEarly) {
+    read_indices();
+    take_place();
+    digest ^= digest_of(out, moves);
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) digest ^= bits_of(angle[j].cos, angle[j].sin);
   }
   wait_for_previous(digest);
   release_next();
@@ -155,45 +200,14 @@ __global__ void __launch_bounds__(kPipelineBlock)
     }
   };
   load_heads();
-  bool moves = inside;
-  const bool reports = plan.reports && head == 0 && slot_index == 0;
-  TokenState state = {};
-  CacheIndex index = {};
-  if (inside && o.cached) index = cache_index(p.cache, token);
-  if (!kGeneral && inside) state.position = simple_position(p.positions, token);
+  if constexpr (!kEarly) read_indices();
   float weight[2 * kVec] = {};
   if (kReduce && o.weight && inside) {
     detail::load_weights<D, kVec, !kGeneral>(p.norm, o.weight, slot.first, weight);
     detail::load_weights<D, kVec, !kGeneral>(p.norm, o.weight, slot.second, weight + kVec);
   }
-  CachePlace place = {};
-  if constexpr (kGeneral) {
-    moves = moves && token_state(p, token, reports, &state);
-  } else {
-    moves = moves && !is_skipped(p.positions, state.position);
-  }
-  if (o.cached) {
-    moves = moves && cache_place<kGeneral>(p.cache, index, reports, &place);
-    out += place.page * o.out_page_stride + place.entry * o.out_token_stride;
-  }
+  if constexpr (!kEarly) take_place();
   if (!kReduce && !moves) return;
-  CosSin angle[kVec] = {};
-  if (moves && slot.rotated) {
-    if constexpr (kGeneral) {
-#pragma unroll
-      for (int j = 0; j < kVec; ++j) angle[j] = pair_angle(p, args.table, state, token, map.pair(j));
-    } else {
-      uint64_t phase[kVec];
-      if (p.positions.sections.streams) {
-        section_phases<SectionForm::kAny, Angle::kExact, kVec>(p.positions, streams, token, word, phase);
-      } else {
-#pragma unroll
-        for (int j = 0; j < kVec; ++j) phase[j] = phase_at<Angle::kExact>(state.position, word[j]);
-      }
-#pragma unroll
-      for (int j = 0; j < kVec; ++j) angle[j] = scaled_angle(phase[j], p.cos_scale, p.sin_scale);
-    }
-  }
 
   const auto rotate_head = [&](float* x) {
     if (!slot.rotated) return;

@@ -12,7 +12,7 @@ template <class D, Layout kLayout>
 struct PipelineInstance {
   static constexpr int kElementBytes = sizeof(typename D::Storage);
 
-  template <int kAccess, int kUnroll, bool kReduce, bool kQuantised, bool kGeneral>
+  template <int kAccess, int kUnroll, bool kReduce, bool kQuantised, bool kGeneral, bool kEarly>
   static int launch_one(const PipelineParams& p, const uint64_t* table, const Execution& e, const PipelinePlan& plan) {
     constexpr int kPairs = kGeneral ? kMaxRotaryDim / 2 : kFewPairs;
     PipelineArgs<kPairs> args;
@@ -24,7 +24,7 @@ struct PipelineInstance {
     if constexpr (!kGeneral) fill_streams(p.positions.sections, p.rotary_dim / 2, args.streams);
     if (table) std::memcpy(args.table, table, sizeof(uint64_t) * size_t(p.rotary_dim / 2));
     return launch<kReduce>(pipeline_kernel<D, kLayout, kAccess / kElementBytes, kUnroll, kReduce, kQuantised, kGeneral,
-                                           kPairs>,
+                                           kEarly, kPairs>,
                            dim3{plan.grid_x, 1, plan.grid_z}, dim3{plan.threads, 1, 1}, args, e.stream, e.dependent);
   }
 
@@ -33,12 +33,16 @@ struct PipelineInstance {
   static int choose_unroll(const PipelineParams& p, const uint64_t* table, const Execution& e,
                            const PipelinePlan& plan) {
     constexpr int kNarrow = kReduce || kQuantised ? 1 : 2;
-    if (plan.access_bytes == 8) return launch_one<8, kNarrow, kReduce, kQuantised, false>(p, table, e, plan);
+    if constexpr (kReduce || !kQuantised)
+      if (plan.early && plan.access_bytes == 8)
+        return launch_one<8, kNarrow, kReduce, kQuantised, false, true>(p, table, e, plan);
+    if (plan.access_bytes == 8) return launch_one<8, kNarrow, kReduce, kQuantised, false, false>(p, table, e, plan);
     if constexpr (kQuantised && !kReduce)
-      if (plan.unroll == 1) return launch_one<16, 1, kReduce, kQuantised, false>(p, table, e, plan);
+      if (plan.unroll == 1) return launch_one<16, 1, kReduce, kQuantised, false, false>(p, table, e, plan);
     if constexpr (kQuantised != kReduce)
-      if (plan.unroll == 4) return launch_one<16, 4, kReduce, kQuantised, false>(p, table, e, plan);
-    return launch_one<16, 2, kReduce, kQuantised, false>(p, table, e, plan);
+      if (plan.unroll == 4) return launch_one<16, 4, kReduce, kQuantised, false, false>(p, table, e, plan);
+    return plan.early ? launch_one<16, 2, kReduce, kQuantised, false, true>(p, table, e, plan)
+                      : launch_one<16, 2, kReduce, kQuantised, false, false>(p, table, e, plan);
   }
 
   template <bool kReduce>
@@ -46,13 +50,13 @@ struct PipelineInstance {
     if (!plan.general)
       return plan.quantised ? choose_unroll<kReduce, true>(p, table, e, plan)
                             : choose_unroll<kReduce, false>(p, table, e, plan);
-    if (plan.access_bytes == 16) return launch_one<16, 1, kReduce, true, true>(p, table, e, plan);
-    if (plan.access_bytes == 8) return launch_one<8, 1, kReduce, true, true>(p, table, e, plan);
-    return launch_one<kElementBytes, 1, kReduce, true, true>(p, table, e, plan);
+    if (plan.access_bytes == 16) return launch_one<16, 1, kReduce, true, true, false>(p, table, e, plan);
+    if (plan.access_bytes == 8) return launch_one<8, 1, kReduce, true, true, false>(p, table, e, plan);
+    return launch_one<kElementBytes, 1, kReduce, true, true, false>(p, table, e, plan);
   }
 
   static int run(const PipelineParams& p, const uint64_t* table, const Execution& e) {
-    const PipelinePlan plan = plan_pipeline(p, kElementBytes);
+    const PipelinePlan plan = plan_pipeline(p, kElementBytes, e.dependent && e.positions_ready);
     return plan.reduce ? choose_code<true>(p, table, e, plan) : choose_code<false>(p, table, e, plan);
   }
 };

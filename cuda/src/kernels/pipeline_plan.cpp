@@ -76,35 +76,52 @@ struct Regime {
   int turns;         // over them, at most
   int threads;       // of a block
   bool release_early;
+  bool early;  // positions and cache indices are read before the wait
 };
 
 // Measured on an H100 (KERNELS.md). A conversion or a reduction is work that hides no other, unless a thread has
 // several heads of it, which few bytes do not have; many share angles and weights.
 constexpr Regime kPlain[] = {
-    {60'000, 8, 2, 1, 128, true},
-    {1'500'000, 16, 2, 1, 64, true},
-    {INT64_MAX, 16, 2, 1, 64, false},
+    {60'000, 8, 2, 1, 128, true, false},
+    {1'500'000, 16, 2, 1, 64, true, false},
+    {INT64_MAX, 16, 2, 1, 64, false, false},
 };
 constexpr Regime kQuantised[] = {
-    {60'000, 8, 1, 1, 128, true},
-    {1'500'000, 16, 1, 1, 64, true},
-    {16'000'000, 16, 2, 2, 64, false},
-    {INT64_MAX, 16, 4, 2, 64, false},
+    {60'000, 8, 1, 1, 128, true, false},
+    {1'500'000, 16, 1, 1, 64, true, false},
+    {16'000'000, 16, 2, 2, 64, false, false},
+    {INT64_MAX, 16, 4, 1, 64, false, false},
 };
 constexpr Regime kReduced[] = {
-    {500'000, 8, 1, 1, 128, false},
-    {2'000'000, 16, 2, 1, 64, false},
-    {6'000'000, 16, 2, 2, 64, false},
-    {INT64_MAX, 16, 4, 2, 64, false},
+    {500'000, 8, 1, 1, 128, false, false},
+    {2'000'000, 16, 2, 1, 64, false, false},
+    {6'000'000, 16, 2, 2, 64, false, false},
+    {INT64_MAX, 16, 4, 2, 64, false, false},
+};
+// The same where positions and cache indices may be read early.
+constexpr Regime kPlainEarly[] = {
+    {60'000, 8, 2, 1, 128, true, true},
+    {INT64_MAX, 16, 2, 1, 64, true, true},
+};
+constexpr Regime kQuantisedEarly[] = {
+    {7'000'000, 16, 2, 1, 64, true, true},
+    {16'000'000, 16, 2, 2, 64, false, false},
+    {INT64_MAX, 16, 4, 1, 64, false, false},
+};
+constexpr Regime kReducedEarly[] = {
+    {700'000, 8, 1, 1, 128, true, true},
+    {5'500'000, 16, 2, 1, 64, true, true},
+    {30'000'000, 16, 2, 2, 64, true, true},
+    {INT64_MAX, 16, 4, 2, 64, false, false},
 };
 // What the general code takes, for every size.
-constexpr Regime kGeneral = {INT64_MAX, 16, 1, 2, 128, false};
+constexpr Regime kGeneral = {INT64_MAX, 16, 1, 2, 128, false, false};
 
 constexpr int64_t kEnoughBlocks = 512;
 
 }  // namespace
 
-PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes) {
+PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes, bool early) {
   PipelinePlan plan = {};
   int64_t bytes = 0;
   for (int i = 0; i < p.num_operands; ++i) {
@@ -112,8 +129,9 @@ PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes) {
     plan.quantised |= p.operands[i].quantize.type != OutType::kSame;
   }
   plan.reduce = p.norm.on || p.dynamic;
-  const Regime* regime = plan.reduce ? kReduced : plan.quantised ? kQuantised : kPlain;
-  const Regime* const narrow = regime;
+  early = early && !p.cache.num_skipped;  // nothing is counted before the wait
+  const Regime* const late = plan.reduce ? kReduced : plan.quantised ? kQuantised : kPlain;
+  const Regime* regime = !early ? late : plan.reduce ? kReducedEarly : plan.quantised ? kQuantisedEarly : kPlainEarly;
   const auto access = [&] { return access_of(p, element_bytes, regime->access_bytes); };
   // The special code may do a head with wide accesses that it cannot do with narrow ones.
   const auto general = [&] { return is_general(p, access() / element_bytes); };
@@ -122,12 +140,13 @@ PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes) {
   if (plan.general) {
     regime = &kGeneral;
   } else if (access() < regime->access_bytes) {
-    regime = narrow;
+    regime = late;  // its first, which has narrow accesses
   }
   plan.access_bytes = access();
   plan.unroll = plan.quantised && plan.reduce ? std::min(regime->unroll, 2) : regime->unroll;
   plan.threads = unsigned(regime->threads);
   plan.release_early = regime->release_early;
+  plan.early = regime->early;
   const int vec = plan.access_bytes / element_bytes;
   plan.grid_z = unsigned(divide_up(most_slots(p, vec), regime->threads));
   bool reported = false;

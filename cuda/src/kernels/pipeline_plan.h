@@ -27,13 +27,14 @@ struct PipelinePlan {
   int access_bytes;  // of an input: 16 or 8 where everything is a multiple of it, else one element
   int unroll;        // heads in flight in a thread
   bool reduce, quantised, general;
-  bool release_early;
+  bool release_early, early;  // the next kernel let in before the wait; positions and cache indices read before it
   OperandPlan operands[kMaxOperands];
   uint32_t first_block[kMaxOperands];
   unsigned threads, grid_x, grid_z;
 };
 
-PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes);
+// early: positions and cache indices may be read before the wait.
+PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes, bool early);
 
 // False: a block cannot hold a head, which a norm or dynamic scales need.
 bool pipeline_fits(const PipelineParams& p, int element_bytes);

@@ -78,13 +78,12 @@ __global__ void __launch_bounds__(kMaxBlock) rotate_kernel(const __grid_constant
     }
   };
   take_rows();
-  uint64_t digest = uint64_t(bit_cast<uint32_t>(p.cos_scale)) << 32 ^ bit_cast<uint32_t>(p.sin_scale) ^
-                    uint64_t(p.positions.kind) ^ reinterpret_cast<uint64_t>(p.positions.ids) ^ first ^ second ^ streams;
+  uint64_t digest =
+      bits_of(p.cos_scale, p.sin_scale) ^ digest_of(p.positions.kind, p.positions.ids, first, second, streams);
 #pragma unroll
   for (int j = 0; j < kVec; ++j) digest ^= word[j];
 #pragma unroll
-  for (int u = 0; u < kUnroll; ++u)
-    digest ^= reinterpret_cast<uint64_t>(row[u].in) ^ reinterpret_cast<uint64_t>(row[u].out) ^ row[u].live;
+  for (int u = 0; u < kUnroll; ++u) digest ^= digest_of(row[u].in, row[u].out, row[u].live);
 
   int64_t position;
   bool rotates = token < p.num_tokens;
@@ -116,8 +115,7 @@ __global__ void __launch_bounds__(kMaxBlock) rotate_kernel(const __grid_constant
   if constexpr (kEarly) {
     form_angles();
 #pragma unroll
-    for (int j = 0; rotates && j < kVec; ++j)
-      digest ^= uint64_t(bit_cast<uint32_t>(angle[j].cos)) << 32 ^ bit_cast<uint32_t>(angle[j].sin);
+    for (int j = 0; rotates && j < kVec; ++j) digest ^= bits_of(angle[j].cos, angle[j].sin);
   }
   wait_for_previous(digest);
   release_next();

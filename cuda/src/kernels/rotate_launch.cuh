@@ -47,16 +47,15 @@ struct RotateInstance {
     constexpr int kElementBytes = sizeof(typename D::Storage), kWide = 16 / kElementBytes;
     if (plan.access_bytes == kElementBytes)
       return choose_sections<1, 2, true, Form::kNone, Form::kAny>(p, table, e, plan);
-    if (plan.access_bytes == 8) {
-      // Early positions pay where launches are short, and where the next launch is let in early too.
-      const bool known = e.positions_ready || p.positions.kind == PositionKind::kOffset;
-      if (e.dependent && known && plan.release_early && p.rotary_dim <= 2 * kFewPairs && plan.sections == Form::kNone)
-        return launch_one<8 / kElementBytes, 2, false, true, Form::kNone, kFewPairs>(p, table, e, plan);
-      return choose_sections<8 / kElementBytes, 2, false, Form::kNone, Form::kWhole, Form::kAny>(p, table, e, plan);
-    }
+    if (plan.access_bytes == 8)
+      return plan.early ? launch_one<8 / kElementBytes, 2, false, true, Form::kNone, kFewPairs>(p, table, e, plan)
+                        : choose_sections<8 / kElementBytes, 2, false, Form::kNone, Form::kWhole, Form::kAny>(p, table,
+                                                                                                              e, plan);
     if (plan.copy_slots) return choose_sections<kWide, 4, true, Form::kNone, Form::kAny>(p, table, e, plan);
     if (plan.sections != Form::kNone)
       return choose_table<kWide, sections_unroll(kElementBytes), false, Form::kWhole>(p, table, e, plan);
+    if (plan.early && plan.unroll == 4)
+      return launch_one<kWide, 4, false, true, Form::kNone, kFewPairs>(p, table, e, plan);
     switch (plan.unroll) {
       case 1: return choose_table<kWide, 1, false, Form::kNone>(p, table, e, plan);
       case 2: return choose_table<kWide, 2, false, Form::kNone>(p, table, e, plan);
@@ -65,7 +64,8 @@ struct RotateInstance {
   }
 
   static int run(const RotateParams& p, const uint64_t* table, const Execution& e) {
-    return launch_plan(p, table, e, plan_rotate(p, kLayout, sizeof(typename D::Storage)));
+    const bool known = e.positions_ready || p.positions.kind == PositionKind::kOffset;
+    return launch_plan(p, table, e, plan_rotate(p, kLayout, sizeof(typename D::Storage), e.dependent && known));
   }
 };
 

@@ -40,7 +40,7 @@ int32_t share_heads(int32_t head_threads, int32_t columns) {
   return divide_up(head_threads, divide_up(head_threads, columns));
 }
 
-// How work is spread, by the bytes of all heads.
+// How work is spread, by the bytes of what is rotated or copied of all heads.
 struct Regime {
   int64_t max_bytes;
   int elements;          // of one access, at most
@@ -59,6 +59,22 @@ constexpr Regime kRegimes[] = {
     {40'000'000, 8, 4, 32, 64, false, false, false},
     {INT64_MAX, 8, 4, kMaxBlock, kMaxBlock, true, true, false},
 };
+// The same where positions may be read before the wait.
+constexpr Regime kEarlyRegimes[] = {
+    {500'000, 4, 2, 64, kMaxBlock, false, true, true},
+    {9'000'000, 4, 2, 64, kMaxBlock, false, true, false},
+    {15'000'000, 8, 4, 32, 64, false, false, false},
+    {INT64_MAX, 8, 4, kMaxBlock, kMaxBlock, true, true, true},
+};
+// In place, of parts of heads that do not fill a cache line: a prefetch brings more than is wanted.
+constexpr int32_t kLine = 128;
+constexpr Regime kSparseRegimes[] = {
+    {600'000, 4, 2, 64, kMaxBlock, false, true, true},
+    {1'800'000, 4, 2, 64, kMaxBlock, false, true, false},
+    {5'000'000, 8, 4, 32, 64, false, false, false},
+    {10'000'000, 8, 2, kMaxBlock, kMaxBlock, true, false, false},
+    {INT64_MAX, 4, 2, kMaxBlock, kMaxBlock, true, false, true},
+};
 
 // Of few heads, a thread that takes several leaves none for other blocks: from so many bytes on, the last regime is
 // best.
@@ -67,13 +83,15 @@ constexpr int64_t kFewHeadsLoop = 1'000'000;
 
 }  // namespace
 
-RotatePlan plan_rotate(const RotateParams& p, Layout layout, int element_bytes) {
+RotatePlan plan_rotate(const RotateParams& p, Layout layout, int element_bytes, bool early) {
   RotatePlan plan = {};
   const int32_t heads = p.num_q_heads + p.num_k_heads;
-  const int64_t bytes = p.num_tokens * heads * p.head_dim * element_bytes;
   const bool apart = (p.num_q_heads && p.q.in != p.q.out) || (p.num_k_heads && p.k.in != p.k.out);
   const bool copies = apart && p.rotary_dim < p.head_dim;
-  const Regime* regime = kRegimes;
+  const int32_t part = (apart ? p.head_dim : p.rotary_dim) * element_bytes;
+  const int64_t bytes = p.num_tokens * heads * part;
+  early = early && p.rotary_dim <= 2 * kFewPairs && !p.positions.sections.streams;
+  const Regime* regime = part < kLine && p.rotary_dim < p.head_dim ? kSparseRegimes : early ? kEarlyRegimes : kRegimes;
   while (bytes > regime->max_bytes || (!regime->loop && heads <= kFewHeads && bytes > kFewHeadsLoop)) ++regime;
 
   plan.access_bytes = element_bytes;
@@ -85,10 +103,9 @@ RotatePlan plan_rotate(const RotateParams& p, Layout layout, int element_bytes) 
       break;
     }
   }
-  // Of a part of each head, in place, a prefetch brings more than is wanted.
-  const bool part = !apart && p.rotary_dim < p.head_dim;
-  plan.prefetch = apart || (regime->prefetch && !(regime->loop && part));
+  plan.prefetch = apart || regime->prefetch;
   plan.release_early = regime->release_early;
+  plan.early = early && regime->release_early;
   const int32_t vec = plan.access_bytes / element_bytes;
   plan.sections = section_form(p.positions.sections, layout, vec);
   if (plan.sections == SectionForm::kWhole && (copies || vec == 1)) plan.sections = SectionForm::kAny;
@@ -104,8 +121,7 @@ RotatePlan plan_rotate(const RotateParams& p, Layout layout, int element_bytes) 
   plan.block_x = unsigned(divide_up(slots, plan.grid_z));
   const int32_t head_threads = divide_up(heads, plan.unroll);
   const auto columns = [&](int32_t threads) { return std::max<int32_t>(1, threads / int32_t(plan.block_x)); };
-  const int32_t y = regime->loop ? std::min(columns(regime->head_threads), head_threads)
-                                 : share_heads(head_threads, columns(regime->head_threads));
+  const int32_t y = share_heads(head_threads, columns(regime->head_threads));
   // Two tokens side by side are enough where there are heads to fill the block.
   const int32_t z = heads < 4 ? columns(kMaxBlock) / y : std::min(2, columns(regime->threads) / y);
   plan.block_y = unsigned(y);

@@ -12,11 +12,13 @@ struct RotatePlan {
   int unroll;        // heads whose loads a thread has in flight: 1, 2 or 4
   SectionForm sections;
   bool prefetch, release_early;  // for a dependent launch, see RotateArgs
+  bool early;                    // positions are read, and angles formed, before the wait
   int32_t copy_slots;            // see RotateArgs
   unsigned block_x, block_y, block_z, grid_x, grid_y, grid_z;
 };
 
-RotatePlan plan_rotate(const RotateParams& p, Layout layout, int element_bytes);
+// early: positions may be read before the wait.
+RotatePlan plan_rotate(const RotateParams& p, Layout layout, int element_bytes, bool early);
 
 // Heads in flight of a call with sections: four of float32 would not leave it registers.
 constexpr int sections_unroll(int element_bytes) { return element_bytes == 4 ? 2 : 4; }
