@@ -102,6 +102,7 @@ cdef extern from "roperope/roperope.h" nogil:
         int32_t after
         float eps
         float weight_bias
+        int32_t across_heads
 
     ctypedef struct rope_cache_tensor:
         void* data

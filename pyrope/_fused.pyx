@@ -58,6 +58,17 @@ cdef int read_elements(str name, object x, int32_t element, rope_apply_desc* d, 
     return 0
 
 
+cdef bint is_contiguous(View* v) noexcept:
+    """Whether elements follow each other; true of an array without any."""
+    cdef int64_t total = 1
+    cdef bint contiguous = True
+    cdef int i
+    for i in range(v.ndim - 1, -1, -1):
+        contiguous = contiguous and (v.shape[i] == 1 or v.strides[i] == total)
+        total *= v.shape[i]
+    return contiguous or total == 0
+
+
 cdef void* read_memory(str name, object x, ElementKind kind, int itemsize, int64_t* count, str shape, bint written,
                        rope_apply_desc* d) except? NULL:
     """A pointer to `count` elements; -1 becomes what an array has."""
@@ -65,17 +76,15 @@ cdef void* read_memory(str name, object x, ElementKind kind, int itemsize, int64
         return <void*>read_pointer(x, name, d.num_tokens == 0)
     cdef View v
     cdef int64_t total = 1
-    cdef bint contiguous = True
     cdef int i
     read_view(x, name, <uintptr_t>d.stream, &v)
     check_device(name, &v, d)
     if v.itemsize != itemsize or v.kind != kind:
         raise TypeError(f"{name}: dtype {getattr(x, 'dtype', 'unknown')}, must be "
                         f"{ {KIND_INT: 'int', KIND_UINT: 'uint', KIND_FLOAT: 'float'}[kind]}{8 * itemsize}")
-    for i in range(v.ndim - 1, -1, -1):
-        contiguous = contiguous and (v.shape[i] == 1 or v.strides[i] == total)
+    for i in range(v.ndim):
         total *= v.shape[i]
-    if (count[0] >= 0 and total != count[0]) or (total and not contiguous):
+    if (count[0] >= 0 and total != count[0]) or not is_contiguous(&v):
         raise ValueError(f"{name}: shape {shape_of(&v)}, must be contiguous {shape}"
                          + (f", {count[0]} elements" if count[0] >= 0 else ""))
     if written and v.read_only:
@@ -121,7 +130,7 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         Elements of a head of ``q_nope``, the part of q that is stored and not rotated (multi-head latent attention,
         arXiv:2405.04434).
     norm : pyrope.RMSNorm, optional
-        RMS norm of the heads of q and k.
+        RMS norm of q and k.
     q_out_dtype, k_out_dtype, v_out_dtype : {"float8_e4m3fn", "float8_e5m2", "int8"}, optional
         Quantise: stored is ``round(x * (1 / scale))``, to nearest even, saturating. ``q_out_dtype`` is that of
         ``q_nope`` too. Default: stored as ``dtype``.
@@ -252,6 +261,7 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         if norm.weight_dtype is not None:
             d.norm.weight_is_f32 = choose("weight_dtype", norm.weight_dtype, {self.dtype: 0, "float32": 1})
         d.norm.after = as_flag("after", norm.after)
+        d.norm.across_heads = as_flag("across_heads", norm.across_heads)
         self.norm = norm
         return 0
 
@@ -327,7 +337,8 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         q_strides, k_strides, v_strides, q_nope_strides and those of the outputs : (int, int), optional
             With pointers: (token stride, head stride) in elements. Default: contiguous.
         q_weight, k_weight : pointer or array, optional
-            With ``norm``: ``[head_dim]``, of its ``weight_dtype``. One left out leaves its tensor as it is.
+            With ``norm``: ``[head_dim]``, or ``[num_heads, head_dim]`` across heads, in one dimension or two, of its
+            ``weight_dtype``. One left out leaves its tensor as it is.
         q_scale, k_scale, v_scale : float, pointer or array, optional
             Of a quantised tensor: a number above 0, or float32 memory as the tensor's ``scale_kind`` says: ``[1]``;
             ``[heads]``; ``[num_tokens]``; or, written, ``[num_tokens, heads]``, in a cache
@@ -533,19 +544,22 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
             raise TypeError("q_weight and k_weight: both None, at least one is required with norm")
         if q_weight is not None:
             require("q", q, "with q_weight")
-            d.norm.q_weight = self._read_weight("q_weight", q_weight, d)
+            d.norm.q_weight = self._read_weight("q_weight", q_weight, d.num_q_heads, d)
         if k_weight is not None:
             require("k", k, "with k_weight")
-            d.norm.k_weight = self._read_weight("k_weight", k_weight, d)
+            d.norm.k_weight = self._read_weight("k_weight", k_weight, d.num_k_heads, d)
         return 0
 
-    cdef void* _read_weight(self, str name, object x, rope_apply_desc* d) except? NULL:
+    cdef void* _read_weight(self, str name, object x, int64_t heads, rope_apply_desc* d) except? NULL:
         if not is_array(x):
             return <void*>read_pointer(x, name, d.num_tokens == 0)
         cdef View v
         read_elements(name, x, ROPE_DTYPE_F32 if d.norm.weight_is_f32 else d.dtype, d, &v)
-        if v.ndim != 1 or v.shape[0] != d.head_dim or (v.shape[0] > 1 and v.strides[0] != 1):
-            raise ValueError(f"{name}: shape {shape_of(&v)}, must be contiguous [{d.head_dim}]")
+        shape = [d.head_dim]
+        if d.norm.across_heads:
+            shape = [heads * d.head_dim] if v.ndim == 1 else [heads, d.head_dim]
+        if list(shape_of(&v)) != shape or not is_contiguous(&v):
+            raise ValueError(f"{name}: shape {shape_of(&v)}, must be contiguous {shape}")
         return v.data
 
     cdef int _read_scale(self, str name, object x, rope_quantize* z, str kind, int64_t heads, bint in_cache,

@@ -6,10 +6,9 @@ __all__ = ["PagedCache", "RMSNorm"]
 
 
 class RMSNorm(Frozen):
-    """RMS norm of every head of q and k (Zhang and Sennrich, arXiv:1910.07467), as Qwen 3 and Gemma 3 have it.
+    """RMS norm of q and k (Zhang and Sennrich, arXiv:1910.07467), as Qwen 3, Gemma 3 and OLMo 2 have it.
 
-    ``x / sqrt(mean(x ** 2) + eps) * (weight + weight_bias)`` over the ``head_dim`` elements of a head, in float32. The
-    weights come with each call.
+    ``x / sqrt(mean(x ** 2) + eps) * (weight + weight_bias)`` in float32. The weights come with each call.
 
     Parameters
     ----------
@@ -21,17 +20,28 @@ class RMSNorm(Frozen):
         Added to every weight: 1 for Gemma, whose weights are stored as differences from 1.
     after : bool
         Whether the norm comes after the rotation instead of before it.
+    across_heads : bool
+        Whether the mean is over all heads of a token, at most 1024, with a weight for every element of each (OLMo 2),
+        instead of over the ``head_dim`` elements of a head (Qwen 3, Gemma 3).
     """
 
     eps: float
     weight_dtype: object
     weight_bias: float
     after: bool
+    across_heads: bool
 
     def __init__(
-        self, eps: float = 1e-6, weight_dtype: object = None, weight_bias: float = 0.0, after: bool = False
+        self,
+        eps: float = 1e-6,
+        weight_dtype: object = None,
+        weight_bias: float = 0.0,
+        after: bool = False,
+        across_heads: bool = False,
     ) -> None:
-        vars(self).update(eps=eps, weight_dtype=weight_dtype, weight_bias=weight_bias, after=after)
+        vars(self).update(
+            eps=eps, weight_dtype=weight_dtype, weight_bias=weight_bias, after=after, across_heads=across_heads
+        )
 
 
 class PagedCache(Frozen):

@@ -248,17 +248,26 @@ class Case:
         words = kind.split()
         wide, self.bias = "f32" in words, 1.0 if "bias" in words else 0.0
         self.options["norm"] = pyrope.RMSNorm(
-            eps=1e-5, weight_dtype="float32" if wide else None, weight_bias=self.bias, after=words[0] == "after"
+            eps=1e-5,
+            weight_dtype="float32" if wide else None,
+            weight_bias=self.bias,
+            after=words[0] == "after",
+            across_heads="across" in words,
         )
         weight = ref.storage("float32" if wide else dtype)
-        for name in ("q_weight", "k_weight")[: 1 if "q" in words else 2]:
-            self.array(name, self.rng.standard_normal(self.head_dim) + 1 - self.bias, weight)
+        for name, heads in (("q_weight", Q_HEADS), ("k_weight", K_HEADS))[: 1 if "q" in words else 2]:
+            count = heads * self.head_dim if "across" in words else self.head_dim
+            self.array(name, self.rng.standard_normal(count) + 1 - self.bias, weight)
 
     def norm(self, value, name, when):
         weight = self.blocks.get(f"{name}_weight")
         if weight is None or not self.row["norm"].startswith(when):
             return value
-        return ref.rms_norm(value, weight.view(), 1e-5, self.bias)
+        if "across" not in self.row["norm"]:
+            return ref.rms_norm(value, weight.view(), 1e-5, self.bias)
+        shape = value[0].shape
+        flat = tuple(x.reshape(self.tokens, -1) for x in value)
+        return tuple(x.reshape(shape) for x in ref.rms_norm(flat, weight.view(), 1e-5, self.bias))
 
     def make_cache(self):
         """The slot of every token; negative: nothing is appended."""

@@ -1,5 +1,6 @@
 """Stages that cannot be: each refusal names the argument, and nothing is written."""
 
+import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -54,6 +55,7 @@ CONSTRUCTOR = rows(
     ("weight_bias nan", norm(weight_bias=NAN), V, "weight_bias: nan, must be finite"),
     ("weight_dtype", norm(weight_dtype="float16"), V, "weight_dtype: 'float16', must be one of 'float32'"),
     ("after", norm(after=1), T, "after: 1 is not a bool"),
+    ("across_heads", norm(across_heads=1), T, "across_heads: 1 is not a bool"),
     ("q_out_dtype", {"q_out_dtype": "float8"}, V, "q_out_dtype: 'float8', must be one of 'float8_e4m3fn'"),
     ("k_out_dtype wide", {"k_out_dtype": "float16"}, V, "k_out_dtype: 'float16', must be one of"),
     ("v_scale_kind", {"v_out_dtype": E4M3, "v_scale_kind": "row"}, V, "v_scale_kind: 'row', must be one of 'tensor'"),
@@ -249,3 +251,29 @@ def test_heads_too_long_for_a_norm(device, head_dim):
     with pytest.raises((ValueError, pyrope.UnsupportedError), match=r"head_dim|norm"):
         rope.apply(memory.pointer(buffers[0]), None, 1, q_weight=memory.pointer(buffers[1]))
     np.testing.assert_array_equal(memory.get(buffers[0]), x)
+
+
+def test_too_many_heads_for_a_norm_across_them(device):
+    """1024 are allowed; whatever their number, weights are an array with one for every element."""
+    memory, rope = memory_of(device), {"dtype": "float32", "device": device, **norm(across_heads=True)}
+    for heads, refused in ((1025, True), (1024, False)):
+        x, weight = np.ones(heads * 2, np.float32), np.full(heads * 2, 3, np.float32)
+        buffers = memory.put(x), memory.put(weight)
+        call = functools.partial(pyrope.FusedRope(2, heads, 0, **rope).apply, memory.pointer(buffers[0]), None, 1)
+        if refused:
+            with pytest.raises(pyrope.UnsupportedError, match=r"norm.across_heads: 1025 heads of q, at most 1024"):
+                call(q_weight=memory.pointer(buffers[1]))
+        else:
+            call(q_weight=memory.pointer(buffers[1]))
+        np.testing.assert_allclose(memory.get(buffers[0]), 1 if refused else 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(8,), (2, 4), (16, 2), (4, 8)])
+def test_shape_of_weights_across_heads(shape):
+    rope = pyrope.FusedRope(8, 2, 0, dtype="float32", device="cpu", **norm(across_heads=True))
+    q = np.ones((1, 2, 8), np.float32)
+    with pytest.raises(ValueError, match=r"q_weight: shape .*, must be contiguous \[(16|2, 8)\]"):
+        rope.apply(q, None, q_weight=np.ones(shape, np.float32))
+    assert (q == 1).all()
+    rope.apply(q, None, q_weight=np.ones((2, 8), np.float32))
+    rope.apply(q, None, q_weight=np.ones(16, np.float32))

@@ -162,3 +162,19 @@ def test_norm_has_the_length_it_must(device, rng):
     np.testing.assert_allclose(
         on_both(device, x, {"q_weight": weight}, norm=pyrope.RMSNorm(eps=3.5))["q_out"].ravel(), [1.5, -1], rtol=3e-7
     )
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(("heads", "head_dim"), [(40, 128), (7, 80), (1, 64), (1024, 6), (3, 1000)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_norm_across_heads(device, dtype, heads, head_dim, after, rng):
+    """Of one head it is the norm of a head; of many, the root of the mean over all of them."""
+    x = rng.standard_normal((5, heads, head_dim)).astype(ref.storage(dtype))
+    weight = Block(x.dtype, (heads * head_dim,), values=rng.standard_normal(heads * head_dim))
+    norm = pyrope.RMSNorm(eps=1e-6, after=after, across_heads=True)
+    got = on_both(device, x, {"q_weight": weight}, norm=norm, dtype=dtype)["q_out"]  # at position 0
+    value = x.astype(np.float64).reshape(5, -1), np.zeros((5, heads * head_dim))
+    assert ref.within(got.reshape(5, -1), ref.rms_norm(value, weight.view(), 1e-6, 0.0), dtype).all()
+    if heads == 1:
+        one = on_both(device, x, {"q_weight": weight}, norm=pyrope.RMSNorm(eps=1e-6, after=after), dtype=dtype)["q_out"]
+        np.testing.assert_array_equal(one.view(np.uint8), got.view(np.uint8))

@@ -9,6 +9,7 @@ namespace rope {
 
 inline constexpr int kMaxOperands = 4;        // q, k, v, the nope part of q
 inline constexpr int kMaxPipelineDim = 4096;  // of a head
+inline constexpr int kMaxNormHeads = 1024;    // that are normalised together
 
 enum class ScaleKind : int32_t { kHost = 0, kTensor = 1, kHead = 2, kToken = 3, kDynamic = 4 };
 
@@ -59,6 +60,7 @@ struct TableSets {
 struct Norm {
   bool on, after, weight_is_f32;
   bool wide_weights;  // on a multiple of 16 bytes
+  bool across_heads;  // one norm for all heads of a token, with weights for each
   float eps, weight_bias, inverse_dim;
 };
 

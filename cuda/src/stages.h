@@ -160,6 +160,11 @@ ROPE_INLINE float larger_magnitude(float largest_so_far, float x) {
   return magnitude > largest_so_far ? magnitude : largest_so_far;
 }
 
+// The element of the weights that a head's begin with.
+ROPE_INLINE int32_t first_weight(const Norm& n, const PipelineOperand& o, int32_t head) {
+  return n.across_heads ? head * o.dim : 0;
+}
+
 template <class D>
 ROPE_INLINE float norm_weight(const Norm& n, const void* weights, int32_t i) {
   const float w = n.weight_is_f32 ? static_cast<const float*>(weights)[i]

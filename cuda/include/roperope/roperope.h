@@ -167,7 +167,7 @@ typedef struct rope_quantize {
   float* scales;      /* memory of the backend; not with ROPE_SCALE_HOST */
 } rope_quantize;
 
-/* RMS norm of every head of q and k: x / sqrt(mean(x^2) + eps) * (weight + weight_bias), in float32. */
+/* RMS norm of q and k: x / sqrt(mean(x^2) + eps) * (weight + weight_bias), in float32. */
 typedef struct rope_norm {
   const void* q_weight;  /* [head_dim], memory of the backend; NULL: q is not normalised */
   const void* k_weight;  /* [head_dim]; NULL: k is not normalised */
@@ -175,6 +175,9 @@ typedef struct rope_norm {
   int32_t after;         /* 0: before the rotation, 1: after it */
   float eps;             /* >= 0 */
   float weight_bias;     /* added to every weight: 1 for Gemma, else 0 */
+  int32_t across_heads;  /* 0: the mean is over a head; 1: over all heads of a token, at most 1024, with weights
+                            [num_heads, head_dim] (OLMo 2) */
+  int32_t reserved;      /* 0 */
 } rope_norm;
 
 /* How a token's cache slot is found; slot = page * page_size + entry. */

@@ -148,14 +148,16 @@ rope_status check_inputs_apart(const rope_apply_desc& d, const PipelineParams& p
   ROPE_TRY(check_positions_apart(d, p.positions, s.written_name, s.written));
   const int64_t tokens = d.num_tokens, index = index_bytes(d.position_dtype),
                 cache_index = index_bytes(d.cache.index_dtype), sets = d.sets.num_sets, pairs = d.rotary_dim / 2;
-  const int64_t weights = d.head_dim * (d.norm.weight_is_f32 ? 4 : dtype_bytes(d.dtype));
+  const int64_t weight = d.head_dim * (d.norm.weight_is_f32 ? 4 : dtype_bytes(d.dtype));
+  const int64_t q_weights = weight * (d.norm.across_heads ? d.num_q_heads : 1),
+                k_weights = weight * (d.norm.across_heads ? d.num_k_heads : 1);
   const int64_t table = p.cos_sin.rows * p.cos_sin.stride * (d.cos_sin.cos ? dtype_bytes(d.cos_sin.dtype) : 0);
   for (const Extent& read :
        {Extent{"positions_from", d.positions_from, tokens * index},
         Extent{"cache.slots", d.cache.slots, tokens * cache_index},
         Extent{"cache.cache_positions", d.cache.cache_positions, tokens * cache_index},
         Extent{"cache.request_ids", d.cache.request_ids, tokens * 4}, Extent{"cache.page_table", d.cache.page_table, 4},
-        Extent{"norm.q_weight", d.norm.q_weight, weights}, Extent{"norm.k_weight", d.norm.k_weight, weights},
+        Extent{"norm.q_weight", d.norm.q_weight, q_weights}, Extent{"norm.k_weight", d.norm.k_weight, k_weights},
         Extent{"cos_sin.cos", d.cos_sin.cos, table}, Extent{"cos_sin.sin", d.cos_sin.sin, table},
         Extent{"sets.tables", d.sets.tables, sets * pairs * 8}, Extent{"sets.factors", d.sets.factors, sets * 4},
         Extent{"sets.ids", d.sets.ids, tokens * 4}, Extent{"sets.ids_from", d.sets.ids_from, tokens * 4}})
@@ -177,15 +179,16 @@ rope_status check_scales_apart(const rope_apply_desc& d, const Source& of, const
 rope_status read_norm(const rope_apply_desc& d, Norm* n) {
   const rope_norm& from = d.norm;
   const auto addresses = reinterpret_cast<uintptr_t>(from.q_weight) | reinterpret_cast<uintptr_t>(from.k_weight);
-  *n = {addresses != 0, from.after != 0,  from.weight_is_f32 != 0, addresses % 16 == 0,
-        from.eps,       from.weight_bias, 1.0f / float(d.head_dim)};
+  *n = {addresses != 0,         from.after != 0, from.weight_is_f32 != 0, addresses % 16 == 0,
+        from.across_heads != 0, from.eps,        from.weight_bias,        1.0f / float(d.head_dim)};
   if (!n->on) {
-    if (from.after || from.weight_is_f32 || from.eps != 0 || from.weight_bias != 0)
+    if (from.after || from.weight_is_f32 || from.eps != 0 || from.weight_bias != 0 || from.across_heads)
       return fail(ROPE_ERR_INVALID_ARG, "norm: q_weight and k_weight are NULL, at least one is required");
     return ROPE_OK;
   }
   ROPE_TRY(check_range("norm.after", from.after, 0, 1));
   ROPE_TRY(check_range("norm.weight_is_f32", from.weight_is_f32, 0, 1));
+  ROPE_TRY(check_range("norm.across_heads", from.across_heads, 0, 1));
   if (!(from.eps >= 0) || !std::isfinite(from.eps))
     return fail(ROPE_ERR_INVALID_ARG, "norm.eps: %g, must be finite and at least 0", double(from.eps));
   if (!std::isfinite(from.weight_bias))
@@ -294,8 +297,8 @@ bool has_stages(const rope_apply_desc& d) {
 }
 
 rope_status read_pipeline(const rope_apply_desc& d, PipelineParams* p) {
-  for (const int32_t reserved : {d.reserved, d.q_quantize.reserved, d.k_quantize.reserved, d.v_quantize.reserved,
-                                 d.cache.reserved, d.cos_sin.reserved, d.sets.reserved})
+  for (const int32_t reserved : {d.reserved, d.norm.reserved, d.q_quantize.reserved, d.k_quantize.reserved,
+                                 d.v_quantize.reserved, d.cache.reserved, d.cos_sin.reserved, d.sets.reserved})
     ROPE_TRY(check_range("reserved", reserved, 0, 0));
   ROPE_TRY(read_angles(d, p));
   ROPE_TRY(read_norm(d, &p->norm));
@@ -322,6 +325,9 @@ rope_status read_pipeline(const rope_apply_desc& d, PipelineParams* p) {
       return fail(ROPE_ERR_INVALID_ARG, "head_dim of %s: %d, must be 1 to %d", s.name, s.dim, kMaxPipelineDim);
     if (d.backend == ROPE_BACKEND_CUDA) ROPE_TRY(check_device_pointer(s.name, s.in.data));
     if (d.backend == ROPE_BACKEND_CUDA) ROPE_TRY(check_device_pointer(s.out_name, s.out.data));
+    if (s.weight && p->norm.across_heads && s.heads > kMaxNormHeads)
+      return fail(ROPE_ERR_UNSUPPORTED, "norm.across_heads: %d heads of %s, at most %d", s.heads, s.name,
+                  kMaxNormHeads);
     PipelineOperand* o = &p->operands[p->num_operands++];
     ROPE_TRY(read_operand(d, s, o));
     p->dynamic |= o->quantize.type != OutType::kSame && o->quantize.kind == ScaleKind::kDynamic;

@@ -15,26 +15,34 @@ struct Job {
   const uint64_t* table;
 };
 
-float factor_of(const Norm& norm, const float* x, int32_t dim) {
+// The sum of `count` values, which are overwritten.
+float fold(float* sums, int32_t count) {
+  for (int32_t half = power_of_two(count) / 2; half > 0; half /= 2) {
+    for (int32_t i = 0; i + half < count; ++i) sums[i] += sums[i + half];
+    count = half;
+  }
+  return sums[0];
+}
+
+float sum_of_squares(const float* x, int32_t dim) {
   const auto group = [&](int32_t i) {
     float z[kNormGroup] = {};
     std::copy_n(x + kNormGroup * i, std::min(kNormGroup, dim - kNormGroup * i), z);
     return norm_group(z[0], z[1], z[2], z[3]);
   };
   float sums[kMaxPipelineDim / kNormGroup / 4];
-  int32_t count = (norm_half(dim) + 1) / 2;
+  const int32_t count = (norm_half(dim) + 1) / 2;
   for (int32_t i = 0; i < count; ++i) sums[i] = norm_four_groups(dim, i, group);
-  for (int32_t half = power_of_two(count) / 2; half > 0; half /= 2) {
-    for (int32_t i = 0; i + half < count; ++i) sums[i] += sums[i + half];
-    count = half;
-  }
-  return norm_factor(sums[0], norm.inverse_dim, norm.eps);
+  return fold(sums, count);
 }
 
+// across: the mean of the sums of squares of the heads that are normalised together, or null.
 template <class D>
-void normalise(const PipelineParams& p, const PipelineOperand& o, float* x) {
-  const float r = factor_of(p.norm, x, o.dim);
-  for (int32_t i = 0; i < o.dim; ++i) x[i] = x[i] * r * norm_weight<D>(p.norm, o.weight, i);
+void normalise(const PipelineParams& p, const PipelineOperand& o, int32_t head, const float* across, float* x) {
+  const float total = across ? *across : sum_of_squares(x, o.dim);
+  const float r = norm_factor(total, p.norm.inverse_dim, p.norm.eps);
+  const int32_t first = first_weight(p.norm, o, head);
+  for (int32_t i = 0; i < o.dim; ++i) x[i] = x[i] * r * norm_weight<D>(p.norm, o.weight, first + i);
 }
 
 template <Layout kLayout>
@@ -64,20 +72,39 @@ float quantize_factor(const PipelineParams& p, const PipelineOperand& o, int64_t
   return 1.0f / scale;
 }
 
+template <class D>
+const typename D::Storage* head_at(const PipelineOperand& o, int64_t token, int32_t head) {
+  return reinterpret_cast<const typename D::Storage*>(o.in + token * o.in_token_stride + head * o.in_head_stride);
+}
+
+// The mean of the sums of squares of a token's heads, at the place of the norm.
+template <class D, Layout kLayout>
+float mean_across_heads(const PipelineParams& p, const PipelineOperand& o, int64_t token, const float* cos,
+                        const float* sin) {
+  float sums[kMaxNormHeads], x[kMaxPipelineDim];
+  for (int32_t head = 0; head < o.heads; ++head) {
+    const auto* in = head_at<D>(o, token, head);
+    for (int32_t i = 0; i < o.dim; ++i) x[i] = D::widen(in[i]);
+    if (p.norm.after) rotate_row<kLayout>(p, cos, sin, x);
+    sums[head] = sum_of_squares(x, o.dim);
+  }
+  return fold(sums, o.heads) / float(o.heads);
+}
+
 template <class D, Layout kLayout>
 void one_head(const PipelineParams& p, const PipelineOperand& o, int64_t token, int32_t head, const CachePlace& place,
-              const float* cos, const float* sin) {
+              const float* cos, const float* sin, const float* across) {
   using Storage = typename D::Storage;
   float x[kMaxPipelineDim];
-  const auto* in = reinterpret_cast<const Storage*>(o.in + token * o.in_token_stride + head * o.in_head_stride);
+  const auto* in = head_at<D>(o, token, head);
   char* const out =
       o.out + head * o.out_head_stride +
       (o.cached ? place.page * o.out_page_stride + place.entry * o.out_token_stride : token * o.out_token_stride);
   const int32_t begin = o.whole ? 0 : p.rotary_offset, end = o.whole ? o.dim : p.rotary_offset + p.rotary_dim;
   for (int32_t i = begin; i < end; ++i) x[i] = D::widen(in[i]);
-  if (o.weight && !p.norm.after) normalise<D>(p, o, x);
+  if (o.weight && !p.norm.after) normalise<D>(p, o, head, across, x);
   if (o.rotated) rotate_row<kLayout>(p, cos, sin, x);
-  if (o.weight && p.norm.after) normalise<D>(p, o, x);
+  if (o.weight && p.norm.after) normalise<D>(p, o, head, across, x);
   if (o.quantize.type == OutType::kSame) {
     auto* y = reinterpret_cast<Storage*>(out);
     for (int32_t i = begin; i < end; ++i) {
@@ -107,7 +134,10 @@ void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
     for (int32_t i = 0; i < p.num_operands; ++i) {
       const PipelineOperand& o = p.operands[i];
       if (o.cached && !cached) continue;
-      for (int32_t head = 0; head < o.heads; ++head) one_head<D, kLayout>(p, o, token, head, place, cos, sin);
+      const bool across = o.weight && p.norm.across_heads;
+      const float mean = across ? mean_across_heads<D, kLayout>(p, o, token, cos, sin) : 0.0f;
+      for (int32_t head = 0; head < o.heads; ++head)
+        one_head<D, kLayout>(p, o, token, head, place, cos, sin, across ? &mean : nullptr);
     }
   }
 }

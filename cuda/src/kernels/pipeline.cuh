@@ -109,6 +109,7 @@ __global__ void __launch_bounds__(kPipelineBlock)
   const bool inside = row_token < plan.tokens && token < p.num_tokens && slot_index < plan.slots;
   if (!kReduce && !inside) return;
   const auto live = [&](int u) { return inside && head + u * step < o.heads; };
+  const bool across = kReduce && kGeneral && o.weight && p.norm.across_heads;
 
   // Everything that needs no memory but the arguments comes before the wait.
   const Slot slot =
@@ -202,10 +203,13 @@ __global__ void __launch_bounds__(kPipelineBlock)
   load_heads();
   if constexpr (!kEarly) read_indices();
   float weight[2 * kVec] = {};
-  if (kReduce && o.weight && inside) {
-    detail::load_weights<D, kVec, !kGeneral>(p.norm, o.weight, slot.first, weight);
-    detail::load_weights<D, kVec, !kGeneral>(p.norm, o.weight, slot.second, weight + kVec);
-  }
+  const auto load_weight = [&] {
+    if (!kReduce || !o.weight || !(kGeneral ? live(0) : inside)) return;
+    const int32_t from = kGeneral ? first_weight(p.norm, o, head) : 0;
+    detail::load_weights<D, kVec, !kGeneral>(p.norm, o.weight, from + slot.first, weight);
+    detail::load_weights<D, kVec, !kGeneral>(p.norm, o.weight, from + slot.second, weight + kVec);
+  };
+  if (!across) load_weight();
   if constexpr (!kEarly) take_place();
   if (!kReduce && !moves) return;
 
@@ -235,24 +239,53 @@ __global__ void __launch_bounds__(kPipelineBlock)
     }
   };
 
+  const auto make_rows = [&] {
+    if constexpr (kReduce && kGeneral) {
+      using Rows = BlockRows<kVec>;
+      __shared__ float shared[Rows::kFloats];
+      return Rows{plan.lanes,
+                  lane,
+                  o.dim,
+                  plan.rows_in_warps,
+                  row_token < plan.tokens,
+                  slot,
+                  shared + row * Rows::floats(plan.lanes)};
+    } else {
+      return WarpRows<kVec>{plan.lanes};
+    }
+  };
+  const auto next_heads = [&](int32_t turns) {
+    head += turns * step * kUnroll;
+    in += turns * kUnroll * in_step;
+    out += turns * kUnroll * out_step;
+    if (given.scales) given.scales += turns * kUnroll * step * given.head_step;
+  };
+
+  // A norm across heads adds them all up first; more than a turn's are then read again.
+  float mean_across = 0.0f;
+  if constexpr (kReduce && kGeneral) {
+    __shared__ float sums[kMaxNormHeads];
+    const auto rows = make_rows();
+    for (int32_t turn = 0; across && turn < plan.turns; ++turn) {
+      float x[1][2 * kVec] = {}, total[1];
+      if (live(0)) {
+        a[0].widen(x[0]);
+        b[0].widen(x[0] + kVec);
+        if (p.norm.after) rotate_head(x[0]);
+      }
+      rows.sums_of_squares(x, inside, total);
+      if (live(0) && slot_index == 0) sums[head] = total[0];
+      if (plan.turns == 1) break;
+      next_heads(turn + 1 == plan.turns ? -turn : 1);
+      load_heads();
+    }
+    if (across) mean_across = sum_together(sums, o.heads) / float(o.heads);
+  }
+
   // A thread's first kHeads heads, together: what they wait for overlaps.
   const auto reduce_heads = [&](auto count) {
     constexpr int kHeads = decltype(count)::value;
-    const auto rows = [&] {
-      if constexpr (kGeneral) {
-        using Rows = BlockRows<kVec>;
-        __shared__ float shared[Rows::kFloats];
-        return Rows{plan.lanes,
-                    lane,
-                    o.dim,
-                    plan.rows_in_warps,
-                    row_token < plan.tokens,
-                    slot,
-                    shared + row * Rows::floats(plan.lanes)};
-      } else {
-        return WarpRows<kVec>{plan.lanes};
-      }
-    }();
+    const auto rows = make_rows();
     float x[kHeads][2 * kVec] = {}, dynamic_factor[kHeads] = {};
 #pragma unroll
     for (int u = 0; u < kHeads; ++u) {
@@ -263,7 +296,12 @@ __global__ void __launch_bounds__(kPipelineBlock)
     }
     if (o.weight) {
       float total[kHeads];
-      rows.sums_of_squares(x, inside, total);
+      if (across) {
+        load_weight();
+        total[0] = mean_across;
+      } else {
+        rows.sums_of_squares(x, inside, total);
+      }
 #pragma unroll
       for (int u = 0; u < kHeads; ++u) {
         const float r = norm_factor(total[u], p.norm.inverse_dim, p.norm.eps);
@@ -313,10 +351,7 @@ __global__ void __launch_bounds__(kPipelineBlock)
       }
     }
     if (turn + 1 == plan.turns) return;
-    head += step * kUnroll;
-    in += kUnroll * in_step;
-    out += kUnroll * out_step;
-    if (given.scales) given.scales += kUnroll * step * given.head_step;
+    next_heads(1);
     load_heads();
   }
 }

@@ -60,7 +60,7 @@ bool in_warp(const PipelineParams& p, const PipelineOperand& o, int vec) {
 bool is_general(const PipelineParams& p, int vec) {
   if (vec == 1 || p.angle != Angle::kExact || p.positions_from || p.sets.tables || p.rotary_dim > kFewPairs * 2 ||
       p.positions.kind == PositionKind::kRagged32 || p.positions.kind == PositionKind::kRagged64 ||
-      (p.norm.on && !p.norm.wide_weights) ||
+      (p.norm.on && (p.norm.across_heads || !p.norm.wide_weights)) ||
       (p.cache.indices && p.cache.page_shift < 0 && p.cache.num_pages > UINT32_MAX / p.cache.page_size))
     return true;
   for (int i = 0; i < p.num_operands; ++i)
@@ -166,9 +166,11 @@ PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes, bool earl
     // A second turn, even where one would do, where that leaves blocks enough.
     const int32_t half = divide_up(head_threads, 2);
     const bool halves = plan.reduce && plan.unroll == 4 && p.num_tokens * half >= kEnoughBlocks * rows;
+    const bool whole_token = o.weight && p.norm.across_heads;  // is a block's
     x.columns = std::min(halves ? half : head_threads, rows);
-    x.turns = std::min(regime->turns, divide_up(head_threads, x.columns));
-    x.tokens = int32_t(std::min<int64_t>(rows / x.columns, p.num_tokens));
+    x.turns = divide_up(head_threads, x.columns);
+    if (!whole_token) x.turns = std::min(x.turns, regime->turns);
+    x.tokens = whole_token ? 1 : int32_t(std::min<int64_t>(rows / x.columns, p.num_tokens));
     x.heads = x.columns * x.turns * plan.unroll;
     x.blocks = divide_up(o.heads, x.heads);
     x.in_flight = std::min(plan.unroll, divide_up(o.heads, x.columns * x.turns * x.blocks));

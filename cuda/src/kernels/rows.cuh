@@ -109,4 +109,16 @@ struct BlockRows {
   }
 };
 
+// The sum of `count` values that the block's threads put into shared memory, for all of them.
+__device__ __forceinline__ float sum_together(float* values, int32_t count) {
+  synchronize(false);
+  for (int32_t half = power_of_two(count) / 2; half > 0; half /= 2) {
+    for (int32_t i = int32_t(threadIdx.x); i < half && i + half < count; i += int32_t(blockDim.x))
+      values[i] += values[i + half];
+    count = half;
+    synchronize(false);
+  }
+  return values[0];
+}
+
 }  // namespace rope::cuda

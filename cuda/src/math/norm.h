@@ -1,7 +1,8 @@
 // RMS norm (arXiv:1910.07467) of a head. The order of its sum is fixed, so that every mapping of elements to threads
 // gives the same bits: the squares of four neighbours, a group; then a group of the first half and the one in its place
 // in the second; then two neighbours of these; then, as often as needed, the first half and the second half of a power
-// of two. What is missing is zero.
+// of two. What is missing is zero. A norm across heads adds their sums in that last way,
+// and divides by their number.
 #pragma once
 
 #include "annotate.h"
