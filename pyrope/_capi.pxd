@@ -190,6 +190,25 @@ cdef extern from "roperope/roperope.h" nogil:
         rope_table_sets sets
         const void* positions_from
 
+    ctypedef struct rope_build_table_desc:
+        uint32_t struct_size
+        uint32_t flags
+        int32_t backend
+        int32_t dtype
+        int32_t angle
+        int32_t rotary_dim
+        int32_t num_threads
+        int32_t position_dtype
+        const uint64_t* table
+        float attention_factor
+        int64_t num_rows
+        void* cos
+        void* sin
+        int64_t row_stride
+        const void* positions
+        int64_t offset
+        void* stream
+
     ctypedef struct rope_support_query:
         uint32_t struct_size
         int32_t backend
@@ -202,6 +221,8 @@ cdef extern from "roperope/roperope.h" nogil:
     rope_status rope_frequencies(const rope_frequencies_desc* desc, uint64_t* table, double* inv_freq,
                                  double* attention_factor)
     rope_status rope_apply(const rope_apply_desc* desc)
+    void rope_build_table_desc_init(rope_build_table_desc* desc)
+    rope_status rope_build_table(const rope_build_table_desc* desc)
     rope_status rope_query_support(const rope_support_query* query, int32_t* supported)
     int32_t rope_device_count()
     uint32_t rope_version()

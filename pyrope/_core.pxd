@@ -16,6 +16,7 @@ cdef bint holds(View* v, int32_t element) noexcept
 cdef str element_name(int32_t element)
 cdef tuple shape_of(View* v)
 cdef int check_device(str name, View* v, rope_apply_desc* d) except -1
+cdef int read_call_stream(object stream, rope_apply_desc* d) except -1
 
 cdef class Rope:
     cdef rope_apply_desc base

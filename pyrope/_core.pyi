@@ -100,6 +100,18 @@ class Rope:
     def cos_sin(
         self, num_positions: SupportsIndex, dtype: _DType | type[Any] | np.dtype[Any] = "float32"
     ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]: ...
+    def build_table(
+        self,
+        cos: _Memory,
+        sin: _Memory | None = None,
+        num_rows: SupportsIndex | None = None,
+        *,
+        offset: SupportsIndex = 0,
+        positions: _Memory | None = None,
+        dtype: _DType | type[Any] | np.dtype[Any] | None = None,
+        row_stride: SupportsIndex | None = None,
+        stream: _Stream | None = None,
+    ) -> None: ...
     def apply(
         self,
         q: _Memory | None,

@@ -151,6 +151,13 @@ cdef int check_device(str name, View* v, rope_apply_desc* d) except -1:
     return 0
 
 
+cdef int read_call_stream(object stream, rope_apply_desc* d) except -1:
+    d.stream = <void*>read_stream(stream)
+    if d.stream != NULL and d.backend == ROPE_BACKEND_CPU:
+        raise ValueError("stream: only allowed with device='cuda'")
+    return 0
+
+
 cdef class Rope:
     """Rope(head_dim, num_q_heads, num_k_heads, *, rotary_dim=None, rotary_offset=0, theta=10000.0, scaling=None, \
 inv_freq=None, attention_factor=None, layout='neox', dtype='bfloat16', angle='exact', device='cuda', \
@@ -434,19 +441,55 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         import numpy
         if not self.frequencies:
             raise ValueError(f"cos_sin: not with angle={self.angle!r}, which has no frequencies")
-        cdef rope_apply_desc d
-        cdef int pairs = self.base.rotary_dim // 2
-        rope_apply_desc_init(&d)
+        cdef rope_build_table_desc d
+        rope_build_table_desc_init(&d)
         d.backend, d.dtype, d.angle = ROPE_BACKEND_CPU, choose("dtype", dtype, _DTYPES), self.base.angle
-        d.head_dim, d.num_q_heads, d.attention_factor = self.base.rotary_dim, 1, self.base.attention_factor
-        d.num_tokens = as_count("num_positions", num_positions, 1, (1 << 31) - 1)
-        d.table = self.words
-        rows = numpy.zeros((d.num_tokens, 2 * pairs), ("float32", "float16", "uint16")[d.dtype])
-        rows[:, :pairs] = 0x3F80 if d.dtype == ROPE_DTYPE_BF16 else 1
-        d.q.data = <void*><uintptr_t>rows.ctypes.data
+        d.rotary_dim, d.table, d.attention_factor = self.base.rotary_dim, self.words, self.base.attention_factor
+        d.num_rows = as_count("num_positions", num_positions, 1, (1 << 31) - 1)
+        element = ("float32", "float16", "uint16")[d.dtype]
+        cos, sin = [numpy.empty((d.num_rows, d.rotary_dim // 2), element) for _ in range(2)]
+        d.cos, d.sin = <void*><uintptr_t>cos.ctypes.data, <void*><uintptr_t>sin.ctypes.data
         with nogil:
-            check(rope_apply(&d))
-        return rows[:, :pairs].copy(), rows[:, pairs:].copy()
+            check(rope_build_table(&d))
+        return cos, sin
+
+    def build_table(self, cos, sin=None, num_rows=None, *, offset=0, positions=None, dtype=None, row_stride=None,
+                    stream=None):
+        """Fill a table of cosines and sines, as ``angle="table"`` takes it, in memory of the Rope's device.
+
+        Parameters
+        ----------
+        cos, sin : pointer or array
+            Where to put them: ``[num_rows, rotary_dim / 2]`` each; without ``sin``, ``cos`` is
+            ``[num_rows, rotary_dim]``, cosines before sines. Rows are contiguous and their stride is the same in both.
+        num_rows : int
+            0 to 2**31 - 1. Required with pointers; arrays bring it.
+        offset : int
+            Without positions, row ``r`` is that of position ``offset + r``. Any 64-bit integer.
+        positions : pointer or array, optional
+            ``[num_rows]`` int32 or int64: the position of every row. -1 is a position like any other.
+        dtype : {"float32", "float16", "bfloat16"}, optional
+            What the table holds, rounded once. Arrays bring it; default with pointers: float32.
+        row_stride : int, optional
+            With pointers: elements between rows, at most 2**20. Default: contiguous.
+        stream : int or object, optional
+            As for :meth:`apply`.
+
+        Notes
+        -----
+        The values are the cosines and sines that :meth:`apply` turns by, the attention factor included: by a float32
+        table, a :class:`FusedRope` of ``angle="table"`` and the same dtype gives the bits of this Rope. The notes of
+        :meth:`apply` hold here too.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An argument is not allowed; the text names it. Nothing is written.
+        pyrope.CudaError
+            There is no CUDA device, or the launch failed.
+        """
+        from pyrope._table import build_table
+        build_table(self, cos, sin, num_rows, offset, positions, dtype, row_stride, stream)
 
     def __reduce__(self):
         from functools import partial
@@ -547,16 +590,13 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
                         num_requests, q_out, k_out, q_strides, k_strides, q_out_strides, k_out_strides,
                         stream) except -1:
         """What a call has without stages. Those that d already names say what the outputs hold and where k goes."""
-        cdef uintptr_t stream_handle = read_stream(stream)
         cdef int64_t length
         cdef int32_t q_element = ONE_BYTE if d.q_quantize.out_dtype else d.dtype
         cdef int32_t k_element = ONE_BYTE if d.k_quantize.out_dtype else d.dtype
         cdef bint in_cache = d.cache.kind != ROPE_CACHE_NONE
+        read_call_stream(stream, d)
         d.flags |= flags
         d.table = self.words
-        d.stream = <void*>stream_handle
-        if stream_handle and d.backend == ROPE_BACKEND_CPU:
-            raise ValueError("stream: only allowed with device='cuda'")
         d.num_tokens = -1
         if num_tokens is not None:
             d.num_tokens = as_integer("num_tokens", num_tokens)

@@ -8,6 +8,7 @@ from pyrope._capi cimport *
 from pyrope._core cimport (
     ONE_BYTE, Rope, as_count, as_integer, as_real, check, check_device, choose, element_name, holds, shape_of,
 )
+from pyrope._table cimport check_rows
 from pyrope._view cimport KIND_FLOAT, KIND_INT, KIND_UINT, ElementKind, View, is_array, read_pointer, read_view
 
 from pyrope._core import _ANGLES as _ROPE_ANGLES, _DTYPES, _INDEX_DTYPES
@@ -742,19 +743,8 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         if not is_array(x):
             return <void*>read_pointer(x, name, d.num_tokens == 0)
         cdef View v
-        cdef int64_t stride
         read_elements(name, x, d.cos_sin.dtype, d, &v)
-        if (v.ndim != 2 or v.shape[0] < 1 or v.shape[1] != width or (width > 1 and v.strides[1] != 1)
-                or (d.cos_sin.num_rows >= 0 and v.shape[0] != d.cos_sin.num_rows)):
-            raise ValueError(f"{name}: shape {shape_of(&v)}, must be "
-                             f"[{d.cos_sin.num_rows if d.cos_sin.num_rows >= 0 else 'rows'}, {width}] with contiguous "
-                             "rows")
-        stride = v.strides[0] if v.shape[0] > 1 else width
-        if stride < width:
-            raise ValueError(f"{name}: a row stride of {stride}, must be at least {width}")
-        if d.cos_sin.row_stride and d.cos_sin.row_stride != stride:
-            raise ValueError(f"{name}: a row stride of {stride}, must be that of cos, {d.cos_sin.row_stride}")
-        d.cos_sin.num_rows, d.cos_sin.row_stride = v.shape[0], stride
+        check_rows(name, &v, width, 1, &d.cos_sin.num_rows, &d.cos_sin.row_stride)
         return v.data
 
     cdef int _read_tables(self, tables, table_ids, table_ids_from, table_factors, num_tables, positions_from,

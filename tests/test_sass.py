@@ -25,15 +25,15 @@ LIBRARY = Path(os.environ.get("ROPEROPE_LIBRARY") or Path(pyrope._core.__file__)
 ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 KERNEL = re.compile(
-    r"^_ZN4rope4cuda\d+(?P<kind>rotate|pipeline)_kernelINS_\d+(?P<dtype>[A-Z]+\d+)ELNS_6LayoutE(?P<layout>\d)E"
-    r"(LNS_5AngleE(?P<angle>\d)E)?Li(?P<vec>\d+)E(?P<rest>.*)$"
+    r"^_ZN4rope4cuda\d+(?P<kind>rotate|pipeline|build_table)_kernelINS_\d+(?P<dtype>[A-Z]+\d+)E"
+    r"(LNS_6LayoutE(?P<layout>\d)E)?(LNS_5AngleE(?P<angle>\d)E)?Li(?P<vec>\d+)E(?P<rest>.*)$"
 )
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", re.M)
 
 
 class Kernel(NamedTuple):
-    kind: str  # rotate or pipeline
-    key: tuple[str, str, str | None]  # dtype, layout, angle (one code for all of them in a pipeline)
+    kind: str  # rotate, pipeline or build_table
+    key: tuple[str, str | None, str | None]  # dtype, layout (a table has none), angle (one code for all in a pipeline)
     access_bytes: int
     variant: str  # the other template arguments
     opcodes: Counter[str]
@@ -91,11 +91,15 @@ def compiled_keys():
     return set(itertools.product(dtypes, map(str, range(layouts)), map(str, range(angles))))
 
 
-@pytest.mark.parametrize("kind", ["rotate", "pipeline"])
+WIDTHS = {"rotate": {16, 8, "element"}, "pipeline": {16, 8, "element"}, "build_table": {16, "element"}}
+
+
+@pytest.mark.parametrize("kind", WIDTHS)
 def test_every_instance_is_there(architecture, kind):
     """Each listed combination, and each of them with the same variants."""
     found = [k for k in kernels(architecture) if k.kind == kind]
-    keys = compiled_keys() if kind == "rotate" else {(*key[:2], None) for key in compiled_keys()}
+    has_layout, has_angle = kind != "build_table", kind != "pipeline"
+    keys = {(d, layout if has_layout else None, angle if has_angle else None) for d, layout, angle in compiled_keys()}
     assert {k.key for k in found} == keys
     variants = {}
     for k in found:
@@ -105,7 +109,7 @@ def test_every_instance_is_there(architecture, kind):
     first = variants[min(key for key in keys if key[0] == "F32")]
     expected = sorted(map(str, first))
     assert len(set(expected)) == len(expected)
-    assert {width for width, _ in first} == {16, 8, "element"}
+    assert {width for width, _ in first} == WIDTHS[kind]
     for key, present in variants.items():
         assert sorted(map(str, present)) == expected, key
 
@@ -126,14 +130,15 @@ def width(opcode):
 def test_accesses_are_as_wide_as_they_should_be(architecture):
     """Rows move in accesses of the instance's width. Narrower loads fetch a position or the request of a token.
 
-    A pipeline also loads scales, weights and tables, and stores quantised rows and scales.
+    A pipeline also loads scales, weights and tables, and stores quantised rows and scales; a table is only stored.
     """
     for k in kernels(architecture):
         stores = {width(opcode) for opcode in k.opcodes if opcode.startswith("STG")}
         loads = {width(opcode) for opcode in k.opcodes if opcode.startswith("LDG")}
-        assert k.access_bytes in stores and k.access_bytes in loads, k
-        if k.kind == "rotate":
-            assert stores == {k.access_bytes} and loads <= {k.access_bytes, 8, 4}, k
+        rows = set() if k.kind == "build_table" else {k.access_bytes}
+        assert k.access_bytes in stores and rows <= loads, k
+        if k.kind != "pipeline":
+            assert stores == {k.access_bytes} and loads <= rows | {8, 4}, k
         # Loads of memory that the compiler does not know are those of the table in the arguments.
         assert not any(opcode.startswith("ST.") for opcode in k.opcodes), k
 

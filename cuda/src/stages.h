@@ -24,12 +24,6 @@ ROPE_INLINE float float_at(const void* values, Dtype dtype, int64_t i) {
   return 0.0f;
 }
 
-// A token's position by an offset or ids.
-ROPE_INLINE int64_t simple_position(const Positions& p, int64_t token) {
-  if (p.kind == PositionKind::kOffset) return int64_t(uint64_t(p.offset) + uint64_t(token));
-  return index_at(p.ids, p.kind == PositionKind::kIds32, token);
-}
-
 // Whether a token with this position is to be left alone.
 ROPE_INLINE bool is_skipped(const Positions& p, int64_t position) {
   return p.kind != PositionKind::kOffset && position == -1;

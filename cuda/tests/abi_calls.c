@@ -203,6 +203,70 @@ static void test_refusals(void) {
   CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "k_out");
 }
 
+/* (cos | sin) of a row with the pairs turned by `position` times 1 and 0.01 radians. */
+static int is_table_row(const float x[HEAD_DIM], int position) {
+  return position == 1 ? is_near(x, 0.54030231f, 0.99995000f, 0.84147098f, 0.00999983f)
+                       : is_near(x, -0.41614684f, 0.99980001f, 0.90929743f, 0.01999867f);
+}
+
+static void test_build_table(void) {
+  const int32_t positions[TOKENS] = {2, 1};
+  struct {
+    rope_build_table_desc d;
+    unsigned char tail[8];
+  } newer;
+  rope_build_table_desc d;
+  memset(&d, 0xff, sizeof(d));
+  rope_build_table_desc_init(&d);
+  CHECK(d.struct_size == sizeof(d) && d.backend == ROPE_BACKEND_CUDA && d.attention_factor == 0 && d.stream == NULL);
+
+  plain();
+  d.backend = ROPE_BACKEND_CPU;
+  d.rotary_dim = HEAD_DIM;
+  d.num_rows = TOKENS;
+  d.table = table;
+  CHECK_REFUSED(rope_build_table(&d), ROPE_ERR_INVALID_ARG, "cos: NULL");
+  d.cos = q;
+  d.angle = ROPE_ANGLE_TABLE;
+  CHECK_REFUSED(rope_build_table(&d), ROPE_ERR_INVALID_ARG, "angle: 2, must be one of ROPE_ANGLE_EXACT (0)");
+  d.angle = ROPE_ANGLE_EXACT;
+  d.flags = ROPE_FLAG_INVERSE;
+  CHECK_REFUSED(rope_build_table(&d), ROPE_ERR_INVALID_ARG, "flags: 0x1");
+  d.flags = 0;
+  d.reserved = 1;
+  CHECK_REFUSED(rope_build_table(&d), ROPE_ERR_INVALID_ARG, "reserved");
+  d.reserved = 0;
+  d.table = NULL;
+  CHECK_REFUSED(rope_build_table(&d), ROPE_ERR_INVALID_ARG, "table");
+  d.table = table;
+  d.rotary_dim = ROPE_MAX_ROTARY_DIM + 2;
+  CHECK_REFUSED(rope_build_table(&d), ROPE_ERR_INVALID_ARG, "rotary_dim: 2050, must be even and 2 to 2048");
+  d.rotary_dim = HEAD_DIM;
+  d.struct_size = sizeof(d) - 1;
+  CHECK_REFUSED(rope_build_table(&d), ROPE_ERR_INVALID_ARG, "rope_build_table_desc.struct_size");
+  CHECK_REFUSED(rope_build_table(NULL), ROPE_ERR_INVALID_ARG, "rope_build_table_desc: NULL");
+  d.struct_size = sizeof(d);
+  memset(&newer, 0, sizeof(newer));
+  newer.d = d;
+  newer.d.struct_size = sizeof(newer);
+  newer.tail[0] = 1;
+  CHECK_REFUSED(rope_build_table(&newer.d), ROPE_ERR_VERSION, "rope_build_table_desc");
+
+  /* One row behind the other, [cos | sin]; then by positions, apart. */
+  d.offset = 1;
+  CHECK(rope_build_table(&d) == ROPE_OK);
+  CHECK(is_table_row(q[0], 1) && is_table_row(q[1], 2));
+  plain();
+  d.positions = positions;
+  d.position_dtype = ROPE_INDEX_INT32;
+  CHECK_REFUSED(rope_build_table(&d), ROPE_ERR_INVALID_ARG, "offset: 1, must be 0 with positions");
+  d.offset = 0;
+  d.sin = &q[0][HEAD_DIM / 2];
+  d.row_stride = HEAD_DIM;
+  CHECK(rope_build_table(&d) == ROPE_OK);
+  CHECK(is_table_row(q[0], 2) && is_table_row(q[1], 1));
+}
+
 static void test_support(void) {
   rope_support_query query = {sizeof(query), ROPE_BACKEND_CPU, ROPE_DTYPE_BF16, ROPE_LAYOUT_GPTJ, ROPE_ANGLE_FP32};
   int32_t supported = -1;
@@ -251,6 +315,7 @@ int main(void) {
   test_rotation();
   test_struct_sizes();
   test_refusals();
+  test_build_table();
   test_support();
   test_float_environment();
   printf("%d failures\n", failures);

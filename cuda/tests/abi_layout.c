@@ -142,6 +142,26 @@ FIELD(rope_apply_desc, cos_sin, 608, 48);
 FIELD(rope_apply_desc, sets, 656, 40);
 FIELD(rope_apply_desc, positions_from, 696, 8);
 
+CHECK(sizeof(rope_build_table_desc) == 104);
+FIELD(rope_build_table_desc, struct_size, 0, 4);
+FIELD(rope_build_table_desc, flags, 4, 4);
+FIELD(rope_build_table_desc, backend, 8, 4);
+FIELD(rope_build_table_desc, dtype, 12, 4);
+FIELD(rope_build_table_desc, angle, 16, 4);
+FIELD(rope_build_table_desc, rotary_dim, 20, 4);
+FIELD(rope_build_table_desc, num_threads, 24, 4);
+FIELD(rope_build_table_desc, position_dtype, 28, 4);
+FIELD(rope_build_table_desc, table, 32, 8);
+FIELD(rope_build_table_desc, attention_factor, 40, 4);
+FIELD(rope_build_table_desc, reserved, 44, 4);
+FIELD(rope_build_table_desc, num_rows, 48, 8);
+FIELD(rope_build_table_desc, cos, 56, 8);
+FIELD(rope_build_table_desc, sin, 64, 8);
+FIELD(rope_build_table_desc, row_stride, 72, 8);
+FIELD(rope_build_table_desc, positions, 80, 8);
+FIELD(rope_build_table_desc, offset, 88, 8);
+FIELD(rope_build_table_desc, stream, 96, 8);
+
 CHECK(sizeof(rope_support_query) == 20);
 FIELD(rope_support_query, struct_size, 0, 4);
 FIELD(rope_support_query, backend, 4, 4);
@@ -209,14 +229,17 @@ static const struct {
   void (*apply_desc_init)(rope_apply_desc*);
   int32_t (*frequencies)(const rope_frequencies_desc*, uint64_t*, double*, double*);
   int32_t (*apply)(const rope_apply_desc*);
+  void (*build_table_desc_init)(rope_build_table_desc*);
+  int32_t (*build_table)(const rope_build_table_desc*);
   int32_t (*query_support)(const rope_support_query*, int32_t*);
   int32_t (*device_count)(void);
   uint32_t (*version)(void);
   const char* (*build_info)(void);
   const char* (*status_string)(int32_t);
   const char* (*last_error)(void);
-} functions = {rope_frequencies_desc_init, rope_apply_desc_init, rope_frequencies, rope_apply,
-               rope_query_support,         rope_device_count,    rope_version,     rope_build_info,
-               rope_status_string,         rope_last_error};
+} functions =
+    {rope_frequencies_desc_init, rope_apply_desc_init, rope_frequencies,  rope_apply,   rope_build_table_desc_init,
+     rope_build_table,           rope_query_support,   rope_device_count, rope_version, rope_build_info,
+     rope_status_string,         rope_last_error};
 
 int main(void) { return functions.apply == 0; }

@@ -304,6 +304,37 @@ ROPEROPE_API void rope_apply_desc_init(rope_apply_desc* desc);
 /* Rotate q and k. On CUDA the work is queued on the stream; on the CPU it is done when the call returns. */
 ROPEROPE_API rope_status rope_apply(const rope_apply_desc* desc);
 
+/* ---- tables of cos and sin -------------------------------------------------------------------------------------- */
+
+/* Rows of cos and sin, times the attention factor, as ROPE_ANGLE_TABLE reads them: formed in float32 as a rotation's,
+ * then rounded once. What is written is apart from everything else in the call. */
+typedef struct rope_build_table_desc {
+  uint32_t struct_size;   /* sizeof(rope_build_table_desc) */
+  uint32_t flags;         /* ROPE_FLAG_PDL */
+  int32_t backend;        /* rope_backend */
+  int32_t dtype;          /* rope_dtype of cos and sin */
+  int32_t angle;          /* rope_angle that table was made for */
+  int32_t rotary_dim;     /* even, 2 to ROPE_MAX_ROTARY_DIM */
+  int32_t num_threads;    /* CPU backend: threads to use; 0: all of the process's. CUDA: 0 */
+  int32_t position_dtype; /* rope_index_dtype of positions */
+  const uint64_t* table;  /* host, [rotary_dim/2], from rope_frequencies; copied before the call returns */
+  float attention_factor; /* multiplies cos and sin; 0: 1 */
+  int32_t reserved;       /* 0 */
+  int64_t num_rows;       /* 0 to 2^31 - 1; 0 does nothing */
+  void* cos;              /* [num_rows, rotary_dim/2], memory of the backend */
+  void* sin;              /* likewise; NULL: behind the cosines of a row, as vLLM's [cos | sin] */
+  int64_t row_stride;     /* elements, at most 2^20; 0: rotary_dim/2, or rotary_dim where sin is NULL */
+  const void* positions;  /* [num_rows], memory of the backend; -1 is a position like any other; NULL: offset + row */
+  int64_t offset;         /* any int64; with positions 0 */
+  void* stream;           /* cudaStream_t of the current device; NULL: the legacy default stream. CPU: NULL */
+} rope_build_table_desc;
+
+/* Zero, then struct_size. */
+ROPEROPE_API void rope_build_table_desc_init(rope_build_table_desc* desc);
+
+/* Fill the table. On CUDA the work is queued on the stream; on the CPU it is done when the call returns. */
+ROPEROPE_API rope_status rope_build_table(const rope_build_table_desc* desc);
+
 /* ---- what this library is --------------------------------------------------------------------------------------- */
 
 typedef struct rope_support_query {

@@ -28,17 +28,9 @@ rope_status check_shape(rope_apply_desc* d) {
   if (d->rotary_offset < 0 || d->rotary_offset > d->head_dim - d->rotary_dim)
     return fail(ROPE_ERR_INVALID_ARG, "rotary_offset: %d, must be 0 to head_dim - rotary_dim (%d)", d->rotary_offset,
                 d->head_dim - d->rotary_dim);
-  if (d->num_tokens < 0 || d->num_tokens > kMaxTokens)
-    return fail(ROPE_ERR_INVALID_ARG, "num_tokens: %lld, must be 0 to %lld", static_cast<long long>(d->num_tokens),
-                static_cast<long long>(kMaxTokens));
-  if (!std::isfinite(d->attention_factor))
-    return fail(ROPE_ERR_INVALID_ARG, "attention_factor: %g, must be finite", double(d->attention_factor));
-  if (d->backend == ROPE_BACKEND_CPU && d->stream)
-    return fail(ROPE_ERR_INVALID_ARG, "stream: must be NULL on the CPU backend");
-  if (d->backend == ROPE_BACKEND_CPU ? d->num_threads < 0 : d->num_threads != 0)
-    return fail(ROPE_ERR_INVALID_ARG, "num_threads: %d, must be %s", d->num_threads,
-                d->backend == ROPE_BACKEND_CPU ? "0 (all) or more" : "0 on the CUDA backend");
-  return ROPE_OK;
+  ROPE_TRY(check_range("num_tokens", d->num_tokens, 0, kMaxTokens));
+  ROPE_TRY(read_attention_factor(&d->attention_factor));
+  return check_execution(d->backend, d->stream, d->num_threads);
 }
 
 rope_status read_sections(const rope_apply_desc& d, Sections* s) {
@@ -66,9 +58,7 @@ rope_status read_sections(const rope_apply_desc& d, Sections* s) {
 }
 
 rope_status read_positions(const rope_apply_desc& d, Positions* p) {
-  if (d.position_dtype != ROPE_INDEX_INT64 && d.position_dtype != ROPE_INDEX_INT32)
-    return fail(ROPE_ERR_INVALID_ARG, "position_dtype: %d, must be one of ROPE_INDEX_INT64 (0), ROPE_INDEX_INT32 (1)",
-                d.position_dtype);
+  ROPE_TRY(check_index_dtype("position_dtype", d.position_dtype));
   const bool is_int32 = d.position_dtype == ROPE_INDEX_INT32;
   if (d.positions && d.indptr) return fail(ROPE_ERR_INVALID_ARG, "indptr: not allowed together with positions");
   if (d.offset && (d.positions || d.indptr))
@@ -114,6 +104,38 @@ rope_status check_range(const char* name, int64_t value, int64_t low, int64_t hi
   if (value >= low && value <= high) return ROPE_OK;
   return fail(ROPE_ERR_INVALID_ARG, "%s: %lld, must be %lld to %lld", name, static_cast<long long>(value),
               static_cast<long long>(low), static_cast<long long>(high));
+}
+
+rope_status check_index_dtype(const char* name, int32_t value) {
+  if (value == ROPE_INDEX_INT64 || value == ROPE_INDEX_INT32) return ROPE_OK;
+  return fail(ROPE_ERR_INVALID_ARG, "%s: %d, must be one of ROPE_INDEX_INT64 (0), ROPE_INDEX_INT32 (1)", name, value);
+}
+
+rope_status read_attention_factor(float* factor) {
+  if (!std::isfinite(*factor))
+    return fail(ROPE_ERR_INVALID_ARG, "attention_factor: %g, must be finite", double(*factor));
+  if (*factor == 0) *factor = 1.0f;
+  return ROPE_OK;
+}
+
+rope_status check_execution(int32_t backend, const void* stream, int32_t num_threads) {
+  const bool cpu = backend == ROPE_BACKEND_CPU;
+  if (cpu && stream) return fail(ROPE_ERR_INVALID_ARG, "stream: must be NULL on the CPU backend");
+  if (cpu ? num_threads < 0 : num_threads != 0)
+    return fail(ROPE_ERR_INVALID_ARG, "num_threads: %d, must be %s", num_threads,
+                cpu ? "0 (all) or more" : "0 on the CUDA backend");
+  return ROPE_OK;
+}
+
+Execution execution_of(int32_t backend, uint32_t flags, void* stream, int32_t num_threads) {
+  const bool dependent = (flags & ROPE_FLAG_PDL) && backend == ROPE_BACKEND_CUDA && cuda::has_dependent_launch();
+  return {stream, dependent, (flags & ROPE_FLAG_POSITIONS_READY) != 0, num_threads};
+}
+
+rope_status launch_status(int error) {
+  if (error == 0) return ROPE_OK;
+  return fail(cuda::is_no_device(error) ? ROPE_ERR_NO_DEVICE : ROPE_ERR_CUDA, "launch failed: %s",
+              cuda::error_name(error));
 }
 
 rope_status check_apart(const char* x_name, const Rows& x, const char* y_name, const Rows& y) {
@@ -241,7 +263,6 @@ rope_status apply(const rope_apply_desc* desc) {
   ROPE_TRY(stages ? find_pipeline(d.backend, d.dtype, d.layout, d.angle, &pipeline)
                   : find_rotation(d.backend, d.dtype, d.layout, d.angle, &rotation));
   ROPE_TRY(check_shape(&d));
-  if (d.attention_factor == 0) d.attention_factor = 1.0f;
   Positions positions;
   ROPE_TRY(read_positions(d, &positions));
   if (!stages && !d.table) return fail(ROPE_ERR_INVALID_ARG, "table: NULL, must be what rope_frequencies filled");
@@ -251,14 +272,11 @@ rope_status apply(const rope_apply_desc* desc) {
     ROPE_TRY(check_device_pointer("indptr", d.indptr));
     ROPE_TRY(check_device_pointer("offsets", d.offsets));
   }
-  const bool dependent = (d.flags & ROPE_FLAG_PDL) && d.backend == ROPE_BACKEND_CUDA && cuda::has_dependent_launch();
-  const Execution execution{d.stream, dependent, (d.flags & ROPE_FLAG_POSITIONS_READY) != 0, d.num_threads};
+  const Execution execution = execution_of(d.backend, d.flags, d.stream, d.num_threads);
   int error = 0;
   ROPE_TRY(stages ? run_pipeline(d, pipeline, positions, execution, &error)
                   : run_rotation(d, rotation, positions, execution, &error));
-  if (error == 0) return ROPE_OK;
-  return fail(cuda::is_no_device(error) ? ROPE_ERR_NO_DEVICE : ROPE_ERR_CUDA, "launch failed: %s",
-              cuda::error_name(error));
+  return launch_status(error);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// What the checks of plain rotations and of pipelines share.
+// What the checks of rotations, of pipelines and of tables share.
 #pragma once
 
 #include "memory.h"
@@ -8,6 +8,7 @@
 namespace rope::api {
 
 inline constexpr int32_t kMaxHeads = 1 << 20;
+inline constexpr int64_t kMaxTableStride = 1 << 20;  // elements between rows of cos and sin
 
 inline int64_t index_bytes(int32_t index_dtype) { return index_dtype == ROPE_INDEX_INT32 ? 4 : 8; }
 
@@ -26,6 +27,15 @@ rope_status check_positions_apart(const rope_apply_desc& d, const Positions& p, 
                                   const Rows& written);
 
 rope_status check_range(const char* name, int64_t value, int64_t low, int64_t high);
+
+rope_status check_index_dtype(const char* name, int32_t value);
+
+rope_status read_attention_factor(float* factor);  // 0 becomes 1
+
+// Where to run: a stream on CUDA, threads on the CPU.
+rope_status check_execution(int32_t backend, const void* stream, int32_t num_threads);
+Execution execution_of(int32_t backend, uint32_t flags, void* stream, int32_t num_threads);
+rope_status launch_status(int error);  // of what a backend returned
 
 // Host memory given to the CUDA backend, where that can be told.
 rope_status check_device_pointer(const char* name, const void* pointer);

@@ -252,7 +252,7 @@ rope_status read_angles(const rope_apply_desc& d, PipelineParams* p) {
     ROPE_TRY(check_pointer(d, "cos_sin.num_skipped", c.num_skipped, 8));
     ROPE_TRY(check_range("cos_sin.num_rows", c.num_rows, 1, INT64_MAX >> 24));
     const int64_t row = c.sin ? d.rotary_dim / 2 : d.rotary_dim;
-    if (c.row_stride) ROPE_TRY(check_range("cos_sin.row_stride", c.row_stride, row, 1 << 20));
+    if (c.row_stride) ROPE_TRY(check_range("cos_sin.row_stride", c.row_stride, row, kMaxTableStride));
     const void* sin = c.sin ? c.sin : static_cast<const char*>(c.cos) + d.rotary_dim / 2 * bytes;
     p->cos_sin = {c.cos, sin, Dtype(c.dtype), c.num_rows, c.row_stride ? c.row_stride : row, c.num_skipped};
     if (d.positions_from || d.sets.tables)

@@ -2,8 +2,10 @@
 
 #include <cstdio>
 
+#include "../cpu/build_table.h"
 #include "../cpu/pipeline.h"
 #include "../cpu/rotate.h"
+#include "../kernels/build_table.h"
 #include "../kernels/device.h"
 #include "../kernels/pipeline.h"
 #include "../kernels/rotate.h"
@@ -70,6 +72,17 @@ rope_status find_pipeline(int32_t backend, int32_t dtype, int32_t layout, int32_
 #endif
   *pipeline = table->entries[layout];
   return check_compiled(*pipeline, dtype, layout, angle);
+}
+
+rope_status find_table_builder(int32_t backend, int32_t dtype, int32_t angle, BuildTableFn* build) {
+  ROPE_TRY(check_key(backend, dtype, ROPE_LAYOUT_NEOX, ROPE_ANGLE_EXACT));
+  ROPE_TRY(check_enum("angle", angle, kNumAngles, "ROPE_ANGLE_EXACT (0), ROPE_ANGLE_FP32 (1)"));
+  const BuildTableSet* set = &cpu::build_tables();
+#ifdef ROPEROPE_WITH_CUDA
+  if (backend == ROPE_BACKEND_CUDA) set = &cuda::kBuildTable;
+#endif
+  *build = set->entries[dtype][angle];
+  return ROPE_OK;
 }
 
 }  // namespace rope::api

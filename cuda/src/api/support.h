@@ -1,6 +1,7 @@
 // The one place that maps public enumerations to what is compiled.
 #pragma once
 
+#include "../build_table.h"
 #include "../pipeline.h"
 #include "roperope/roperope.h"
 
@@ -11,6 +12,9 @@ rope_status find_rotation(int32_t backend, int32_t dtype, int32_t layout, int32_
 
 // The pipeline for the combination, likewise.
 rope_status find_pipeline(int32_t backend, int32_t dtype, int32_t layout, int32_t angle, PipelineFn* pipeline);
+
+// What fills a table of cos and sin, likewise.
+rope_status find_table_builder(int32_t backend, int32_t dtype, int32_t angle, BuildTableFn* build);
 
 int32_t dtype_bytes(int32_t dtype);  // of a valid dtype
 

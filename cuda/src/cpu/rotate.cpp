@@ -1,5 +1,6 @@
 #include "rotate.h"
 
+#include "build_table.h"
 #include "pipeline.h"
 
 namespace rope::cpu {
@@ -29,6 +30,11 @@ const RotateSet& rotate_set() {
 
 const PipelineSet& pipeline_set() {
   static const PipelineSet& best = ROPE_BEST_OF(kPipeline);
+  return best;
+}
+
+const BuildTableSet& build_tables() {
+  static const BuildTableSet& best = ROPE_BEST_OF(kBuildTable);
   return best;
 }
 

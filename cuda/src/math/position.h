@@ -51,6 +51,12 @@ ROPE_INLINE int32_t stream_of(const Sections& s, int32_t pair) {
   return stream;
 }
 
+// A token's position by an offset or ids.
+ROPE_INLINE int64_t simple_position(const Positions& p, int64_t token) {
+  if (p.kind == PositionKind::kOffset) return int64_t(uint64_t(p.offset) + uint64_t(token));
+  return index_at(p.ids, p.kind == PositionKind::kIds32, token);
+}
+
 // A token's position in a stream.
 ROPE_INLINE int64_t stream_position(const Positions& p, int64_t token, int32_t stream) {
   return index_at(p.ids, positions_are_int32(p), stream * p.sections.stride + token);
