@@ -1,5 +1,6 @@
 #include "rotate.h"
 
+#include "cache_rotation.h"
 #include "pipeline.h"
 
 namespace rope::cpu {
@@ -29,6 +30,11 @@ const RotateSet& rotate_set() {
 
 const PipelineSet& pipeline_set() {
   static const PipelineSet& best = ROPE_BEST_OF(kPipeline);
+  return best;
+}
+
+const CacheRotationTable& cache_rotations() {
+  static const CacheRotationTable& best = ROPE_BEST_OF(kCacheRotation);
   return best;
 }
 
