@@ -103,7 +103,8 @@ __global__ void __launch_bounds__(kPipelineBlock)
           largest);
       const float renewed = dynamic_scale(keys.quantize.type, largest[0]);
       factor = 1.0f / renewed;
-      if (slot_index == 0 && live(u)) scales.scales[head + u * step] = renewed;
+      if (slot_index == 0 && live(u))
+        keys.quantize.scales[scale_row(p, keys, token, place) * keys.heads + head + u * step] = renewed;
     }
     if (!live(u)) return;
     if constexpr (kQuantised) {
