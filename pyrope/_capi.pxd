@@ -32,6 +32,7 @@ cdef extern from "roperope/roperope.h" nogil:
         ROPE_FLAG_INVERSE
         ROPE_FLAG_PDL
         ROPE_FLAG_POSITIONS_READY
+        ROPE_FLAG_IN_CACHE
     enum:
         ROPE_SCALING_NONE
         ROPE_SCALING_LINEAR

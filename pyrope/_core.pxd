@@ -36,6 +36,8 @@ cdef class Rope:
     cdef int _read_call(self, rope_apply_desc* d, int flags, q, k, num_tokens, positions, offset, indptr, offsets,
                         num_requests, q_out, k_out, q_strides, k_strides, q_out_strides, k_out_strides,
                         stream) except -1
+    cdef int _read_launch(self, int flags, num_tokens, stream, rope_apply_desc* d) except -1
+    cdef int _read_positions(self, positions, offset, indptr, offsets, num_requests, rope_apply_desc* d) except -1
     cdef int _read_heads(self, str name, object x, object strides, int64_t heads, int64_t head_dim, int32_t element,
                          bint written, rope_apply_desc* d, rope_tensor* tensor) except -1
     cdef void* _read_index(self, str name, object x, int64_t* length, int32_t* dtype,

@@ -590,18 +590,10 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
                         num_requests, q_out, k_out, q_strides, k_strides, q_out_strides, k_out_strides,
                         stream) except -1:
         """What a call has without stages. Those that d already names say what the outputs hold and where k goes."""
-        cdef int64_t length
         cdef int32_t q_element = ONE_BYTE if d.q_quantize.out_dtype else d.dtype
         cdef int32_t k_element = ONE_BYTE if d.k_quantize.out_dtype else d.dtype
         cdef bint in_cache = d.cache.kind != ROPE_CACHE_NONE
-        read_call_stream(stream, d)
-        d.flags |= flags
-        d.table = self.words
-        d.num_tokens = -1
-        if num_tokens is not None:
-            d.num_tokens = as_integer("num_tokens", num_tokens)
-            if d.num_tokens < 0:
-                raise ValueError(f"num_tokens: {num_tokens}, must be 0 to 2**31 - 1")
+        self._read_launch(flags, num_tokens, stream, d)
         if q is None and k is None:
             raise TypeError("q and k: both None, at least one must be given")
         if q is not None:
@@ -629,6 +621,22 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
             raise ValueError("k_out_strides: given without k_out")
         if d.num_tokens < 0:
             raise TypeError("num_tokens: required with pointers")
+        return self._read_positions(positions, offset, indptr, offsets, num_requests, d)
+
+    cdef int _read_launch(self, int flags, num_tokens, stream, rope_apply_desc* d) except -1:
+        """Beside the stream: num_tokens, -1 where arrays are to bring it."""
+        read_call_stream(stream, d)
+        d.flags |= flags
+        d.table = self.words
+        d.num_tokens = -1
+        if num_tokens is not None:
+            d.num_tokens = as_integer("num_tokens", num_tokens)
+            if d.num_tokens < 0:
+                raise ValueError(f"num_tokens: {num_tokens}, must be 0 to 2**31 - 1")
+        return 0
+
+    cdef int _read_positions(self, positions, offset, indptr, offsets, num_requests, rope_apply_desc* d) except -1:
+        cdef int64_t length
         if positions is not None:
             length = d.num_tokens
             d.positions = self._read_index("positions", positions, &length, &d.position_dtype, d)

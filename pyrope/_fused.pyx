@@ -418,6 +418,103 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
                    page_table_stride, request_ids, cache_positions, cache_skipped, cos, sin, cos_sin_rows,
                    cos_sin_stride, table_skipped, tables, table_ids, table_ids_from, table_factors, num_tables)
 
+    def rotate_cache(self, k_cache, num_tokens=None, *, positions=None, offset=0, indptr=None, offsets=None,
+                     num_requests=None, positions_stride=None, positions_from=None, slots=None, page_table=None,
+                     page_indptr=None, page_table_stride=None, request_ids=None, cache_positions=None,
+                     cache_skipped=None, k_scale=None, cos=None, sin=None, cos_sin_rows=None, cos_sin_stride=None,
+                     table_skipped=None, tables=None, table_ids=None, table_ids_from=None, table_factors=None,
+                     num_tables=None, inverse=False, stream=None):
+        """Rotate keys where they lie in the cache: a context that shifts, a prefix used elsewhere, other frequencies.
+
+        The keys of every token are found as they were appended, turned, and stored back in the same place: those of
+        ``dtype`` with one rounding, and only what is rotated is read and written; those of ``k_out_dtype`` with the
+        scale they have. Dynamic scales are computed anew, for which the whole row is read and written.
+
+        Parameters
+        ----------
+        k_cache : pointer or array
+            As for :meth:`apply`, and as the keys were appended: ``cache``, ``k_out_dtype`` and ``k_scale_kind`` are
+            those of this object. No two tokens of the call may have one slot.
+        num_tokens : int
+            0 to 2**31 - 1. Required unless slots or cache_positions is an array.
+        positions, offset, indptr, offsets, num_requests, positions_stride
+            As for :meth:`apply`: what the keys are turned to. -1 leaves a token alone.
+        positions_from : pointer or array, optional
+            ``[num_tokens]`` of the dtype of ``positions``: what the keys were rotated to before; they turn by the
+            difference. Default: they were stored without a rotation. Not allowed with ``sections``.
+        slots, page_table, page_indptr, page_table_stride, request_ids, cache_positions, cache_skipped
+            As for :meth:`apply`: where the keys are.
+        k_scale : float, pointer or array, optional
+            As for :meth:`apply`: what the keys were stored with; of dynamic scales read and written.
+        cos, sin, cos_sin_rows, cos_sin_stride, table_skipped
+            As for :meth:`apply`.
+        tables, table_ids, table_ids_from, table_factors, num_tables
+            As for :meth:`apply`. ``table_ids_from`` and ``table_ids`` with equal positions go from one of LongRoPE's
+            tables to another.
+        inverse : bool
+            The transposed rotation: without ``positions_from``, back to what was not rotated.
+        stream : int or object, optional
+            As for :meth:`apply`.
+
+        Notes
+        -----
+        ``attention_factor`` and ``table_factors`` multiply here as in :meth:`apply` with ``positions_from``. Keys that
+        were stored rotated have theirs already: move them with an object whose ``attention_factor`` is 1.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An argument is not allowed, or one is missing; the text names it. Nothing is written. Among them: ``norm``
+            with ``after=True``, behind which keys cannot be turned.
+        pyrope.UnsupportedError
+            This build does not serve the combination.
+        pyrope.CudaError
+            There is no CUDA device, or the launch failed.
+        """
+        if not self.ready:
+            raise RopeError("this FusedRope was never initialised, or its constructor refused the arguments")
+        cdef rope_apply_desc d = self.base
+        if self.cache is None:
+            raise ValueError("k_cache: only allowed with cache=pyrope.PagedCache(...)")
+        if self.norm is not None and self.norm.after:
+            raise ValueError("norm: after=True, not allowed with rotate_cache: behind a norm keys cannot be turned")
+        require("k_cache", k_cache, "with rotate_cache")
+        memset(&d.norm, 0, sizeof(d.norm))
+        memset(&d.q_quantize, 0, sizeof(d.q_quantize))
+        memset(&d.v_quantize, 0, sizeof(d.v_quantize))
+        d.cache.kind = ROPE_CACHE_SLOTS if slots is not None else ROPE_CACHE_PAGES
+        self._read_launch(ROPE_FLAG_IN_CACHE | (ROPE_FLAG_INVERSE if as_flag("inverse", inverse) else 0), num_tokens,
+                          stream, &d)
+        if slots is not None:
+            self._read_count("slots", slots, &d)
+        elif cache_positions is not None:
+            self._read_count("cache_positions", cache_positions, &d)
+        if d.num_tokens < 0:
+            raise TypeError("num_tokens: required with pointers")
+        self._read_positions(None if self.sections is not None else positions, offset, indptr, offsets, num_requests,
+                             &d)
+        self._read_streams(positions, positions_stride, indptr, offset, &d)
+        if positions_from is not None:
+            self._read_positions_from(positions_from, positions, &d)
+        self._read_scale("k_scale", k_scale, &d.k_quantize, self.k_scale_kind, d.num_k_heads, True, &d)
+        self._read_cache(k_cache, None, k_cache, None, slots, page_table, page_indptr, page_table_stride, request_ids,
+                         cache_positions, cache_skipped, &d)
+        self._read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, table_skipped, &d)
+        self._read_tables(tables, table_ids, table_ids_from, table_factors, num_tables, positions_from, &d)
+        with nogil:
+            check(rope_apply(&d))
+
+    cdef int _read_count(self, str name, object x, rope_apply_desc* d) except -1:
+        """num_tokens, where an array of one index a token brings it."""
+        cdef View v
+        if d.num_tokens >= 0 or not is_array(x):
+            return 0
+        read_view(x, name, <uintptr_t>d.stream, &v)
+        if v.ndim != 1:
+            raise ValueError(f"{name}: shape {shape_of(&v)}, must be contiguous [num_tokens]")
+        d.num_tokens = v.shape[0]
+        return 0
+
     cdef int _fuse(self, int flags, q, k, num_tokens, positions, offset, indptr, offsets, num_requests, q_out, k_out,
                    q_strides, k_strides, q_out_strides, k_out_strides, stream, positions_stride, positions_from, v,
                    v_out, v_strides, v_out_strides, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, q_weight,

@@ -11,6 +11,7 @@ Q_HEADS, K_HEADS = 3, 2
 THETAS = (10000.0, 500000.0, 100.0)
 TABLE_ROWS = 64
 PARTIAL = {128: (64, 64), 64: (32, 16), 80: (36, 7), 20: (8, 12), 6: (4, 1)}  # head_dim: rotary_dim, rotary_offset
+OPERANDS = {"apply": ("q", "k"), "inverse": ("q", "k"), "rotate_cache": ("k_cache",)}  # what a method takes first
 SCALES = {"float8_e4m3fn": 0.008, "float8_e5m2": 0.00007, "int8": 0.023}  # the largest of normal numbers saturate
 
 
@@ -68,7 +69,7 @@ def call(rope, blocks, scalars, tokens, method="apply", refused=None):
         arguments[name] = memory.pointer(buffers[name]) + block.offset * block.dtype.itemsize
         if len(block.shape) == 3:
             arguments[f"{name}_strides"] = block.strides[:2]
-    function, operands = getattr(rope, method), (arguments.pop("q", None), arguments.pop("k", None))
+    function, operands = getattr(rope, method), [arguments.pop(name, None) for name in OPERANDS[method]]
     if refused:
         with pytest.raises((ValueError, TypeError, pyrope.UnsupportedError), match=refused):
             function(*operands, tokens, **arguments)
@@ -272,7 +273,7 @@ class Case:
     def make_cache(self):
         """The slot of every token; negative: nothing is appended."""
         kind = self.row["cache"]
-        self.num_pages, self.page_size = 11, 5
+        self.num_pages, self.page_size = self.row.get("pages", (11, 5))
         if kind == "none":
             return None
         rng, tokens, limit = self.rng, self.tokens, self.num_pages * self.page_size

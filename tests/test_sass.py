@@ -22,17 +22,17 @@ import pyrope
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = Path(os.environ.get("ROPEROPE_LIBRARY") or Path(pyrope._core.__file__).parent / "libroperope.so")
-ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1}
 
 KERNEL = re.compile(
-    r"^_ZN4rope4cuda\d+(?P<kind>rotate|pipeline|build_table)_kernelINS_\d+(?P<dtype>[A-Z]+\d+)E"
+    r"^_ZN4rope4cuda\d+(?P<kind>rotate|pipeline|cache_rotation|build_table)_kernelINS_\d+(?P<dtype>[A-Z]+\d+)E"
     r"(LNS_6LayoutE(?P<layout>\d)E)?(LNS_5AngleE(?P<angle>\d)E)?Li(?P<vec>\d+)E(?P<rest>.*)$"
 )
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", re.M)
 
 
 class Kernel(NamedTuple):
-    kind: str  # rotate, pipeline or build_table
+    kind: str  # rotate, pipeline, cache_rotation or build_table
     key: tuple[str, str | None, str | None]  # dtype, layout (a table has none), angle (one code for all in a pipeline)
     access_bytes: int
     variant: str  # the other template arguments
@@ -112,6 +112,18 @@ def test_every_instance_is_there(architecture, kind):
     assert {width for width, _ in first} == WIDTHS[kind]
     for key, present in variants.items():
         assert sorted(map(str, present)) == expected, key
+
+
+def test_every_rotation_in_a_cache_is_there(architecture):
+    """Of each dtype with wide accesses and by elements; of codes, half as wide, also with dynamic scales."""
+    found = [k for k in kernels(architecture) if k.kind == "cache_rotation"]
+    expected = {(key[:2], ELEMENT_BYTES[key[0]], "Li1ELb0") for key in compiled_keys()}
+    expected |= {(key[:2], 16, "Li4ELb0") for key in compiled_keys()}
+    for layout in {key[1] for key in compiled_keys()}:
+        variants = [(8, "Li4ELb0"), (8, "Li1ELb1"), (1, "Li1ELb0"), (1, "Li1ELb1")]
+        expected |= {(("U8", layout), *variant) for variant in variants}
+    present = [(k.key[:2], k.access_bytes, k.variant.partition("EEEv")[0]) for k in found]
+    assert sorted(present) == sorted(expected)
 
 
 def test_the_same_kernels_on_every_architecture(architecture):

@@ -1,5 +1,6 @@
 // The pipeline's parameters, validated: load -> [RMS norm] -> rotate -> [quantise] -> store or append. What all of it
-// is for one token is in stages.h; plain rotations have their own, faster way (params.h).
+// is for one token is in stages.h; plain rotations have their own, faster way (params.h). A rotation of keys in a cache
+// is a pipeline of one operand that reads where it writes.
 #pragma once
 
 #include "instances.h"
@@ -16,13 +17,13 @@ enum class ScaleKind : int32_t { kHost = 0, kTensor = 1, kHead = 2, kToken = 3, 
 struct Quantize {
   OutType type;
   ScaleKind kind;
-  float factor;  // kHost: 1 / scale
+  float factor, scale;  // kHost: 1 / scale, scale
   float* scales;
 };
 
 // A tensor on its way. Strides in bytes. In a cache the out strides are those of an entry of a page.
 struct PipelineOperand {
-  const char* in;
+  const char* in;  // null: in the cache
   char* out;
   int64_t in_token_stride, in_head_stride;
   int64_t out_token_stride, out_head_stride, out_page_stride;
@@ -30,7 +31,7 @@ struct PipelineOperand {
   Quantize quantize;
   int32_t heads, dim;
   bool rotated, cached;
-  bool whole;  // elements that are not rotated are stored too: not in place, or normalised
+  bool whole;  // elements that are not rotated are stored too: not in place, normalised, or under a new scale
 };
 
 struct CacheMap {
@@ -90,6 +91,22 @@ struct PipelineTable {
 template <template <Layout> class Instance>
 constexpr PipelineTable pipeline_table() {
   return {{Instance<Layout::kNeox>::run, Instance<Layout::kGptj>::run}};
+}
+
+inline constexpr int kStoredBytes = kNumDtypes;
+
+// The rotations in a cache, by what it holds: a dtype, or bytes of a quantised type (kStoredBytes).
+struct CacheRotationTable {
+  PipelineTable stored[kNumDtypes + 1];
+};
+
+template <template <class> class ForStored>
+constexpr CacheRotationTable cache_rotation_table() {
+  return {{
+#define ROPE_TABLE(dtype) pipeline_table<ForStored<dtype>::template Instance>(),
+      ROPE_FOR_EACH_DTYPE(ROPE_TABLE)
+#undef ROPE_TABLE
+          pipeline_table<ForStored<U8>::template Instance>()}};
 }
 
 }  // namespace rope

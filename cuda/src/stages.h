@@ -131,7 +131,7 @@ ROPE_INLINE int64_t scale_row(const PipelineParams& p, const PipelineOperand& o,
 
 // Where a given scale is, and the step to the next head's; null: in the parameters.
 struct ScalePlace {
-  const float* scales;
+  float* scales;
   int32_t head_step;
 };
 
@@ -142,6 +142,13 @@ ROPE_INLINE ScalePlace scale_place(const Quantize& q, int64_t token, int32_t hea
     case ScaleKind::kToken: return {q.scales + token, 0};
     default: return {nullptr, 0};
   }
+}
+
+// Where the scales are that a token's row of a cache was stored with, of head 0.
+ROPE_INLINE ScalePlace stored_scales(const PipelineParams& p, const PipelineOperand& o, int64_t token,
+                                     const CachePlace& place) {
+  if (o.quantize.kind != ScaleKind::kDynamic) return scale_place(o.quantize, token, 0);
+  return {o.quantize.scales + scale_row(p, o, token, place) * o.heads, 1};
 }
 
 ROPE_INLINE float dynamic_scale(OutType type, float largest_magnitude) {

@@ -267,6 +267,69 @@ static void test_build_table(void) {
   CHECK(is_table_row(q[0], 2) && is_table_row(q[1], 1));
 }
 
+/* Keys in a cache of one page, which is q. */
+static rope_apply_desc in_cache(const int64_t* slots) {
+  rope_apply_desc d = plain();
+  d.flags = ROPE_FLAG_IN_CACHE;
+  d.q.data = NULL;
+  d.cache.kind = ROPE_CACHE_SLOTS;
+  d.cache.num_pages = 1;
+  d.cache.page_size = TOKENS;
+  d.cache.k.data = q;
+  d.cache.k.entry_stride = HEAD_DIM;
+  d.cache.slots = slots;
+  return d;
+}
+
+static void test_in_cache(void) {
+  const int64_t slots[TOKENS] = {1, -1};
+  rope_apply_desc d = in_cache(slots);
+  d.offset = 1;
+  CHECK(rope_apply(&d) == ROPE_OK);
+  CHECK(memcmp(q[0], original[0], sizeof(q[0])) == 0);
+  CHECK(is_rotated(q[1], ROPE_LAYOUT_NEOX));
+
+  static const struct {
+    const char* text;
+    size_t at;
+  } refused[] = {{"q: not allowed", offsetof(rope_apply_desc, q)},
+                 {"k: not allowed", offsetof(rope_apply_desc, k)},
+                 {"v: not allowed", offsetof(rope_apply_desc, v)},
+                 {"q_nope: not allowed", offsetof(rope_apply_desc, q_nope)},
+                 {"q_out: not allowed", offsetof(rope_apply_desc, q_out)},
+                 {"k_out: not allowed", offsetof(rope_apply_desc, k_out)},
+                 {"v_out: not allowed", offsetof(rope_apply_desc, v_out)},
+                 {"q_nope_out: not allowed", offsetof(rope_apply_desc, q_nope_out)},
+                 {"cache.v: not allowed", offsetof(rope_apply_desc, cache.v)},
+                 {"norm.q_weight: not allowed", offsetof(rope_apply_desc, norm.q_weight)},
+                 {"norm.k_weight: not allowed", offsetof(rope_apply_desc, norm.k_weight)}};
+  for (size_t i = 0; i < sizeof(refused) / sizeof(*refused); ++i) {
+    void* const data = k;
+    d = in_cache(slots);
+    memcpy((char*)&d + refused[i].at, &data, sizeof(data));
+    CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, refused[i].text);
+    CHECK(strncmp(rope_last_error(), refused[i].text, strlen(refused[i].text)) == 0);
+  }
+  d = in_cache(slots);
+  d.cache.k.data = NULL;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "cache.k: NULL, required");
+  d = in_cache(slots);
+  d.num_k_heads = 0;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "heads of k: 0");
+  d = in_cache(slots);
+  d.k_quantize.out_dtype = 99;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "k_quantize: 99");
+  d = in_cache(slots);
+  d.norm.eps = 1;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "norm: ");
+  d = plain();
+  d.flags = ROPE_FLAG_IN_CACHE;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "cache.kind: ROPE_CACHE_NONE (0), ROPE_FLAG_IN_CACHE requires");
+  d = plain();
+  d.flags = 16;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "flags: 0x10");
+}
+
 static void test_support(void) {
   rope_support_query query = {sizeof(query), ROPE_BACKEND_CPU, ROPE_DTYPE_BF16, ROPE_LAYOUT_GPTJ, ROPE_ANGLE_FP32};
   int32_t supported = -1;
@@ -316,6 +379,7 @@ int main(void) {
   test_struct_sizes();
   test_refusals();
   test_build_table();
+  test_in_cache();
   test_support();
   test_float_environment();
   printf("%d failures\n", failures);

@@ -71,10 +71,11 @@ enum {
   ROPE_FLAG_INVERSE = 1u, /* the transposed rotation: gradients, or keys moved back to position 0 */
   ROPE_FLAG_PDL = 2u,     /* programmatic dependent launch (sm_90 and later; ignored elsewhere): may start before the
                              previous kernel of the stream has ended, and waits for it before it reads memory */
-  ROPE_FLAG_POSITIONS_READY = 4u /* the caller's promise, of use with ROPE_FLAG_PDL: nothing still pending on the stream
-                                    writes what says where tokens stand, in their sequence (positions, indptr, offsets)
-                                    or in a cache (its slots, page_table, page_indptr, request_ids, cache_positions);
-                                    it may be read before that wait */
+  ROPE_FLAG_POSITIONS_READY = 4u, /* the caller's promise, of use with ROPE_FLAG_PDL: nothing still pending on the stream
+                                     writes what says where tokens stand, in their sequence (positions, indptr, offsets)
+                                     or in a cache (its slots, page_table, page_indptr, request_ids, cache_positions);
+                                     it may be read before that wait */
+  ROPE_FLAG_IN_CACHE = 8u         /* rotate keys where they lie in the cache; see rope_cache */
 };
 
 /* ---- frequencies ------------------------------------------------------------------------------------------------ */
@@ -137,7 +138,8 @@ typedef struct rope_tensor {
 
 /* ---- stages of rope_apply; all optional, zero switches them off. With any of them heads have at most 4096 elements. A
  * norm or dynamic scales on CUDA take heads of up to 4 KB where all pointers, strides and dimensions are multiples of
- * 16 bytes, of up to 256 elements where they are multiples of nothing. ---- */
+ * 16 bytes, of up to 256 elements where they are multiples of nothing; dynamic scales with ROPE_FLAG_IN_CACHE heads of
+ * up to 2048 elements where all are multiples of 8, of up to 256 else. ---- */
 
 /* Element type of what is stored. */
 typedef int32_t rope_out_dtype;
@@ -195,6 +197,11 @@ typedef struct rope_cache_tensor {
   int64_t page_stride, entry_stride, head_stride; /* elements of the stored type; each at least a row */
 } rope_cache_tensor;
 
+/* Where k and v are appended. Or, with ROPE_FLAG_IN_CACHE, where each token's keys are read, turned to positions (from
+ * positions_from, where that is given) and stored back: of a quantised cache with the scales they have; computed scales
+ * are computed anew from the whole row. The call then has cache.k, num_k_heads and the k_quantize that the keys were
+ * stored with, and neither q, k, v and their outputs nor a norm. No two tokens may have one slot. The attention factors
+ * multiply here too: to move keys that have theirs, they must be 1. */
 typedef struct rope_cache {
   int32_t kind;                /* rope_cache_kind; k and v are then stored here, not in place and not in k_out, v_out */
   int32_t index_dtype;         /* rope_index_dtype of slots and cache_positions; the rest is int32 */

@@ -14,11 +14,11 @@ constexpr int64_t kMaxTokens = INT32_MAX;
 constexpr int32_t kMaxHeadDim = 1 << 20;
 
 rope_status check_shape(rope_apply_desc* d) {
-  if (d->flags & ~uint32_t(ROPE_FLAG_INVERSE | ROPE_FLAG_PDL | ROPE_FLAG_POSITIONS_READY))
-    return fail(
-        ROPE_ERR_INVALID_ARG,
-        "flags: %#x has bits other than ROPE_FLAG_INVERSE (1), ROPE_FLAG_PDL (2), ROPE_FLAG_POSITIONS_READY (4)",
-        d->flags);
+  if (d->flags & ~uint32_t(ROPE_FLAG_INVERSE | ROPE_FLAG_PDL | ROPE_FLAG_POSITIONS_READY | ROPE_FLAG_IN_CACHE))
+    return fail(ROPE_ERR_INVALID_ARG,
+                "flags: %#x has bits other than ROPE_FLAG_INVERSE (1), ROPE_FLAG_PDL (2), ROPE_FLAG_POSITIONS_READY "
+                "(4), ROPE_FLAG_IN_CACHE (8)",
+                d->flags);
   if (d->head_dim < 2 || d->head_dim > kMaxHeadDim)
     return fail(ROPE_ERR_INVALID_ARG, "head_dim: %d, must be 2 to %d", d->head_dim, kMaxHeadDim);
   if (d->rotary_dim == 0) d->rotary_dim = d->head_dim;
@@ -254,14 +254,20 @@ rope_status run_pipeline(const rope_apply_desc& d, PipelineFn pipeline, const Po
   return ROPE_OK;
 }
 
+rope_status find_stages(const rope_apply_desc& d, PipelineFn* pipeline) {
+  if (d.flags & ROPE_FLAG_IN_CACHE)
+    return find_cache_rotation(d.backend, d.dtype, d.layout, d.angle, d.k_quantize.out_dtype != ROPE_OUT_SAME,
+                               pipeline);
+  return find_pipeline(d.backend, d.dtype, d.layout, d.angle, pipeline);
+}
+
 rope_status apply(const rope_apply_desc* desc) {
   rope_apply_desc d;
   ROPE_TRY(read_descriptor(desc, offsetof(rope_apply_desc, attention_factor), "rope_apply_desc", &d));
   const bool stages = has_stages(d);
   RotateFn rotation = nullptr;
   PipelineFn pipeline = nullptr;
-  ROPE_TRY(stages ? find_pipeline(d.backend, d.dtype, d.layout, d.angle, &pipeline)
-                  : find_rotation(d.backend, d.dtype, d.layout, d.angle, &rotation));
+  ROPE_TRY(stages ? find_stages(d, &pipeline) : find_rotation(d.backend, d.dtype, d.layout, d.angle, &rotation));
   ROPE_TRY(check_shape(&d));
   Positions positions;
   ROPE_TRY(read_positions(d, &positions));

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <initializer_list>
 
+#include "../kernels/cache_rotation_plan.h"
 #include "../kernels/pipeline_plan.h"
 #include "apply.h"
 
@@ -33,9 +34,12 @@ struct Source {
   const void* weight;
   int32_t heads, dim;
   bool rotated;
+  bool in_cache = false;  // read where it is written, in the cache
   Rows read = {}, written = {};
   const char* written_name = nullptr;
   bool cached = false;
+
+  bool present() const { return in.data || in_cache; }
 };
 
 rope_status read_quantize(const rope_apply_desc& d, const Source& s, Quantize* q) {
@@ -44,7 +48,7 @@ rope_status read_quantize(const rope_apply_desc& d, const Source& s, Quantize* q
   ROPE_TRY(check_range(name, from.out_dtype, ROPE_OUT_SAME, ROPE_OUT_INT8));
   ROPE_TRY(check_range(name, from.scale_kind, ROPE_SCALE_HOST, ROPE_SCALE_DYNAMIC));
   const float scale = from.scale == 0 ? 1.0f : from.scale;
-  *q = {OutType(from.out_dtype), ScaleKind(from.scale_kind), 1.0f / scale, from.scales};
+  *q = {OutType(from.out_dtype), ScaleKind(from.scale_kind), 1.0f / scale, scale, from.scales};
   if (from.out_dtype == ROPE_OUT_SAME) {
     if (from.scale_kind || from.scale != 0 || from.scales)
       return fail(ROPE_ERR_INVALID_ARG, "%s: scales are only allowed with a quantised out_dtype", name);
@@ -84,13 +88,13 @@ rope_status read_cache_rows(const rope_apply_desc& d, Source& s, int64_t element
   s.cached = true;
   s.written_name = s.cache_name;
   s.written = {o->out, 1, 1, 0, 0, end * element_bytes};
-  return check_apart(s.cache_name, s.written, s.name, s.read);
+  return ROPE_OK;
 }
 
 rope_status read_operand(const rope_apply_desc& d, Source& s, PipelineOperand* o) {
   Rows &in = s.read, &out = s.written;
   const int64_t bytes = dtype_bytes(d.dtype);
-  ROPE_TRY(read_rows(s.name, s.in, d.num_tokens, s.heads, s.dim, bytes, &in));
+  if (!s.in_cache) ROPE_TRY(read_rows(s.name, s.in, d.num_tokens, s.heads, s.dim, bytes, &in));
   ROPE_TRY(read_quantize(d, s, &o->quantize));
   const bool quantised = o->quantize.type != OutType::kSame;
   o->in = in.data;
@@ -105,7 +109,11 @@ rope_status read_operand(const rope_apply_desc& d, Source& s, PipelineOperand* o
   if (s.cache && d.cache.kind != ROPE_CACHE_NONE) {
     if (s.out.data)
       return fail(ROPE_ERR_INVALID_ARG, "%s: not allowed with a cache, which takes %s", s.out_name, s.name);
-    return read_cache_rows(d, s, out_bytes, o);
+    ROPE_TRY(read_cache_rows(d, s, out_bytes, o));
+    if (!s.in_cache) return check_apart(s.cache_name, out, s.name, in);
+    o->whole = o->quantize.kind == ScaleKind::kDynamic;
+    in = out;
+    return ROPE_OK;
   }
   if (s.out.data) {
     ROPE_TRY(read_rows(s.out_name, s.out, d.num_tokens, s.heads, s.dim, out_bytes, &out));
@@ -221,7 +229,8 @@ rope_status read_cache(const rope_apply_desc& d, CacheMap* c) {
         from.request_ids,
         from.page_table_stride,
         from.num_skipped};
-  if (!d.k.data && !d.v.data) return fail(ROPE_ERR_INVALID_ARG, "cache: nothing to append, k and v are NULL");
+  if (!d.k.data && !d.v.data && !(d.flags & ROPE_FLAG_IN_CACHE))
+    return fail(ROPE_ERR_INVALID_ARG, "cache: nothing to append, k and v are NULL");
   if (from.kind == ROPE_CACHE_SLOTS) {
     if (from.page_table || from.page_indptr || from.request_ids || from.cache_positions || from.page_table_stride)
       return fail(ROPE_ERR_INVALID_ARG, "cache.page_table: not allowed with ROPE_CACHE_SLOTS");
@@ -283,6 +292,31 @@ rope_status read_angles(const rope_apply_desc& d, PipelineParams* p) {
   return ROPE_OK;
 }
 
+// A call that rotates keys in a cache has them and nothing else to work on.
+rope_status check_in_cache(const rope_apply_desc& d) {
+  if (d.cache.kind == ROPE_CACHE_NONE)
+    return fail(ROPE_ERR_INVALID_ARG, "cache.kind: ROPE_CACHE_NONE (0), ROPE_FLAG_IN_CACHE requires a cache");
+  const struct {
+    const char* name;
+    const void* data;
+  } others[] = {{"q", d.q.data},
+                {"k", d.k.data},
+                {"v", d.v.data},
+                {"q_nope", d.q_nope.data},
+                {"q_out", d.q_out.data},
+                {"k_out", d.k_out.data},
+                {"v_out", d.v_out.data},
+                {"q_nope_out", d.q_nope_out.data},
+                {"cache.v", d.cache.v.data},
+                {"norm.q_weight", d.norm.q_weight},
+                {"norm.k_weight", d.norm.k_weight}};
+  for (const auto& other : others)
+    if (other.data)
+      return fail(ROPE_ERR_INVALID_ARG, "%s: not allowed with ROPE_FLAG_IN_CACHE, which rotates cache.k alone",
+                  other.name);
+  return ROPE_OK;
+}
+
 }  // namespace
 
 bool has_stages(const rope_apply_desc& d) {
@@ -293,13 +327,16 @@ bool has_stages(const rope_apply_desc& d) {
     return std::memcmp(reinterpret_cast<const char*>(&d) + begin, reinterpret_cast<const char*>(&none) + begin,
                        end - begin) != 0;
   };
-  return d.angle == ROPE_ANGLE_TABLE || differs(kFirst, kSections) || differs(kBehind, sizeof(none));
+  return d.angle == ROPE_ANGLE_TABLE || (d.flags & ROPE_FLAG_IN_CACHE) || differs(kFirst, kSections) ||
+         differs(kBehind, sizeof(none));
 }
 
 rope_status read_pipeline(const rope_apply_desc& d, PipelineParams* p) {
   for (const int32_t reserved : {d.reserved, d.norm.reserved, d.q_quantize.reserved, d.k_quantize.reserved,
                                  d.v_quantize.reserved, d.cache.reserved, d.cos_sin.reserved, d.sets.reserved})
     ROPE_TRY(check_range("reserved", reserved, 0, 0));
+  const bool in_cache = d.flags & ROPE_FLAG_IN_CACHE;
+  if (in_cache) ROPE_TRY(check_in_cache(d));
   ROPE_TRY(read_angles(d, p));
   ROPE_TRY(read_norm(d, &p->norm));
   ROPE_TRY(read_cache(d, &p->cache));
@@ -313,8 +350,9 @@ rope_status read_pipeline(const rope_apply_desc& d, PipelineParams* p) {
                                    nullptr, v_heads, v_dim, false},
                                   {"q_nope", "q_nope_out", "", "q_quantize", d.q_nope, d.q_nope_out, nullptr,
                                    d.q_quantize, nullptr, d.num_q_heads, d.q_nope_dim, false}};
+  sources[1].in_cache = in_cache;
   for (Source& s : sources) {
-    if (!s.in.data) {
+    if (!s.present()) {
       if (s.out.data) return fail(ROPE_ERR_INVALID_ARG, "%s: given without %s", s.out_name, s.name);
       if (s.weight) return fail(ROPE_ERR_INVALID_ARG, "norm.%s_weight: given without %s", s.name, s.name);
       continue;
@@ -335,16 +373,22 @@ rope_status read_pipeline(const rope_apply_desc& d, PipelineParams* p) {
   if (d.q_nope.data && d.q_quantize.scale_kind == ROPE_SCALE_DYNAMIC)
     return fail(ROPE_ERR_UNSUPPORTED, "q_nope: not with a dynamic scale, which q_quantize has one of for each head");
   for (const Source& x : sources) {
-    if (!x.in.data) continue;
+    if (!x.present()) continue;
     ROPE_TRY(check_inputs_apart(d, *p, x));
     for (const Source& y : sources)
-      if (y.in.data) ROPE_TRY(check_scales_apart(d, y, x));
+      if (y.present()) ROPE_TRY(check_scales_apart(d, y, x));
     for (const Source* y = sources; y != &x; ++y)
-      if (y->in.data) ROPE_TRY(check_sources_apart(*y, x));
+      if (y->present()) ROPE_TRY(check_sources_apart(*y, x));
   }
   if (!p->num_operands) return fail(ROPE_ERR_INVALID_ARG, "q: NULL and k: NULL, at least one must be given");
 #ifdef ROPEROPE_WITH_CUDA
-  if (d.backend == ROPE_BACKEND_CUDA && !cuda::pipeline_fits(*p, dtype_bytes(d.dtype)))
+  if (d.backend != ROPE_BACKEND_CUDA) return ROPE_OK;
+  if (in_cache && !cuda::cache_rotation_fits(*p))
+    return fail(ROPE_ERR_UNSUPPORTED,
+                "dynamic scales: in a cache heads of up to %d elements where pointers, strides and dimensions are "
+                "multiples of %d, else of up to %d",
+                2 * cuda::wide_vec(1) * cuda::kPipelineBlock, cuda::wide_vec(1), 2 * cuda::kPipelineBlock);
+  if (!in_cache && !cuda::pipeline_fits(*p, dtype_bytes(d.dtype)))
     return fail(
         ROPE_ERR_UNSUPPORTED,
         "%s: heads of up to %d bytes where pointers, strides and head_dim are multiples of 16 bytes, else of up to "

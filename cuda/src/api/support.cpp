@@ -3,9 +3,11 @@
 #include <cstdio>
 
 #include "../cpu/build_table.h"
+#include "../cpu/cache_rotation.h"
 #include "../cpu/pipeline.h"
 #include "../cpu/rotate.h"
 #include "../kernels/build_table.h"
+#include "../kernels/cache_rotation.h"
 #include "../kernels/device.h"
 #include "../kernels/pipeline.h"
 #include "../kernels/rotate.h"
@@ -83,6 +85,17 @@ rope_status find_table_builder(int32_t backend, int32_t dtype, int32_t angle, Bu
 #endif
   *build = set->entries[dtype][angle];
   return ROPE_OK;
+}
+
+rope_status find_cache_rotation(int32_t backend, int32_t dtype, int32_t layout, int32_t angle, bool quantised,
+                                PipelineFn* rotation) {
+  ROPE_TRY(check_key(backend, dtype, layout, angle));
+  const CacheRotationTable* table = &cpu::cache_rotations();
+#ifdef ROPEROPE_WITH_CUDA
+  if (backend == ROPE_BACKEND_CUDA) table = &cuda::kCacheRotation;
+#endif
+  *rotation = table->stored[quantised ? kStoredBytes : dtype].entries[layout];
+  return check_compiled(*rotation, dtype, layout, angle);
 }
 
 }  // namespace rope::api

@@ -16,6 +16,10 @@ rope_status find_pipeline(int32_t backend, int32_t dtype, int32_t layout, int32_
 // What fills a table of cos and sin, likewise.
 rope_status find_table_builder(int32_t backend, int32_t dtype, int32_t angle, BuildTableFn* build);
 
+// The rotation in a cache of the dtype, or of a quantised type, likewise.
+rope_status find_cache_rotation(int32_t backend, int32_t dtype, int32_t layout, int32_t angle, bool quantised,
+                                PipelineFn* rotation);
+
 int32_t dtype_bytes(int32_t dtype);  // of a valid dtype
 
 }  // namespace rope::api

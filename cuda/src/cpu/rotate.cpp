@@ -1,6 +1,7 @@
 #include "rotate.h"
 
 #include "build_table.h"
+#include "cache_rotation.h"
 #include "pipeline.h"
 
 namespace rope::cpu {
@@ -35,6 +36,11 @@ const PipelineSet& pipeline_set() {
 
 const BuildTableSet& build_tables() {
   static const BuildTableSet& best = ROPE_BEST_OF(kBuildTable);
+  return best;
+}
+
+const CacheRotationTable& cache_rotations() {
+  static const CacheRotationTable& best = ROPE_BEST_OF(kCacheRotation);
   return best;
 }
 

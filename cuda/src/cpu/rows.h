@@ -6,6 +6,8 @@
 //   rotate(in, out, pairs, angles): one head of that token. in and out are the same or apart.
 #pragma once
 
+#include <cstddef>
+
 #include "../math/dtype.h"
 #include "../math/rotate.h"
 #include "../params.h"

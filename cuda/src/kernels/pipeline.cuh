@@ -12,6 +12,7 @@
 #include "chunk.h"
 #include "launch.h"
 #include "pipeline_plan.h"
+#include "quantised.cuh"
 #include "rows.cuh"
 #include "slot.h"
 #include "words.h"
@@ -29,32 +30,6 @@ struct PipelineArgs {
 };
 
 namespace detail {
-
-template <OutType kType, int kVec>
-__device__ __forceinline__ void store_quantised(char* at, float factor, const float* x) {
-  if constexpr (kVec == 1) {
-    *at = char(quantize2(kType, x[0] * factor, 0.0f));
-  } else {
-    struct alignas(kVec) Bytes {
-      uint16_t two[kVec / 2];
-    } bytes;
-#pragma unroll
-    for (int j = 0; j < kVec / 2; ++j)
-      bytes.two[j] = uint16_t(quantize2(kType, x[2 * j] * factor, x[2 * j + 1] * factor));
-    *reinterpret_cast<Bytes*>(at) = bytes;
-  }
-}
-
-template <int kVec>
-__device__ __forceinline__ void store_quantised(OutType type, char* row, const Slot& s, float factor, const float* x) {
-#pragma unroll
-  for (int c = 0; c < 2; ++c) {
-    char* const at = row + (c ? s.second : s.first);
-    if (type == OutType::kE4M3) store_quantised<OutType::kE4M3, kVec>(at, factor, x + c * kVec);
-    if (type == OutType::kE5M2) store_quantised<OutType::kE5M2, kVec>(at, factor, x + c * kVec);
-    if (type == OutType::kInt8) store_quantised<OutType::kInt8, kVec>(at, factor, x + c * kVec);
-  }
-}
 
 // Weights of kVec elements from `element` on; kWide: they lie on a multiple of 16 bytes.
 template <class D, int kVec, bool kWide>

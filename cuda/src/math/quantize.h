@@ -1,12 +1,18 @@
-// Eight-bit output types: float32 rounded once, to nearest even, saturating.
+// Eight-bit types: float32 rounded once, to nearest even, saturating; and their codes as float32, exactly.
 #pragma once
 
 #include "annotate.h"
+#include "dtype.h"
 
 namespace rope {
 
 // kE4M3, kE5M2: "FP8 formats for deep learning", arXiv:2209.05433, e4m3 without infinities.
 enum class OutType : int32_t { kSame = 0, kE4M3 = 1, kE5M2 = 2, kInt8 = 3 };
+
+// What a code is stored in, of any of them.
+struct U8 {
+  using Storage = uint8_t;
+};
 
 ROPE_INLINE float largest(OutType type) {
   return type == OutType::kE4M3 ? 448.0f : type == OutType::kE5M2 ? 57344.0f : 127.0f;
@@ -60,6 +66,15 @@ ROPE_INLINE uint32_t quantize2(OutType type, float first, float second) {
   if (type == OutType::kE5M2) return detail::fp8<2>(second) << 8 | detail::fp8<2>(first);
 #endif
   return detail::int8(second) << 8 | detail::int8(first);
+}
+
+// The number that a code stands for.
+ROPE_INLINE float dequantize(OutType type, uint32_t code) {
+  if (type == OutType::kInt8) return float(int8_t(code));
+  if (type == OutType::kE5M2) return F16::widen(uint16_t(code << 8));  // the upper half of a float16
+  const uint32_t magnitude = code & 0x7fu;
+  const float x = bit_cast<float>(magnitude << 20) * 0x1p120f;  // from float32's bias to e4m3's; subnormals too
+  return bit_cast<float>((magnitude == 0x7fu ? 0x7fffffffu : bit_cast<uint32_t>(x)) | (code & 0x80u) << 24);
 }
 
 }  // namespace rope
