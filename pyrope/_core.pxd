@@ -7,7 +7,7 @@ from pyrope._view cimport View
 cdef enum:
     ONE_BYTE = -1  # beside rope_dtype: an element of which only the size is known
 
-cdef int check(rope_status status) except -1 nogil
+cdef int check(rope_status status) except -1
 cdef int32_t choose(str name, object value, dict allowed) except -1
 cdef int64_t as_integer(str name, object value) except? -1
 cdef double as_real(str name, object value) except? -1

@@ -45,18 +45,17 @@ _LISTS = {
 }
 
 
-cdef int check(rope_status status) except -1 nogil:
+cdef int check(rope_status status) except -1:
     if status == ROPE_OK:
         return 0
-    with gil:
-        text = rope_last_error().decode()
-        if status == ROPE_ERR_INVALID_ARG:
-            raise ValueError(text)
-        if status == ROPE_ERR_UNSUPPORTED or status == ROPE_ERR_VERSION:
-            raise UnsupportedError(text)
-        if status == ROPE_ERR_NO_DEVICE:
-            raise CudaError(f"no CUDA device: {text}")
-        raise (CudaError if status == ROPE_ERR_CUDA else RopeError)(text)
+    text = rope_last_error().decode()
+    if status == ROPE_ERR_INVALID_ARG:
+        raise ValueError(text)
+    if status == ROPE_ERR_UNSUPPORTED or status == ROPE_ERR_VERSION:
+        raise UnsupportedError(text)
+    if status == ROPE_ERR_NO_DEVICE:
+        raise CudaError(f"no CUDA device: {text}")
+    raise (CudaError if status == ROPE_ERR_CUDA else RopeError)(text)
 
 
 cdef int32_t choose(str name, object value, dict allowed) except -1:
@@ -449,8 +448,10 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         element = ("float32", "float16", "uint16")[d.dtype]
         cos, sin = [numpy.empty((d.num_rows, d.rotary_dim // 2), element) for _ in range(2)]
         d.cos, d.sin = <void*><uintptr_t>cos.ctypes.data, <void*><uintptr_t>sin.ctypes.data
+        cdef rope_status status
         with nogil:
-            check(rope_build_table(&d))
+            status = rope_build_table(&d)
+        check(status)
         return cos, sin
 
     def build_table(self, cos, sin=None, num_rows=None, *, offset=0, positions=None, dtype=None, row_stride=None,
@@ -582,8 +583,10 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         cdef rope_apply_desc d = self.base
         self._read_call(&d, flags, q, k, num_tokens, positions, offset, indptr, offsets, num_requests, q_out, k_out,
                         q_strides, k_strides, q_out_strides, k_out_strides, stream)
+        cdef rope_status status
         with nogil:
-            check(rope_apply(&d))
+            status = rope_apply(&d)
+        check(status)
         return 0
 
     cdef int _read_call(self, rope_apply_desc* d, int flags, q, k, num_tokens, positions, offset, indptr, offsets,

@@ -501,8 +501,10 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
                          cache_positions, cache_skipped, &d)
         self._read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, table_skipped, &d)
         self._read_tables(tables, table_ids, table_ids_from, table_factors, num_tables, positions_from, &d)
+        cdef rope_status status
         with nogil:
-            check(rope_apply(&d))
+            status = rope_apply(&d)
+        check(status)
 
     cdef int _read_count(self, str name, object x, rope_apply_desc* d) except -1:
         """num_tokens, where an array of one index a token brings it."""
@@ -558,8 +560,10 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
                          cache_positions, cache_skipped, &d)
         self._read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, table_skipped, &d)
         self._read_tables(tables, table_ids, table_ids_from, table_factors, num_tables, positions_from, &d)
+        cdef rope_status status
         with nogil:
-            check(rope_apply(&d))
+            status = rope_apply(&d)
+        check(status)
         return 0
 
     cdef int _read_streams(self, positions, positions_stride, indptr, offset, rope_apply_desc* d) except -1:

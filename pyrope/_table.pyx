@@ -85,5 +85,7 @@ def build_table(Rope rope, cos, sin, num_rows, offset, positions, dtype, row_str
         length = t.num_rows
         t.positions = rope._read_index("positions", positions, &length, &t.position_dtype, &d)
     t.offset = as_integer("offset", offset)
+    cdef rope_status status
     with nogil:
-        check(rope_build_table(&t))
+        status = rope_build_table(&t)
+    check(status)

@@ -44,13 +44,15 @@ FIELD(rope_quantize, scale, 8, 4);
 FIELD(rope_quantize, reserved, 12, 4);
 FIELD(rope_quantize, scales, 16, 8);
 
-CHECK(sizeof(rope_norm) == 32);
+CHECK(sizeof(rope_norm) == 40);
 FIELD(rope_norm, q_weight, 0, 8);
 FIELD(rope_norm, k_weight, 8, 8);
 FIELD(rope_norm, weight_is_f32, 16, 4);
 FIELD(rope_norm, after, 20, 4);
 FIELD(rope_norm, eps, 24, 4);
 FIELD(rope_norm, weight_bias, 28, 4);
+FIELD(rope_norm, across_heads, 32, 4);
+FIELD(rope_norm, reserved, 36, 4);
 
 CHECK(sizeof(rope_cache_tensor) == 32);
 FIELD(rope_cache_tensor, data, 0, 8);
@@ -135,12 +137,12 @@ FIELD(rope_apply_desc, reserved, 324, 4);
 FIELD(rope_apply_desc, q_quantize, 328, 24);
 FIELD(rope_apply_desc, k_quantize, 352, 24);
 FIELD(rope_apply_desc, v_quantize, 376, 24);
-FIELD(rope_apply_desc, norm, 400, 32);
-FIELD(rope_apply_desc, cache, 432, 144);
-FIELD(rope_apply_desc, sections, 576, 32);
-FIELD(rope_apply_desc, cos_sin, 608, 48);
-FIELD(rope_apply_desc, sets, 656, 40);
-FIELD(rope_apply_desc, positions_from, 696, 8);
+FIELD(rope_apply_desc, norm, 400, 40);
+FIELD(rope_apply_desc, cache, 440, 144);
+FIELD(rope_apply_desc, sections, 584, 32);
+FIELD(rope_apply_desc, cos_sin, 616, 48);
+FIELD(rope_apply_desc, sets, 664, 40);
+FIELD(rope_apply_desc, positions_from, 704, 8);
 
 CHECK(sizeof(rope_build_table_desc) == 104);
 FIELD(rope_build_table_desc, struct_size, 0, 4);
