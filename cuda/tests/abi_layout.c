@@ -97,7 +97,12 @@ FIELD(rope_table_sets, ids_from, 24, 8);
 FIELD(rope_table_sets, num_sets, 32, 4);
 FIELD(rope_table_sets, reserved, 36, 4);
 
-CHECK(sizeof(rope_apply_desc) == 704);
+CHECK(sizeof(rope_xpos) == 24);
+FIELD(rope_xpos, scale_base, 0, 8);
+FIELD(rope_xpos, gamma, 8, 8);
+FIELD(rope_xpos, center, 16, 8);
+
+CHECK(sizeof(rope_apply_desc) == 728);
 FIELD(rope_apply_desc, struct_size, 0, 4);
 FIELD(rope_apply_desc, flags, 4, 4);
 FIELD(rope_apply_desc, backend, 8, 4);
@@ -141,6 +146,7 @@ FIELD(rope_apply_desc, sections, 576, 32);
 FIELD(rope_apply_desc, cos_sin, 608, 48);
 FIELD(rope_apply_desc, sets, 656, 40);
 FIELD(rope_apply_desc, positions_from, 696, 8);
+FIELD(rope_apply_desc, xpos, 704, 24);
 
 CHECK(sizeof(rope_support_query) == 20);
 FIELD(rope_support_query, struct_size, 0, 4);
@@ -194,6 +200,7 @@ CHECK(ROPE_SCALING_LONGROPE == 7);
 CHECK(ROPE_SCALING_PAIR_FACTORS == 8);
 CHECK(ROPE_SCALING_PROPORTIONAL == 9);
 CHECK(ROPE_MAX_ROTARY_DIM == 2048);
+CHECK(ROPE_MAX_XPOS_DIM == 512);
 
 CHECK(sizeof(rope_status) == 4);
 CHECK(sizeof(rope_backend) == 4);
