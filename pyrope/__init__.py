@@ -19,7 +19,7 @@ except ModuleNotFoundError:
     raise ImportError("pyrope's compiled modules are missing; install it: `pip install .` in the checkout") from None
 from pyrope.errors import CudaError, RopeError, UnsupportedError
 from pyrope.scaling import NTK, DynamicNTK, Linear, Llama3, LongRoPE, PairFactors, Proportional, Scaling, YaRN
-from pyrope.stages import PagedCache, RMSNorm
+from pyrope.stages import PagedCache, RMSNorm, XPos
 
 __version__ = version()
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "RopeError",
     "Scaling",
     "UnsupportedError",
+    "XPos",
     "YaRN",
     "__version__",
     "build_info",

@@ -46,6 +46,8 @@ cdef extern from "roperope/roperope.h" nogil:
         ROPE_SCALING_PROPORTIONAL
     enum:
         ROPE_MAX_ROTARY_DIM
+    enum:
+        ROPE_MAX_XPOS_DIM
 
     ctypedef struct rope_frequencies_desc:
         uint32_t struct_size
@@ -147,6 +149,11 @@ cdef extern from "roperope/roperope.h" nogil:
         const int32_t* ids_from
         int32_t num_sets
 
+    ctypedef struct rope_xpos:
+        double scale_base
+        double gamma
+        int64_t center
+
     ctypedef struct rope_apply_desc:
         uint32_t struct_size
         uint32_t flags
@@ -190,6 +197,7 @@ cdef extern from "roperope/roperope.h" nogil:
         rope_cos_sin cos_sin
         rope_table_sets sets
         const void* positions_from
+        rope_xpos xpos
 
     ctypedef struct rope_build_table_desc:
         uint32_t struct_size

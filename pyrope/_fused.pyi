@@ -6,7 +6,7 @@ from typing_extensions import disjoint_base
 
 from pyrope._core import Rope, _Device, _DType, _IndexDType, _Layout, _Memory, _Numbers, _Stream, _Strides
 from pyrope.scaling import Scaling
-from pyrope.stages import PagedCache, RMSNorm
+from pyrope.stages import PagedCache, RMSNorm, XPos
 
 _OutDType: TypeAlias = Literal["float8_e4m3fn", "float8_e5m2", "int8"]
 _ScaleKind: TypeAlias = Literal["tensor", "head", "token", "dynamic"]
@@ -27,6 +27,7 @@ class FusedRope(Rope):
         num_v_heads: SupportsIndex | None = None,
         v_head_dim: SupportsIndex | None = None,
         q_nope_dim: SupportsIndex = 0,
+        xpos: XPos | None = None,
         norm: RMSNorm | None = None,
         q_out_dtype: _OutDType | type[Any] | np.dtype[Any] | None = None,
         k_out_dtype: _OutDType | type[Any] | np.dtype[Any] | None = None,
@@ -53,6 +54,8 @@ class FusedRope(Rope):
     def sections(self) -> tuple[int, ...] | None: ...
     @property
     def sections_interleaved(self) -> bool: ...
+    @property
+    def xpos(self) -> XPos | None: ...
     @property
     def norm(self) -> RMSNorm | None: ...
     @property

@@ -13,7 +13,7 @@ from pyrope._view cimport KIND_FLOAT, KIND_INT, KIND_UINT, ElementKind, View, is
 
 from pyrope._core import _ANGLES as _ROPE_ANGLES, _DTYPES, _INDEX_DTYPES
 from pyrope.errors import RopeError
-from pyrope.stages import PagedCache, RMSNorm
+from pyrope.stages import PagedCache, RMSNorm, XPos
 
 _ANGLES = _ROPE_ANGLES | {"table": ROPE_ANGLE_TABLE}
 _OUT_DTYPES = {"float8_e4m3fn": ROPE_OUT_E4M3, "float8_e5m2": ROPE_OUT_E5M2, "int8": ROPE_OUT_INT8}
@@ -96,7 +96,7 @@ cdef void* read_memory(str name, object x, ElementKind kind, int itemsize, int64
 
 cdef class FusedRope(Rope):
     """FusedRope(head_dim, num_q_heads, num_k_heads, *, angle='exact', cos_sin_dtype='float32', sections=None, \
-sections_interleaved=False, num_v_heads=None, v_head_dim=None, q_nope_dim=0, norm=None, q_out_dtype=None, \
+sections_interleaved=False, xpos=None, num_v_heads=None, v_head_dim=None, q_nope_dim=0, norm=None, q_out_dtype=None, \
 k_out_dtype=None, v_out_dtype=None, q_scale_kind=None, k_scale_kind=None, v_scale_kind=None, cache=None, \
 rotary_dim=None, rotary_offset=0, theta=10000.0, scaling=None, inv_freq=None, attention_factor=None, layout='neox', \
 dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
@@ -125,6 +125,10 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
     sections_interleaved : bool
         False: the first ``sections[0]`` pairs turn by the first position, and so on. True (Qwen3-VL): with ``n``
         sections, pair ``i`` turns by position ``s = i % n`` if ``i < n * sections[s]``, else by the first.
+    xpos : pyrope.XPos, optional
+        Magnitudes of the rotated q and k that decay with their distance; of :meth:`inverse` too, which transposes. With
+        ``positions_from`` they are those of the difference of the positions. ``rotary_dim`` is then at most 512, and
+        ``angle="table"`` is not allowed.
     num_v_heads, v_head_dim : int, optional
         Shape of v, which is stored and not rotated. Default: ``num_k_heads``, ``head_dim``.
     q_nope_dim : int
@@ -166,7 +170,7 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
 
     cdef readonly tuple sections
     cdef readonly bint sections_interleaved
-    cdef readonly object norm, cache
+    cdef readonly object xpos, norm, cache
     cdef readonly str q_out_dtype, k_out_dtype, v_out_dtype
     cdef readonly str q_scale_kind, k_scale_kind, v_scale_kind
     cdef readonly str cos_sin_dtype
@@ -174,7 +178,7 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
     cdef bint heads_first
 
     def __init__(self, head_dim, num_q_heads, num_k_heads, *, angle="exact", cos_sin_dtype="float32", sections=None,
-                 sections_interleaved=False, num_v_heads=None, v_head_dim=None, q_nope_dim=0, norm=None,
+                 sections_interleaved=False, xpos=None, num_v_heads=None, v_head_dim=None, q_nope_dim=0, norm=None,
                  q_out_dtype=None, k_out_dtype=None, v_out_dtype=None, q_scale_kind=None, k_scale_kind=None,
                  v_scale_kind=None, cache=None, rotary_dim=None, rotary_offset=0, theta=10000.0, scaling=None,
                  inv_freq=None, attention_factor=None, layout="neox", dtype="bfloat16", device="cuda",
@@ -209,6 +213,8 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
             self._set_sections(sections, d)
         elif self.sections_interleaved:
             raise ValueError("sections_interleaved: True, only allowed with sections")
+        if xpos is not None:
+            self._set_xpos(xpos, d)
         if norm is not None:
             self._set_norm(norm, d)
         if cache is not None:
@@ -220,8 +226,9 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         make, arguments = Rope.__reduce__(self)
         options = make.keywords | {
             "cos_sin_dtype": self.cos_sin_dtype, "sections": self.sections,
-            "sections_interleaved": self.sections_interleaved, "num_v_heads": self.num_v_heads or None,
-            "v_head_dim": self.v_head_dim, "q_nope_dim": self.q_nope_dim, "norm": self.norm, "cache": self.cache,
+            "sections_interleaved": self.sections_interleaved, "xpos": self.xpos,
+            "num_v_heads": self.num_v_heads or None, "v_head_dim": self.v_head_dim, "q_nope_dim": self.q_nope_dim,
+            "norm": self.norm, "cache": self.cache,
             "q_out_dtype": self.q_out_dtype, "k_out_dtype": self.k_out_dtype, "v_out_dtype": self.v_out_dtype,
             "q_scale_kind": self.q_scale_kind, "k_scale_kind": self.k_scale_kind, "v_scale_kind": self.v_scale_kind,
         }
@@ -248,6 +255,23 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         self.sections = tuple([d.sections.sizes[i] for i in range(d.sections.num_streams)])
         if sum(self.sections) != pairs:
             raise ValueError(f"sections: {self.sections}, their sum must be rotary_dim / 2 = {pairs}")
+        return 0
+
+    cdef int _set_xpos(self, xpos, rope_apply_desc* d) except -1:
+        if not isinstance(xpos, XPos):
+            raise TypeError(f"xpos: {xpos!r} is not a pyrope.XPos")
+        if d.angle == ROPE_ANGLE_TABLE:
+            raise ValueError("xpos: not allowed with angle='table', whose table q and k share")
+        if d.rotary_dim > ROPE_MAX_XPOS_DIM:
+            raise ValueError(f"rotary_dim: {d.rotary_dim}, must be at most {ROPE_MAX_XPOS_DIM} with xpos")
+        d.xpos.scale_base = as_real("scale_base", xpos.scale_base)
+        d.xpos.gamma = as_real("gamma", xpos.gamma)
+        d.xpos.center = as_integer("center", xpos.center)
+        if not 1e-6 <= d.xpos.scale_base <= 1e18:
+            raise ValueError(f"scale_base: {xpos.scale_base}, must be 1e-6 to 1e18")
+        if not 1e-6 <= d.xpos.gamma <= 1e6:
+            raise ValueError(f"gamma: {xpos.gamma}, must be 1e-6 to 1e6")
+        self.xpos = xpos
         return 0
 
     cdef int _set_norm(self, norm, rope_apply_desc* d) except -1:
@@ -300,8 +324,8 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
     def __repr__(self):
         text = super().__repr__()
         stages = [f"{name}={getattr(self, name)!r}" for name in (
-            "sections", "sections_interleaved", "q_nope_dim", "norm", "q_out_dtype", "k_out_dtype", "v_out_dtype",
-            "q_scale_kind", "k_scale_kind", "v_scale_kind", "cache") if getattr(self, name)]
+            "sections", "sections_interleaved", "xpos", "q_nope_dim", "norm", "q_out_dtype", "k_out_dtype",
+            "v_out_dtype", "q_scale_kind", "k_scale_kind", "v_scale_kind", "cache") if getattr(self, name)]
         return f"FusedRope{text[4:-1]}{''.join(', ' + stage for stage in stages)})"
 
     def apply(self, q, k=None, num_tokens=None, *, positions=None, offset=0, indptr=None, offsets=None,

@@ -113,6 +113,7 @@ class Case:
         factor = self.make_sets()
         cos, sin = self.make_table(positions) if row["angle"] == "table" else self.make_angles(positions)
         self.cos, self.sin = factor * cos, factor * (-sin if row["inverse"] else sin)
+        self.magnitude = self.make_xpos(positions)
         self.make_norm()
         self.slots = self.make_cache()
         self.make_tensors()
@@ -236,6 +237,24 @@ class Case:
         sines = values.astype(np.float64)[np.clip(positions, 0, TABLE_ROWS - 1), self.pairs + np.arange(self.pairs)]
         return rows, sines
 
+    def make_xpos(self, positions):
+        """Magnitudes of q, [tokens, pairs]; those of k are the reciprocals."""
+        if self.row["xpos"] == "none":
+            return None
+        span = 80 if self.row["positions"] == "offset" and self.origin is None else 2**20
+        gamma, center = (0.4, 0) if self.row["xpos"] == "plain" else (2.5, span // 3)
+        scale_base = span / 4  # magnitudes of up to 2^7.3, which float16 bears
+        self.options["xpos"] = pyrope.XPos(scale_base, gamma, center)
+        distances = positions - (center if self.origin is None else self.origin)
+        return ref.xpos(distances, self.rotary_dim, scale_base, gamma)
+
+    def rotate(self, value, name):
+        cos, sin, relative = self.cos, self.sin, ref.ROTATION
+        if self.magnitude is not None:
+            magnitude = self.magnitude if name == "q" else 1 / self.magnitude
+            cos, sin, relative = cos * magnitude, sin * magnitude, ref.ROTATION + ref.XPOS
+        return ref.rotate(value, cos, sin, self.row["layout"], self.rotary_dim, self.rotary_offset, relative)
+
     def counter(self, name, count):
         self.array(name, [41], np.int64)
         self.counters[name] = 41 + count
@@ -333,7 +352,7 @@ class Case:
         value = ref.decode(values), np.zeros(values.shape)
         if name in "qk":
             value = self.norm(value, name, "before")
-            value = ref.rotate(value, self.cos, self.sin, row["layout"], self.rotary_dim, self.rotary_offset)
+            value = self.rotate(value, name)
             value = self.norm(value, name, "after")
         o = Output(name if in_place else f"{name}_out", name, dtype if out == "same" else out)
         o.tokens, count = np.flatnonzero(self.live), self.tokens

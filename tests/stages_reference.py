@@ -1,8 +1,8 @@
 """The pipeline norm -> rotate -> quantise -> append in float64, with the error a float32 pipeline may have.
 
 Written from the papers and format definitions, sharing nothing with pyrope: RMSNorm (arXiv:1910.07467), fp8 formats
-(arXiv:2209.05433), M-RoPE's sections (arXiv:2409.12191). A value here is a pair of float64 arrays: what it is, and how
-far from it a correct float32 result may be.
+(arXiv:2209.05433), M-RoPE's sections (arXiv:2409.12191), xPos (arXiv:2212.10554). A value here is a pair of float64
+arrays: what it is, and how far from it a correct float32 result may be.
 """
 
 import functools
@@ -17,6 +17,7 @@ U = 2.0**-24  # half a unit in the last place of float32, relative
 # Of a rotated pair of length 1 with cos and sin as angles: 1e-7 for each of them, its rounding times the attention
 # factor, two products and a sum; with the cross terms.
 ROTATION = 3.5e-7
+XPOS = 1e-7 + U  # what xPos adds: its magnitude, and the rounding of its products with cos and sin
 
 FORMATS = {  # mantissa bits, least exponent of a normal number, largest finite value
     "float32": (23, -126, float(np.finfo(np.float32).max), np.float32),
@@ -139,17 +140,23 @@ def streams(pairs, sizes, interleaved):
     return np.where(i < len(sizes) * np.asarray(sizes)[stream], stream, 0)
 
 
-def rotate(value, cos, sin, layout, rotary_dim, rotary_offset):
-    """RoFormer, equation 34, cos and sin [tokens, pairs], an attention factor already in them."""
+def rotate(value, cos, sin, layout, rotary_dim, rotary_offset, relative=ROTATION):
+    """RoFormer, equation 34, cos and sin [tokens, pairs], an attention factor and xPos already in them."""
     x, error = value
     y = reference.rotate(x, cos, sin, layout, rotary_dim, rotary_offset)
     first, second = (rotary_offset + i for i in reference.pair_indices(rotary_dim, layout))
     c, s = np.abs(cos)[:, None], np.abs(sin)[:, None]
     length = np.hypot(x[..., first], x[..., second]) * np.hypot(c, s)
     carried = error.copy()
-    carried[..., first] = error[..., first] * c + error[..., second] * s + ROTATION * length
-    carried[..., second] = error[..., second] * c + error[..., first] * s + ROTATION * length
+    carried[..., first] = error[..., first] * c + error[..., second] * s + relative * length
+    carried[..., second] = error[..., second] * c + error[..., first] * s + relative * length
     return y, carried
+
+
+def xpos(distances, rotary_dim, scale_base, gamma):
+    """xPos (arXiv:2212.10554): zeta^(n / scale_base) of [tokens, pairs] distances n, for q; k takes the reciprocal."""
+    zeta = (np.arange(rotary_dim // 2) / (rotary_dim / 2) + gamma) / (1 + gamma)
+    return zeta ** (np.asarray(distances, np.float64) / scale_base)
 
 
 # ---- quantisation

@@ -35,6 +35,7 @@ FACTORS = {
     "inverse": [False, True],
     "origin": [False, True],
     "sets": ["none", "plain", "factors"],
+    "xpos": ["none", "plain", "centered"],
 }
 QUANTISED = ["float8_e4m3fn", "float8_e5m2", "int8"]
 SECTIONS = ["sections64", "sections32", "interleaved64"]
@@ -48,7 +49,9 @@ REFUSED = [  # the argument that the refusal names, and what together is refused
 ]
 # One scale for the two parts of q, of which each operand knows one: see test_stages_values.py.
 APART = {"q_nope": [True], "q_out": QUANTISED, "scale": ["dynamic"]}
-RULES = [*(rule for _, rule in REFUSED), APART]
+# Refused by the constructor: see test_stages_refusals.py.
+SHARED = {"angle": ["table"], "xpos": ["plain", "centered"]}
+RULES = [*(rule for _, rule in REFUSED), APART, SHARED]
 ROWS, IMPOSSIBLE = all_pairs(FACTORS, RULES, np.random.default_rng(1))
 
 

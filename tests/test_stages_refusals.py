@@ -24,6 +24,10 @@ def norm(**options):
     return {"norm": pyrope.RMSNorm(**options)}
 
 
+def xpos(**options):
+    return {"xpos": pyrope.XPos(**options)}
+
+
 def cache(page_size=PAGE_SIZE, num_pages=PAGES, **options):
     return {"cache": pyrope.PagedCache(page_size, num_pages, **options)}
 
@@ -44,6 +48,23 @@ CONSTRUCTOR = rows(
     ("a section that is no int", {"sections": (16.0, 16)}, T, "sections: 16.0 is not an integer"),
     ("interleaved alone", {"sections_interleaved": True}, V, "sections_interleaved: True, only allowed with sections"),
     ("interleaved int", {"sections": (16, 16), "sections_interleaved": 1}, T, "sections_interleaved: 1 is not a bool"),
+    ("xpos", {"xpos": 512}, T, "xpos: 512 is not a pyrope.XPos"),
+    ("xpos with a table", xpos() | {"angle": "table"}, V, "xpos: not allowed with angle='table'"),
+    ("xpos of 514 elements", xpos() | {"head_dim": 514}, V, "rotary_dim: 514, must be at most 512 with xpos"),
+    ("scale_base zero", xpos(scale_base=0), V, "scale_base: 0, must be 1e-6 to 1e18"),
+    ("scale_base negative", xpos(scale_base=-512), V, "scale_base: -512, must be 1e-6 to 1e18"),
+    ("scale_base small", xpos(scale_base=9e-7), V, "scale_base: 9e-07, must be 1e-6 to 1e18"),
+    ("scale_base inf", xpos(scale_base=INF), V, "scale_base: inf, must be 1e-6 to 1e18"),
+    ("scale_base nan", xpos(scale_base=NAN), V, "scale_base: nan, must be 1e-6 to 1e18"),
+    ("scale_base str", xpos(scale_base="512"), T, "scale_base: '512', must be a real number"),
+    ("gamma zero", xpos(gamma=0), V, "gamma: 0, must be 1e-6 to 1e6"),
+    ("gamma negative", xpos(gamma=-0.5), V, "gamma: -0.5, must be 1e-6 to 1e6"),
+    ("gamma large", xpos(gamma=1.1e6), V, "gamma: 1100000.0, must be 1e-6 to 1e6"),
+    ("gamma nan", xpos(gamma=NAN), V, "gamma: nan, must be 1e-6 to 1e6"),
+    ("gamma None", xpos(gamma=None), T, "gamma: None, must be a real number"),
+    ("center float", xpos(center=512.0), T, "center: 512.0 is not an integer"),
+    ("center bool", xpos(center=True), T, "center: True is not an integer"),
+    ("center large", xpos(center=2**63), V, "center: 9223372036854775808 does not fit 64 bits"),
     ("num_v_heads", {"num_v_heads": 0}, V, "num_v_heads: 0, must be 1 to"),
     ("v_head_dim", {"v_head_dim": -1}, V, "v_head_dim: -1, must be 1 to"),
     ("q_nope_dim", {"q_nope_dim": -1}, V, "q_nope_dim: -1, must be 0 to"),

@@ -5,6 +5,7 @@
 
 #include "instances.h"
 #include "math/quantize.h"
+#include "math/xpos.h"
 
 namespace rope {
 
@@ -31,7 +32,8 @@ struct PipelineOperand {
   Quantize quantize;
   int32_t heads, dim;
   bool rotated, cached;
-  bool whole;  // elements that are not rotated are stored too: not in place, normalised, or under a new scale
+  bool whole;        // elements that are not rotated are stored too: not in place, normalised, or under a new scale
+  int8_t xpos_sign;  // of the exponent of xPos: 1 for q, -1 for k; 0: no xPos
 };
 
 struct CacheMap {
@@ -81,7 +83,13 @@ struct PipelineParams {
   bool dynamic;  // a scale is computed
 };
 
-using PipelineFn = int (*)(const PipelineParams& params, const uint64_t* table, const Execution& execution);
+// What a call holds for every pair.
+struct PairTable {
+  const uint64_t* words;  // null: in TableSets, or not needed
+  const XPos* xpos;       // null: no operand has it
+};
+
+using PipelineFn = int (*)(const PipelineParams& params, const PairTable& table, const Execution& execution);
 
 // The pipelines of one dtype, by layout.
 struct PipelineTable {

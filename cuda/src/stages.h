@@ -65,8 +65,9 @@ ROPE_INLINE uint64_t phase_at(Angle angle, int64_t position, uint64_t word) {
   return angle == Angle::kFp32 ? phase_at<Angle::kFp32>(position, word) : phase_at<Angle::kExact>(position, word);
 }
 
-ROPE_INLINE CosSin pair_angle(const PipelineParams& p, const uint64_t* table, const TokenState& s, int64_t token,
-                              int32_t pair) {
+// For an operand with that sign of xPos.
+ROPE_INLINE CosSin pair_angle(const PipelineParams& p, const PairTable& table, int32_t xpos_sign, const TokenState& s,
+                              int64_t token, int32_t pair) {
   const Sections& sections = p.positions.sections;
   const int64_t position =
       sections.streams ? stream_position(p.positions, token, stream_of(sections, pair)) : s.position;
@@ -75,9 +76,14 @@ ROPE_INLINE CosSin pair_angle(const PipelineParams& p, const uint64_t* table, co
     return {float_at(p.cos_sin.cos, p.cos_sin.dtype, i) * s.cos_scale,
             float_at(p.cos_sin.sin, p.cos_sin.dtype, i) * s.sin_scale};
   }
-  uint64_t phase = phase_at(p.angle, position, s.words ? s.words[pair] : table[pair]);
-  if (p.positions_from) phase -= phase_at(p.angle, s.from, s.words_from ? s.words_from[pair] : table[pair]);
-  return scaled_angle(phase, s.cos_scale, s.sin_scale);
+  uint64_t phase = phase_at(p.angle, position, s.words ? s.words[pair] : table.words[pair]);
+  if (p.positions_from) phase -= phase_at(p.angle, s.from, s.words_from ? s.words_from[pair] : table.words[pair]);
+  const CosSin a = scaled_angle(phase, s.cos_scale, s.sin_scale);
+  if (!xpos_sign) return a;
+  // Position arithmetic wraps.
+  const int64_t distance = int64_t(uint64_t(position) - uint64_t(p.positions_from ? s.from : table.xpos->center));
+  const float magnitude = xpos_magnitude(table.xpos->rates[pair], distance, xpos_sign);
+  return {a.cos * magnitude, a.sin * magnitude};
 }
 
 // A token's place in a cache. False: it has none.

@@ -130,6 +130,21 @@ static void test_rotation(void) {
   CHECK(is_rotated(k[1], ROPE_LAYOUT_GPTJ));
 }
 
+/* (1, 2, 3, 4) with the pairs turned by 1 and 0.01 radians, times zeta = 2/7 and 9/14. */
+static void test_xpos(void) {
+  rope_apply_desc d = plain();
+  d.xpos.scale_base = 1;
+  CHECK(rope_apply(&d) == ROPE_OK);
+  CHECK(memcmp(q[0], original[0], sizeof(q[0])) == 0);
+  CHECK(is_near(q[1], -0.56688875f, 1.25993615f, 0.70353654f, 2.58415693f));
+
+  d.xpos.gamma = 0.4;
+  d.xpos.center = 1;
+  memcpy(q, original, sizeof(q));
+  CHECK(rope_apply(&d) == ROPE_OK);
+  CHECK(is_near(q[0], 3.5f, 3.11111111f, 10.5f, 6.22222222f) && is_rotated(q[1], ROPE_LAYOUT_NEOX));
+}
+
 static void test_struct_sizes(void) {
   struct {
     rope_apply_desc d;
@@ -184,6 +199,22 @@ static void test_refusals(void) {
   d = plain();
   d.cache.reserved = 1;
   CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "reserved");
+  d = plain();
+  d.xpos.center = 1;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "xpos.scale_base: 0, but xpos has other fields set");
+  d.xpos.scale_base = -512;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "xpos.scale_base: -512, must be 1e-06 to 1e+18");
+  d.xpos.scale_base = 512;
+  d.xpos.gamma = -0.5;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "xpos.gamma: -0.5, must be 1e-06 to 1e+06");
+  d.xpos.gamma = 0;
+  d.head_dim = ROPE_MAX_XPOS_DIM + 2;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_UNSUPPORTED, "rotary_dim: 514, must be at most 512 with xpos");
+  d.head_dim = HEAD_DIM;
+  d.angle = ROPE_ANGLE_TABLE;
+  d.cos_sin.cos = k;
+  d.cos_sin.num_rows = 1;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_UNSUPPORTED, "xpos: not with ROPE_ANGLE_TABLE");
   d = plain();
   d.q.data = (char*)q + 1;
   CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "q");
@@ -376,6 +407,7 @@ int main(void) {
   test_version();
   test_frequencies();
   test_rotation();
+  test_xpos();
   test_struct_sizes();
   test_refusals();
   test_build_table();

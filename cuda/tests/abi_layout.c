@@ -99,7 +99,12 @@ FIELD(rope_table_sets, ids_from, 24, 8);
 FIELD(rope_table_sets, num_sets, 32, 4);
 FIELD(rope_table_sets, reserved, 36, 4);
 
-CHECK(sizeof(rope_apply_desc) == 704);
+CHECK(sizeof(rope_xpos) == 24);
+FIELD(rope_xpos, scale_base, 0, 8);
+FIELD(rope_xpos, gamma, 8, 8);
+FIELD(rope_xpos, center, 16, 8);
+
+CHECK(sizeof(rope_apply_desc) == 736);
 FIELD(rope_apply_desc, struct_size, 0, 4);
 FIELD(rope_apply_desc, flags, 4, 4);
 FIELD(rope_apply_desc, backend, 8, 4);
@@ -143,6 +148,7 @@ FIELD(rope_apply_desc, sections, 584, 32);
 FIELD(rope_apply_desc, cos_sin, 616, 48);
 FIELD(rope_apply_desc, sets, 664, 40);
 FIELD(rope_apply_desc, positions_from, 704, 8);
+FIELD(rope_apply_desc, xpos, 712, 24);
 
 CHECK(sizeof(rope_build_table_desc) == 104);
 FIELD(rope_build_table_desc, struct_size, 0, 4);
@@ -217,6 +223,7 @@ CHECK(ROPE_SCALING_LONGROPE == 7);
 CHECK(ROPE_SCALING_PAIR_FACTORS == 8);
 CHECK(ROPE_SCALING_PROPORTIONAL == 9);
 CHECK(ROPE_MAX_ROTARY_DIM == 2048);
+CHECK(ROPE_MAX_XPOS_DIM == 512);
 
 CHECK(sizeof(rope_status) == 4);
 CHECK(sizeof(rope_backend) == 4);

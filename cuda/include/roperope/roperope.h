@@ -71,10 +71,10 @@ enum {
   ROPE_FLAG_INVERSE = 1u, /* the transposed rotation: gradients, or keys moved back to position 0 */
   ROPE_FLAG_PDL = 2u,     /* programmatic dependent launch (sm_90 and later; ignored elsewhere): may start before the
                              previous kernel of the stream has ended, and waits for it before it reads memory */
-  ROPE_FLAG_POSITIONS_READY = 4u, /* the caller's promise, of use with ROPE_FLAG_PDL: nothing still pending on the stream
-                                     writes what says where tokens stand, in their sequence (positions, indptr, offsets)
-                                     or in a cache (its slots, page_table, page_indptr, request_ids, cache_positions);
-                                     it may be read before that wait */
+  ROPE_FLAG_POSITIONS_READY = 4u, /* the caller's promise, of use with ROPE_FLAG_PDL: nothing still pending on the
+                                     stream writes what says where tokens stand, in their sequence (positions, indptr,
+                                     offsets) or in a cache (its slots, page_table, page_indptr, request_ids,
+                                     cache_positions); it may be read before that wait */
   ROPE_FLAG_IN_CACHE = 8u         /* rotate keys where they lie in the cache; see rope_cache */
 };
 
@@ -250,6 +250,18 @@ typedef struct rope_table_sets {
   int32_t reserved;        /* 0 */
 } rope_table_sets;
 
+/* xPos (arXiv:2212.10554): pair i of the rotated q is multiplied by zeta^((position - center) / scale_base), of the
+ * rotated k by its reciprocal, zeta = (2i/rotary_dim + gamma) / (1 + gamma). With positions_from it is the difference
+ * of the positions that counts; with ROPE_FLAG_INVERSE the factors are the same, for gradients. They are float32:
+ * infinite, or 0, beyond its range. Differences of positions wrap at 64 bits. */
+typedef struct rope_xpos {
+  double scale_base; /* positions, 1e-6 to 1e18, and rotary_dim at most ROPE_MAX_XPOS_DIM; 0: no xPos */
+  double gamma;      /* 1e-6 to 1e6; 0: 0.4 */
+  int64_t center;    /* the position whose factors are 1; inner products of q and k do not depend on it */
+} rope_xpos;
+
+#define ROPE_MAX_XPOS_DIM 512
+
 typedef struct rope_apply_desc {
   uint32_t struct_size;   /* sizeof(rope_apply_desc) */
   uint32_t flags;         /* ROPE_FLAG_* */
@@ -302,6 +314,7 @@ typedef struct rope_apply_desc {
   rope_table_sets sets;
   const void* positions_from; /* [num_tokens], of position_dtype, with positions and without sections or a table of cos
                                  and sin: turn from these positions to those */
+  rope_xpos xpos;             /* not with ROPE_ANGLE_TABLE */
 } rope_apply_desc;
 
 /* Zero, then struct_size. */

@@ -243,14 +243,15 @@ rope_status run_rotation(const rope_apply_desc& d, RotateFn rotation, const Posi
 rope_status run_pipeline(const rope_apply_desc& d, PipelineFn pipeline, const Positions& positions,
                          const Execution& execution, int* error) {
   PipelineParams p = {};
+  XPos xpos;
   p.num_tokens = d.num_tokens;
   p.rotary_dim = d.rotary_dim;
   p.rotary_offset = d.rotary_offset;
   p.cos_scale = d.attention_factor;
   p.sin_scale = d.flags & ROPE_FLAG_INVERSE ? -p.cos_scale : p.cos_scale;
   p.positions = positions;
-  ROPE_TRY(read_pipeline(d, &p));
-  *error = pipeline(p, d.table, execution);
+  ROPE_TRY(read_pipeline(d, &p, &xpos));
+  *error = pipeline(p, {d.table, d.xpos.scale_base != 0 ? &xpos : nullptr}, execution);
   return ROPE_OK;
 }
 

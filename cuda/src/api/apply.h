@@ -43,7 +43,8 @@ rope_status check_device_pointer(const char* name, const void* pointer);
 // Whether the descriptor asks for more than a rotation.
 bool has_stages(const rope_apply_desc& d);
 
-// The checked descriptor's pipeline; d's shape has been checked and its defaults filled in.
-rope_status read_pipeline(const rope_apply_desc& d, PipelineParams* p);
+// The checked descriptor's pipeline; d's shape has been checked and its defaults filled in. *xpos is filled where
+// d.xpos.scale_base is set.
+rope_status read_pipeline(const rope_apply_desc& d, PipelineParams* p, XPos* xpos);
 
 }  // namespace rope::api

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <initializer_list>
 
+#include "../float_environment.h"
 #include "../kernels/cache_rotation_plan.h"
 #include "../kernels/pipeline_plan.h"
 #include "apply.h"
@@ -12,6 +13,8 @@ namespace rope::api {
 namespace {
 
 constexpr int32_t kMaxPageSize = 1 << 20;
+
+static_assert(2 * kMaxXPosPairs == ROPE_MAX_XPOS_DIM);
 
 rope_status check_pointer(const rope_apply_desc& d, const char* name, const void* pointer, int64_t bytes) {
   if (!pointer) return ROPE_OK;
@@ -34,6 +37,7 @@ struct Source {
   const void* weight;
   int32_t heads, dim;
   bool rotated;
+  int32_t xpos_sign;      // where there is xPos
   bool in_cache = false;  // read where it is written, in the cache
   Rows read = {}, written = {};
   const char* written_name = nullptr;
@@ -104,6 +108,7 @@ rope_status read_operand(const rope_apply_desc& d, Source& s, PipelineOperand* o
   o->heads = s.heads;
   o->dim = s.dim;
   o->rotated = s.rotated;
+  o->xpos_sign = int8_t(d.xpos.scale_base != 0 ? s.xpos_sign : 0);
   o->whole = true;
   const int64_t out_bytes = quantised ? 1 : bytes;
   if (s.cache && d.cache.kind != ROPE_CACHE_NONE) {
@@ -317,6 +322,34 @@ rope_status check_in_cache(const rope_apply_desc& d) {
   return ROPE_OK;
 }
 
+rope_status check_between(const char* name, double value, double low, double high) {
+  if (value >= low && value <= high) return ROPE_OK;
+  return fail(ROPE_ERR_INVALID_ARG, "%s: %g, must be %g to %g", name, value, low, high);
+}
+
+rope_status read_xpos(const rope_apply_desc& d, XPos* x) {
+  const rope_xpos& from = d.xpos;
+  if (from.scale_base == 0) {
+    if (from.gamma != 0 || from.center)
+      return fail(ROPE_ERR_INVALID_ARG, "xpos.scale_base: 0, but xpos has other fields set");
+    return ROPE_OK;
+  }
+  if (d.angle == ROPE_ANGLE_TABLE)
+    return fail(ROPE_ERR_UNSUPPORTED, "xpos: not with ROPE_ANGLE_TABLE, whose table q and k share");
+  if (d.rotary_dim > ROPE_MAX_XPOS_DIM)
+    return fail(ROPE_ERR_UNSUPPORTED, "rotary_dim: %d, must be at most %d with xpos", d.rotary_dim, ROPE_MAX_XPOS_DIM);
+  const double gamma = from.gamma == 0 ? 0.4 : from.gamma;
+  ROPE_TRY(check_between("xpos.scale_base", from.scale_base, 1e-6, 1e18));
+  ROPE_TRY(check_between("xpos.gamma", gamma, 1e-6, 1e6));
+  constexpr double kLn2 = 0x1.62e42fefa39efp-1;
+  const DefaultFloatEnvironment environment;
+  x->center = from.center;
+  // zeta = 1 - (1 - 2i / rotary_dim) / (1 + gamma), whose logarithm log1p() has to 1e-11, relative, for every gamma.
+  for (int32_t i = 0; i < d.rotary_dim / 2; ++i)
+    x->rates[i] = std::log1p((2 * i - d.rotary_dim) / (d.rotary_dim * (1 + gamma))) / (kLn2 * from.scale_base);
+  return ROPE_OK;
+}
+
 }  // namespace
 
 bool has_stages(const rope_apply_desc& d) {
@@ -331,25 +364,26 @@ bool has_stages(const rope_apply_desc& d) {
          differs(kBehind, sizeof(none));
 }
 
-rope_status read_pipeline(const rope_apply_desc& d, PipelineParams* p) {
+rope_status read_pipeline(const rope_apply_desc& d, PipelineParams* p, XPos* xpos) {
   for (const int32_t reserved : {d.reserved, d.norm.reserved, d.q_quantize.reserved, d.k_quantize.reserved,
                                  d.v_quantize.reserved, d.cache.reserved, d.cos_sin.reserved, d.sets.reserved})
     ROPE_TRY(check_range("reserved", reserved, 0, 0));
   const bool in_cache = d.flags & ROPE_FLAG_IN_CACHE;
   if (in_cache) ROPE_TRY(check_in_cache(d));
   ROPE_TRY(read_angles(d, p));
+  ROPE_TRY(read_xpos(d, xpos));
   ROPE_TRY(read_norm(d, &p->norm));
   ROPE_TRY(read_cache(d, &p->cache));
   const int32_t v_heads = d.num_v_heads ? d.num_v_heads : d.num_k_heads,
                 v_dim = d.v_head_dim ? d.v_head_dim : d.head_dim;
   Source sources[kMaxOperands] = {{"q", "q_out", "", "q_quantize", d.q, d.q_out, nullptr, d.q_quantize, d.norm.q_weight,
-                                   d.num_q_heads, d.head_dim, true},
+                                   d.num_q_heads, d.head_dim, true, 1},
                                   {"k", "k_out", "cache.k", "k_quantize", d.k, d.k_out, &d.cache.k, d.k_quantize,
-                                   d.norm.k_weight, d.num_k_heads, d.head_dim, true},
+                                   d.norm.k_weight, d.num_k_heads, d.head_dim, true, -1},
                                   {"v", "v_out", "cache.v", "v_quantize", d.v, d.v_out, &d.cache.v, d.v_quantize,
-                                   nullptr, v_heads, v_dim, false},
+                                   nullptr, v_heads, v_dim, false, 0},
                                   {"q_nope", "q_nope_out", "", "q_quantize", d.q_nope, d.q_nope_out, nullptr,
-                                   d.q_quantize, nullptr, d.num_q_heads, d.q_nope_dim, false}};
+                                   d.q_quantize, nullptr, d.num_q_heads, d.q_nope_dim, false, 0}};
   sources[1].in_cache = in_cache;
   for (Source& s : sources) {
     if (!s.present()) {

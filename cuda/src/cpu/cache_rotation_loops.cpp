@@ -13,7 +13,7 @@ namespace {
 
 struct Job {
   const PipelineParams& params;
-  const uint64_t* table;
+  const PairTable& table;
 };
 
 // One head of a quantised cache, in float32 between its old and its new codes.
@@ -52,7 +52,7 @@ void rotate_tokens(const void* context, int64_t begin, int64_t end) {
     if (!token_state(p, token, true, &state)) continue;
     if (!cache_place<true>(p.cache, cache_index(p.cache, token), true, &place)) continue;
     for (int32_t i = 0; i < pairs; ++i) {
-      const CosSin a = pair_angle(p, table, state, token, i);
+      const CosSin a = pair_angle(p, table, keys.xpos_sign, state, token, i);
       cos[i] = a.cos;
       sin[i] = a.sin;
     }
@@ -74,7 +74,7 @@ template <class Stored>
 struct ForStored {
   template <Layout kLayout>
   struct Instance {
-    static int run(const PipelineParams& p, const uint64_t* table, const Execution& e) {
+    static int run(const PipelineParams& p, const PairTable& table, const Execution& e) {
       const PipelineOperand& keys = p.operands[0];
       const int32_t elements = keys.whole ? keys.dim : p.rotary_dim;
       const Job job{p, table};

@@ -12,7 +12,7 @@ namespace {
 
 struct Job {
   const PipelineParams& params;
-  const uint64_t* table;
+  const PairTable& table;
 };
 
 // The sum of `count` values, which are overwritten.
@@ -126,14 +126,18 @@ void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
     CachePlace place = {};
     if (!token_state(p, token, true, &state)) continue;
     const bool cached = p.cache.indices && cache_place<true>(p.cache, cache_index(p.cache, token), true, &place);
-    for (int32_t i = 0; i < p.rotary_dim / 2; ++i) {
-      const CosSin a = pair_angle(p, table, state, token, i);
-      cos[i] = a.cos;
-      sin[i] = a.sin;
-    }
+    const PipelineOperand* turned = nullptr;  // the operand that cos and sin are of
     for (int32_t i = 0; i < p.num_operands; ++i) {
       const PipelineOperand& o = p.operands[i];
       if (o.cached && !cached) continue;
+      if (o.rotated && !(turned && turned->xpos_sign == o.xpos_sign)) {
+        turned = &o;
+        for (int32_t j = 0; j < p.rotary_dim / 2; ++j) {
+          const CosSin a = pair_angle(p, table, o.xpos_sign, state, token, j);
+          cos[j] = a.cos;
+          sin[j] = a.sin;
+        }
+      }
       const bool across = o.weight && p.norm.across_heads;
       const float mean = across ? mean_across_heads<D, kLayout>(p, o, token, cos, sin) : 0.0f;
       for (int32_t head = 0; head < o.heads; ++head)
@@ -146,7 +150,7 @@ template <class D>
 struct ForDtype {
   template <Layout kLayout>
   struct Instance {
-    static int run(const PipelineParams& p, const uint64_t* table, const Execution& e) {
+    static int run(const PipelineParams& p, const PairTable& table, const Execution& e) {
       int64_t row = 0;
       for (int32_t i = 0; i < p.num_operands; ++i)
         row += int64_t(p.operands[i].heads) * p.operands[i].dim * int64_t(sizeof(typename D::Storage));

@@ -20,6 +20,7 @@ namespace rope::cuda {
 struct CacheRotationArgs {
   PipelineParams params;
   int32_t slots, stored_slots, turns;  // see CacheRotationPlan
+  XPos xpos;
   alignas(16) uint64_t table[kMaxRotaryDim / 2];
 };
 
@@ -70,7 +71,8 @@ __global__ void __launch_bounds__(kPipelineBlock)
   CosSin angle[kVec] = {};
   if (moves && slot.rotated) {
 #pragma unroll
-    for (int j = 0; j < kVec; ++j) angle[j] = pair_angle(p, as_memory(args.table), state, token, map.pair(j));
+    for (int j = 0; j < kVec; ++j)
+      angle[j] = pair_angle(p, {as_memory(args.table), &args.xpos}, keys.xpos_sign, state, token, map.pair(j));
   }
 
   const auto turn_head = [&](int u) {

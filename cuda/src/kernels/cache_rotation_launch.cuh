@@ -14,7 +14,7 @@ struct CacheRotationOf {
   template <Layout kLayout>
   struct Instance {
     template <bool kWide, bool kDynamic>
-    static int launch_one(const PipelineParams& p, const uint64_t* table, const Execution& e,
+    static int launch_one(const PipelineParams& p, const PairTable& table, const Execution& e,
                           const CacheRotationPlan& plan) {
       constexpr int kVec = kWide ? wide_vec(kElementBytes) : 1, kUnroll = cache_rotation_unroll(kWide, kDynamic);
       CacheRotationArgs args;
@@ -22,13 +22,14 @@ struct CacheRotationOf {
       args.slots = plan.slots;
       args.stored_slots = plan.stored_slots;
       args.turns = plan.turns;
-      if (table) std::memcpy(args.table, table, sizeof(uint64_t) * size_t(p.rotary_dim / 2));
+      if (table.xpos) args.xpos = *table.xpos;
+      if (table.words) std::memcpy(args.table, table.words, sizeof(uint64_t) * size_t(p.rotary_dim / 2));
       return launch<kDynamic>(cache_rotation_kernel<Stored, kLayout, kVec, kUnroll, kDynamic>,
                               dim3{plan.grid_x, plan.grid_y, plan.grid_z},
                               dim3{plan.block_x, plan.block_y, plan.block_z}, args, e.stream, e.dependent);
     }
 
-    static int run(const PipelineParams& p, const uint64_t* table, const Execution& e) {
+    static int run(const PipelineParams& p, const PairTable& table, const Execution& e) {
       const CacheRotationPlan plan = plan_cache_rotation(p, kElementBytes);
       if constexpr (kElementBytes == 1)
         if (p.dynamic)

@@ -19,14 +19,19 @@
 
 namespace rope::cuda {
 
-template <int kMaxPairs>
+// Of positions, of each pair.
+struct PairStreams {
+  uint8_t streams[kFewPairs];
+};
+
+template <bool kGeneral>
 struct PipelineArgs {
   PipelineParams params;
   OperandPlan plans[kMaxOperands];
   uint32_t first_block[kMaxOperands];  // of an operand, ascending; UINT32_MAX where there is none
   bool dependent, release_early;
-  uint8_t streams[kMaxPairs];  // of positions, of each pair
-  alignas(16) uint64_t table[kMaxPairs];
+  std::conditional_t<kGeneral, XPos, PairStreams> own;  // what only this code reads
+  alignas(16) uint64_t table[kGeneral ? kMaxRotaryDim / 2 : kFewPairs];
 };
 
 namespace detail {
@@ -57,13 +62,11 @@ __device__ __forceinline__ void load_weights(const Norm& n, const void* weights,
 
 }  // namespace detail
 
-// kQuantised: some output is. kGeneral: any kind of position, angle, cache index, norm weight and head; else what
-// is_general() leaves (pipeline_plan.cpp), which is what most calls want and a fraction of the code. kEarly: positions
-// and cache indices may be read, and angles formed, before the wait.
-template <class D, Layout kLayout, int kVec, int kUnroll, bool kReduce, bool kQuantised, bool kGeneral, bool kEarly,
-          int kMaxPairs>
-__global__ void __launch_bounds__(kPipelineBlock)
-    pipeline_kernel(const __grid_constant__ PipelineArgs<kMaxPairs> args) {
+// kQuantised: some output is. kGeneral: any kind of position, angle, cache index, norm weight and head, and xPos;
+// else what is_general() leaves (pipeline_plan.cpp), which is what most calls want and a fraction of the code. kEarly:
+// positions and cache indices may be read, and angles formed, before the wait.
+template <class D, Layout kLayout, int kVec, int kUnroll, bool kReduce, bool kQuantised, bool kGeneral, bool kEarly>
+__global__ void __launch_bounds__(kPipelineBlock) pipeline_kernel(const __grid_constant__ PipelineArgs<kGeneral> args) {
   using C = Chunk<D, kVec>;
   const PipelineParams& p = args.params;
   int which = 0;
@@ -103,7 +106,7 @@ __global__ void __launch_bounds__(kPipelineBlock)
   uint64_t word[kVec], streams = 0;
   if constexpr (!kGeneral) {
     load_words(as_memory(args.table), map, word);
-    if (p.positions.sections.streams) streams = load_streams(as_memory(args.streams), map);
+    if (p.positions.sections.streams) streams = load_streams(as_memory(args.own.streams), map);
     digest ^= streams;
 #pragma unroll
     for (int j = 0; j < kVec; ++j) digest ^= word[j];
@@ -131,7 +134,8 @@ __global__ void __launch_bounds__(kPipelineBlock)
     if (!moves || !slot.rotated) return;
     if constexpr (kGeneral) {
 #pragma unroll
-      for (int j = 0; j < kVec; ++j) angle[j] = pair_angle(p, args.table, state, token, map.pair(j));
+      for (int j = 0; j < kVec; ++j)
+        angle[j] = pair_angle(p, {args.table, &args.own}, o.xpos_sign, state, token, map.pair(j));
     } else {
       uint64_t phase[kVec];
       if (p.positions.sections.streams) {

@@ -13,24 +13,27 @@ struct PipelineInstance {
   static constexpr int kElementBytes = sizeof(typename D::Storage);
 
   template <int kAccess, int kUnroll, bool kReduce, bool kQuantised, bool kGeneral, bool kEarly>
-  static int launch_one(const PipelineParams& p, const uint64_t* table, const Execution& e, const PipelinePlan& plan) {
-    constexpr int kPairs = kGeneral ? kMaxRotaryDim / 2 : kFewPairs;
-    PipelineArgs<kPairs> args;
+  static int launch_one(const PipelineParams& p, const PairTable& table, const Execution& e, const PipelinePlan& plan) {
+    PipelineArgs<kGeneral> args;
     args.params = p;
     std::copy_n(plan.operands, kMaxOperands, args.plans);
     std::copy_n(plan.first_block, kMaxOperands, args.first_block);
     args.dependent = e.dependent;
     args.release_early = plan.release_early;
-    if constexpr (!kGeneral) fill_streams(p.positions.sections, p.rotary_dim / 2, args.streams);
-    if (table) std::memcpy(args.table, table, sizeof(uint64_t) * size_t(p.rotary_dim / 2));
+    if constexpr (kGeneral) {
+      if (table.xpos) args.own = *table.xpos;
+    } else {
+      fill_streams(p.positions.sections, p.rotary_dim / 2, args.own.streams);
+    }
+    if (table.words) std::memcpy(args.table, table.words, sizeof(uint64_t) * size_t(p.rotary_dim / 2));
     return launch<kReduce>(pipeline_kernel<D, kLayout, kAccess / kElementBytes, kUnroll, kReduce, kQuantised, kGeneral,
-                                           kEarly, kPairs>,
+                                           kEarly>,
                            dim3{plan.grid_x, 1, plan.grid_z}, dim3{plan.threads, 1, 1}, args, e.stream, e.dependent);
   }
 
   // Every plan that plan_pipeline() makes; a new kind of plan needs its line here.
   template <bool kReduce, bool kQuantised>
-  static int choose_unroll(const PipelineParams& p, const uint64_t* table, const Execution& e,
+  static int choose_unroll(const PipelineParams& p, const PairTable& table, const Execution& e,
                            const PipelinePlan& plan) {
     constexpr int kNarrow = kReduce || kQuantised ? 1 : 2;
     if constexpr (kReduce || !kQuantised)
@@ -46,7 +49,8 @@ struct PipelineInstance {
   }
 
   template <bool kReduce>
-  static int choose_code(const PipelineParams& p, const uint64_t* table, const Execution& e, const PipelinePlan& plan) {
+  static int choose_code(const PipelineParams& p, const PairTable& table, const Execution& e,
+                         const PipelinePlan& plan) {
     if (!plan.general)
       return plan.quantised ? choose_unroll<kReduce, true>(p, table, e, plan)
                             : choose_unroll<kReduce, false>(p, table, e, plan);
@@ -55,7 +59,7 @@ struct PipelineInstance {
     return launch_one<kElementBytes, 1, kReduce, true, true, false>(p, table, e, plan);
   }
 
-  static int run(const PipelineParams& p, const uint64_t* table, const Execution& e) {
+  static int run(const PipelineParams& p, const PairTable& table, const Execution& e) {
     const PipelinePlan plan = plan_pipeline(p, kElementBytes, e.dependent && e.positions_ready);
     return plan.reduce ? choose_code<true>(p, table, e, plan) : choose_code<false>(p, table, e, plan);
   }

@@ -64,7 +64,7 @@ bool is_general(const PipelineParams& p, int vec) {
       (p.cache.indices && p.cache.page_shift < 0 && p.cache.num_pages > UINT32_MAX / p.cache.page_size))
     return true;
   for (int i = 0; i < p.num_operands; ++i)
-    if (reduces(p.operands[i]) && !in_warp(p, p.operands[i], vec)) return true;
+    if (p.operands[i].xpos_sign || (reduces(p.operands[i]) && !in_warp(p, p.operands[i], vec))) return true;
   return false;
 }
 
