@@ -240,26 +240,13 @@ __global__ void __launch_bounds__(kPipelineBlock) pipeline_kernel(const __grid_c
     if (given.scales) given.scales += turns * kUnroll * step * given.head_step;
   };
 
-  // A norm across heads adds them all up first; more than a turn's are then read again.
+  // A norm across heads goes through them twice: first to add up, then with the mean to normalise.
+  bool summed = false;
   float mean_across = 0.0f;
-  if constexpr (kReduce && kGeneral) {
+  const auto head_sums = [] {
     __shared__ float sums[kMaxNormHeads];
-    const auto rows = make_rows();
-    for (int32_t turn = 0; across && turn < plan.turns; ++turn) {
-      float x[1][2 * kVec] = {}, total[1];
-      if (live(0)) {
-        a[0].widen(x[0]);
-        b[0].widen(x[0] + kVec);
-        if (p.norm.after) rotate_head(x[0]);
-      }
-      rows.sums_of_squares(x, inside, total);
-      if (live(0) && slot_index == 0) sums[head] = total[0];
-      if (plan.turns == 1) break;
-      next_heads(turn + 1 == plan.turns ? -turn : 1);
-      load_heads();
-    }
-    if (across) mean_across = sum_together(sums, o.heads) / float(o.heads);
-  }
+    return sums;
+  };
 
   // A thread's first kHeads heads, together: what they wait for overlaps.
   const auto reduce_heads = [&](auto count) {
@@ -275,11 +262,15 @@ __global__ void __launch_bounds__(kPipelineBlock) pipeline_kernel(const __grid_c
     }
     if (o.weight) {
       float total[kHeads];
-      if (across) {
+      if (across && summed) {
         load_weight();
         total[0] = mean_across;
       } else {
         rows.sums_of_squares(x, inside, total);
+      }
+      if (across && !summed) {
+        if (live(0) && slot_index == 0) head_sums()[head] = total[0];
+        return;
       }
 #pragma unroll
       for (int u = 0; u < kHeads; ++u) {
@@ -329,8 +320,16 @@ __global__ void __launch_bounds__(kPipelineBlock) pipeline_kernel(const __grid_c
         store_head(u, x, 1.0f);
       }
     }
-    if (turn + 1 == plan.turns) return;
-    next_heads(1);
+    if (turn + 1 < plan.turns) {
+      next_heads(1);
+    } else if (across && !summed) {
+      mean_across = sum_together(head_sums(), o.heads) / float(o.heads);
+      summed = true;
+      next_heads(-turn);
+      turn = -1;
+    } else {
+      return;
+    }
     load_heads();
   }
 }
