@@ -34,6 +34,9 @@ struct PipelineArgs {
   alignas(16) uint64_t table[kGeneral ? kMaxRotaryDim / 2 : kFewPairs];
 };
 
+// Blocks of the general code that must fit a multiprocessor. Without that, ptxas spills so that more do.
+inline constexpr int kGeneralBlocks = 4;
+
 namespace detail {
 
 // Weights of kVec elements from `element` on; kWide: they lie on a multiple of 16 bytes.
@@ -66,7 +69,8 @@ __device__ __forceinline__ void load_weights(const Norm& n, const void* weights,
 // else what is_general() leaves (pipeline_plan.cpp), which is what most calls want and a fraction of the code. kEarly:
 // positions and cache indices may be read, and angles formed, before the wait.
 template <class D, Layout kLayout, int kVec, int kUnroll, bool kReduce, bool kQuantised, bool kGeneral, bool kEarly>
-__global__ void __launch_bounds__(kPipelineBlock) pipeline_kernel(const __grid_constant__ PipelineArgs<kGeneral> args) {
+__global__ void __launch_bounds__(kPipelineBlock, kGeneral ? kGeneralBlocks : 0)
+    pipeline_kernel(const __grid_constant__ PipelineArgs<kGeneral> args) {
   using C = Chunk<D, kVec>;
   const PipelineParams& p = args.params;
   int which = 0;
