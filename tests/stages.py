@@ -248,10 +248,11 @@ class Case:
         distances = positions - (center if self.origin is None else self.origin)
         return ref.xpos(distances, self.rotary_dim, scale_base, gamma)
 
-    def rotate(self, value, name):
-        cos, sin, relative = self.cos, self.sin, ref.ROTATION
+    def rotate(self, value, name, tokens=slice(None)):
+        """Rows of these tokens."""
+        cos, sin, relative = self.cos[tokens], self.sin[tokens], ref.ROTATION
         if self.magnitude is not None:
-            magnitude = self.magnitude if name == "q" else 1 / self.magnitude
+            magnitude = self.magnitude[tokens] if name == "q" else 1 / self.magnitude[tokens]
             cos, sin, relative = cos * magnitude, sin * magnitude, ref.ROTATION + ref.XPOS
         return ref.rotate(value, cos, sin, self.row["layout"], self.rotary_dim, self.rotary_offset, relative)
 

@@ -27,6 +27,7 @@ FACTORS = {
     "inverse": [False, True],
     "origin": [False, True],
     "sets": ["none", "plain", "factors"],
+    "xpos": ["none", "plain", "centered"],
 }
 REFUSED = [  # the argument that the refusal names, and what together is refused
     ("positions_from", {"angle": ["table"], "origin": [True]}),
@@ -34,7 +35,9 @@ REFUSED = [  # the argument that the refusal names, and what together is refused
     ("positions_from", {"positions": ["sections64", "sections32", "interleaved64"], "origin": [True]}),
     ("tables", {"angle": ["table"], "sets": ["plain", "factors"]}),
 ]
-RULES = [rule for _, rule in REFUSED]
+# Refused by the constructor: see test_stages_refusals.py.
+SHARED = {"angle": ["table"], "xpos": ["plain", "centered"]}
+RULES = [*(rule for _, rule in REFUSED), SHARED]
 ROWS, IMPOSSIBLE = all_pairs(FACTORS, RULES, np.random.default_rng(2))
 FORMS = list(FACTORS["form"])
 QUANTISED = FORMS[1:]
@@ -95,8 +98,7 @@ class CacheCase(Case):
                 scale = scales.view()[o.scale_rows].astype(np.float64)[..., None]
             value = ref.decode(block.view()[o.rows]) * scale
             value = value, ref.U * np.abs(value)  # one rounding of the product
-        cos, sin = self.cos[o.tokens], self.sin[o.tokens]
-        o.value = ref.rotate(value, cos, sin, row["layout"], self.rotary_dim, self.rotary_offset)
+        o.value = self.rotate(value, "k", o.tokens)
 
     def check_rest(self, flats):
         """Unless the scale changes, what is not rotated keeps its bits."""

@@ -34,9 +34,6 @@ struct PipelineArgs {
   alignas(16) uint64_t table[kGeneral ? kMaxRotaryDim / 2 : kFewPairs];
 };
 
-// Blocks of the general code that must fit a multiprocessor. Without that, ptxas spills so that more do.
-inline constexpr int kGeneralBlocks = 4;
-
 namespace detail {
 
 // Weights of kVec elements from `element` on; kWide: they lie on a multiple of 16 bytes.

@@ -6,6 +6,8 @@
 namespace rope::cuda {
 
 inline constexpr int kPipelineBlock = 128;  // threads, at most
+// Blocks of code for any kind of token that must fit a multiprocessor. Without that, ptxas spills so that more do.
+inline constexpr int kGeneralBlocks = 4;
 
 // How an operand is dealt out.
 struct OperandPlan {
