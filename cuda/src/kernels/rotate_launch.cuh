@@ -29,6 +29,8 @@ struct RotateInstance {
   // Arguments are copied for every launch: the usual heads get a table of their size.
   template <int kVec, int kUnroll, bool kCopy, Form kSections>
   static int choose_table(const RotateParams& p, const uint64_t* table, const Execution& e, const RotatePlan& plan) {
+    if constexpr (has_early(kVec * int(sizeof(typename D::Storage)), kUnroll, kCopy, kSections))
+      if (plan.early) return launch_one<kVec, kUnroll, kCopy, true, kSections, kFewPairs>(p, table, e, plan);
     return p.rotary_dim <= 2 * kFewPairs
                ? launch_one<kVec, kUnroll, kCopy, false, kSections, kFewPairs>(p, table, e, plan)
                : launch_one<kVec, kUnroll, kCopy, false, kSections, kMaxRotaryDim / 2>(p, table, e, plan);
@@ -48,14 +50,10 @@ struct RotateInstance {
     if (plan.access_bytes == kElementBytes)
       return choose_sections<1, 2, true, Form::kNone, Form::kAny>(p, table, e, plan);
     if (plan.access_bytes == 8)
-      return plan.early ? launch_one<8 / kElementBytes, 2, false, true, Form::kNone, kFewPairs>(p, table, e, plan)
-                        : choose_sections<8 / kElementBytes, 2, false, Form::kNone, Form::kWhole, Form::kAny>(p, table,
-                                                                                                              e, plan);
+      return choose_sections<8 / kElementBytes, 2, false, Form::kNone, Form::kWhole, Form::kAny>(p, table, e, plan);
     if (plan.copy_slots) return choose_sections<kWide, 4, true, Form::kNone, Form::kAny>(p, table, e, plan);
     if (plan.sections != Form::kNone)
       return choose_table<kWide, sections_unroll(kElementBytes), false, Form::kWhole>(p, table, e, plan);
-    if (plan.early && plan.unroll == 4)
-      return launch_one<kWide, 4, false, true, Form::kNone, kFewPairs>(p, table, e, plan);
     switch (plan.unroll) {
       case 1: return choose_table<kWide, 1, false, Form::kNone>(p, table, e, plan);
       case 2: return choose_table<kWide, 2, false, Form::kNone>(p, table, e, plan);

@@ -61,7 +61,7 @@ constexpr Regime kRegimes[] = {
 };
 // The same where positions may be read before the wait.
 constexpr Regime kEarlyRegimes[] = {
-    {500'000, 4, 2, 64, kMaxBlock, false, true, true},
+    {1'000'000, 4, 2, 64, kMaxBlock, false, true, true},
     {9'000'000, 4, 2, 64, kMaxBlock, false, true, false},
     {15'000'000, 8, 4, 32, 64, false, false, false},
     {INT64_MAX, 8, 4, kMaxBlock, kMaxBlock, true, true, true},
@@ -90,8 +90,11 @@ RotatePlan plan_rotate(const RotateParams& p, Layout layout, int element_bytes, 
   const bool copies = apart && p.rotary_dim < p.head_dim;
   const int32_t part = (apart ? p.head_dim : p.rotary_dim) * element_bytes;
   const int64_t bytes = p.num_tokens * heads * part;
-  early = early && p.rotary_dim <= 2 * kFewPairs && !p.positions.sections.streams;
-  const Regime* regime = part < kLine && p.rotary_dim < p.head_dim ? kSparseRegimes : early ? kEarlyRegimes : kRegimes;
+  // Several positions of a token pay early only between the bounds of the first regimes.
+  const bool some = bytes > kRegimes[0].max_bytes && bytes <= kEarlyRegimes[0].max_bytes;
+  early = early && p.rotary_dim <= 2 * kFewPairs && (some || !p.positions.sections.streams);
+  const bool sparse = part < kLine && p.rotary_dim < p.head_dim;
+  const Regime* regime = sparse ? kSparseRegimes : early ? kEarlyRegimes : kRegimes;
   while (bytes > regime->max_bytes || (!regime->loop && heads <= kFewHeads && bytes > kFewHeadsLoop)) ++regime;
 
   plan.access_bytes = element_bytes;
@@ -105,7 +108,6 @@ RotatePlan plan_rotate(const RotateParams& p, Layout layout, int element_bytes, 
   }
   plan.prefetch = apart || regime->prefetch;
   plan.release_early = regime->release_early;
-  plan.early = early && regime->release_early;
   const int32_t vec = plan.access_bytes / element_bytes;
   plan.sections = section_form(p.positions.sections, layout, vec);
   if (plan.sections == SectionForm::kWhole && (copies || vec == 1)) plan.sections = SectionForm::kAny;
@@ -115,6 +117,7 @@ RotatePlan plan_rotate(const RotateParams& p, Layout layout, int element_bytes, 
                 : plan.sections != SectionForm::kNone ? sections_unroll(element_bytes)
                 : heads < 4                           ? std::min(heads, 2)
                                                       : regime->unroll;
+  plan.early = early && regime->release_early && has_early(plan.access_bytes, plan.unroll, copies, plan.sections);
 
   const int32_t slots = p.rotary_dim / 2 / vec + plan.copy_slots;
   plan.grid_z = unsigned(divide_up(slots, kMaxBlock));

@@ -17,6 +17,11 @@ struct RotatePlan {
   unsigned block_x, block_y, block_z, grid_x, grid_y, grid_z;
 };
 
+// Whether there is code that reads positions before the wait.
+constexpr bool has_early(int access_bytes, int unroll, bool copies, SectionForm sections) {
+  return !copies && (access_bytes == 8 || (access_bytes == 16 && unroll == 4 && sections == SectionForm::kNone));
+}
+
 // early: positions may be read before the wait.
 RotatePlan plan_rotate(const RotateParams& p, Layout layout, int element_bytes, bool early);
 
