@@ -1,15 +1,15 @@
 # cython: language_level=3, freethreading_compatible=True
 """pyrope.FusedRope: Rope with the stages before and behind the rotation."""
 
-from libc.stdint cimport int32_t, int64_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uintptr_t
 from libc.string cimport memset
 
 from pyrope._capi cimport *
-from pyrope._core cimport (
-    ONE_BYTE, Rope, as_count, as_integer, as_real, check, check_device, choose, element_name, holds, shape_of,
+from pyrope._core cimport ONE_BYTE, Rope, as_count, as_integer, as_real, check, check_device, choose, shape_of
+from pyrope._stages cimport (
+    read_cos_sin, read_memory, read_page_table, read_pages, read_scale, read_tables, read_weight, refuse, require,
 )
-from pyrope._table cimport check_rows
-from pyrope._view cimport KIND_FLOAT, KIND_INT, KIND_UINT, ElementKind, View, is_array, read_pointer, read_view
+from pyrope._view cimport KIND_INT, View, is_array, read_pointer, read_view
 
 from pyrope._core import _ANGLES as _ROPE_ANGLES, _DTYPES, _INDEX_DTYPES
 from pyrope.errors import RopeError
@@ -23,75 +23,10 @@ _SCALE_KINDS = {
 _CACHE_LAYOUTS = {"NHD": False, "HND": True}
 
 
-cdef inline int refuse(str name, object value, str reason) except -1:
-    if value is not None:
-        raise ValueError(f"{name}: {reason}")
-    return 0
-
-
-cdef inline int require(str name, object value, str reason) except -1:
-    if value is None:
-        raise TypeError(f"{name}: required {reason}")
-    return 0
-
-
 cdef bint as_flag(str name, object value) except -1:
     if not isinstance(value, bool):
         raise TypeError(f"{name}: {value!r} is not a bool")
     return value
-
-
-cdef bint is_scale(object x):
-    """Whether x is a number rather than memory: a float in whatever form. An integer is an address."""
-    if type(x) is float:
-        return True
-    if type(x) is int or not hasattr(x, "__float__") or is_array(x):
-        return False
-    return not hasattr(x, "__index__") or getattr(getattr(x, "dtype", None), "kind", None) == "f"
-
-
-cdef int read_elements(str name, object x, int32_t element, rope_apply_desc* d, View* v) except -1:
-    """An array of that dtype."""
-    read_view(x, name, <uintptr_t>d.stream, v)
-    check_device(name, v, d)
-    if not holds(v, element):
-        raise TypeError(f"{name}: dtype {getattr(x, 'dtype', 'unknown')}, must be {element_name(element)}")
-    return 0
-
-
-cdef bint is_contiguous(View* v) noexcept:
-    """Whether elements follow each other; true of an array without any."""
-    cdef int64_t total = 1
-    cdef bint contiguous = True
-    cdef int i
-    for i in range(v.ndim - 1, -1, -1):
-        contiguous = contiguous and (v.shape[i] == 1 or v.strides[i] == total)
-        total *= v.shape[i]
-    return contiguous or total == 0
-
-
-cdef void* read_memory(str name, object x, ElementKind kind, int itemsize, int64_t* count, str shape, bint written,
-                       rope_apply_desc* d) except? NULL:
-    """A pointer to `count` elements; -1 becomes what an array has."""
-    if not is_array(x):
-        return <void*>read_pointer(x, name, d.num_tokens == 0)
-    cdef View v
-    cdef int64_t total = 1
-    cdef int i
-    read_view(x, name, <uintptr_t>d.stream, &v)
-    check_device(name, &v, d)
-    if v.itemsize != itemsize or v.kind != kind:
-        raise TypeError(f"{name}: dtype {getattr(x, 'dtype', 'unknown')}, must be "
-                        f"{ {KIND_INT: 'int', KIND_UINT: 'uint', KIND_FLOAT: 'float'}[kind]}{8 * itemsize}")
-    for i in range(v.ndim):
-        total *= v.shape[i]
-    if (count[0] >= 0 and total != count[0]) or not is_contiguous(&v):
-        raise ValueError(f"{name}: shape {shape_of(&v)}, must be contiguous {shape}"
-                         + (f", {count[0]} elements" if count[0] >= 0 else ""))
-    if written and v.read_only:
-        raise ValueError(f"{name}: the array is read-only")
-    count[0] = total
-    return v.data
 
 
 cdef class FusedRope(Rope):
@@ -520,11 +455,11 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         self._read_streams(positions, positions_stride, indptr, offset, &d)
         if positions_from is not None:
             self._read_positions_from(positions_from, positions, &d)
-        self._read_scale("k_scale", k_scale, &d.k_quantize, self.k_scale_kind, d.num_k_heads, True, &d)
+        read_scale("k_scale", k_scale, &d.k_quantize, self.k_scale_kind, d.num_k_heads, True, &d)
         self._read_cache(k_cache, None, k_cache, None, slots, page_table, page_indptr, page_table_stride, request_ids,
                          cache_positions, cache_skipped, &d)
-        self._read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, table_skipped, &d)
-        self._read_tables(tables, table_ids, table_ids_from, table_factors, num_tables, positions_from, &d)
+        read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, table_skipped, &d)
+        read_tables(tables, table_ids, table_ids_from, table_factors, num_tables, positions_from, &d)
         cdef rope_status status
         with nogil:
             status = rope_apply(&d)
@@ -577,13 +512,13 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         self._read_stored(v, v_out, v_strides, v_out_strides, q, q_nope, q_nope_out, q_nope_strides,
                           q_nope_out_strides, &d)
         self._read_norm(q, k, q_weight, k_weight, &d)
-        self._read_scale("q_scale", q_scale, &d.q_quantize, self.q_scale_kind, d.num_q_heads, False, &d)
-        self._read_scale("k_scale", k_scale, &d.k_quantize, self.k_scale_kind, d.num_k_heads, d.cache.kind, &d)
-        self._read_scale("v_scale", v_scale, &d.v_quantize, self.v_scale_kind, self.num_v_heads, d.cache.kind, &d)
+        read_scale("q_scale", q_scale, &d.q_quantize, self.q_scale_kind, d.num_q_heads, False, &d)
+        read_scale("k_scale", k_scale, &d.k_quantize, self.k_scale_kind, d.num_k_heads, d.cache.kind, &d)
+        read_scale("v_scale", v_scale, &d.v_quantize, self.v_scale_kind, self.num_v_heads, d.cache.kind, &d)
         self._read_cache(k, v, k_cache, v_cache, slots, page_table, page_indptr, page_table_stride, request_ids,
                          cache_positions, cache_skipped, &d)
-        self._read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, table_skipped, &d)
-        self._read_tables(tables, table_ids, table_ids_from, table_factors, num_tables, positions_from, &d)
+        read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, table_skipped, &d)
+        read_tables(tables, table_ids, table_ids_from, table_factors, num_tables, positions_from, &d)
         cdef rope_status status
         with nogil:
             status = rope_apply(&d)
@@ -670,53 +605,10 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
             raise TypeError("q_weight and k_weight: both None, at least one is required with norm")
         if q_weight is not None:
             require("q", q, "with q_weight")
-            d.norm.q_weight = self._read_weight("q_weight", q_weight, d.num_q_heads, d)
+            d.norm.q_weight = read_weight("q_weight", q_weight, d.num_q_heads, d)
         if k_weight is not None:
             require("k", k, "with k_weight")
-            d.norm.k_weight = self._read_weight("k_weight", k_weight, d.num_k_heads, d)
-        return 0
-
-    cdef void* _read_weight(self, str name, object x, int64_t heads, rope_apply_desc* d) except? NULL:
-        if not is_array(x):
-            return <void*>read_pointer(x, name, d.num_tokens == 0)
-        cdef View v
-        read_elements(name, x, ROPE_DTYPE_F32 if d.norm.weight_is_f32 else d.dtype, d, &v)
-        shape = [d.head_dim]
-        if d.norm.across_heads:
-            shape = [heads * d.head_dim] if v.ndim == 1 else [heads, d.head_dim]
-        if list(shape_of(&v)) != shape or not is_contiguous(&v):
-            raise ValueError(f"{name}: shape {shape_of(&v)}, must be contiguous {shape}")
-        return v.data
-
-    cdef int _read_scale(self, str name, object x, rope_quantize* z, str kind, int64_t heads, bint in_cache,
-                         rope_apply_desc* d) except -1:
-        cdef int64_t count = 1
-        cdef str shape = "[1]"
-        if not z.out_dtype:
-            return refuse(name, x, f"only allowed with {name[0]} and {name[0]}_out_dtype")
-        if x is None:
-            if kind is not None:
-                raise TypeError(f"{name}: required with {name}_kind={kind!r}")
-            z.scale_kind = ROPE_SCALE_HOST
-            return 0
-        if is_scale(x):
-            if z.scale_kind == ROPE_SCALE_DYNAMIC:
-                raise TypeError(f"{name}: {x!r}, must be memory that the scales are written to ({name}_kind='dynamic')")
-            z.scale_kind = ROPE_SCALE_HOST
-            z.scale = <float>as_real(name, x)
-            if not 0 < z.scale < 3.4028236e38 or 1.0 / z.scale > 3.4028236e38:
-                raise ValueError(f"{name}: {x!r}, must be above 0 and finite as a float32, as must its reciprocal")
-            return 0
-        if z.scale_kind == ROPE_SCALE_HEAD:
-            count, shape = heads, "[heads]"
-        elif z.scale_kind == ROPE_SCALE_TOKEN:
-            count, shape = d.num_tokens, "[num_tokens]"
-        elif z.scale_kind == ROPE_SCALE_DYNAMIC:
-            count = heads * (d.cache.num_pages * d.cache.page_size if in_cache else d.num_tokens)
-            shape = "[num_pages * page_size, heads]" if in_cache else "[num_tokens, heads]"
-        if isinstance(x, int) and 0 < x < 4096:
-            raise TypeError(f"{name}: {x!r} is an integer, which would be an address; pass {float(x)!r}")
-        z.scales = <float*>read_memory(name, x, KIND_FLOAT, 4, &count, shape, z.scale_kind == ROPE_SCALE_DYNAMIC, d)
+            d.norm.k_weight = read_weight("k_weight", k_weight, d.num_k_heads, d)
         return 0
 
     cdef int _read_cache(self, k, v, k_cache, v_cache, slots, page_table, page_indptr, page_table_stride, request_ids,
@@ -736,14 +628,15 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
             return refuse("cache_skipped", cache_skipped, reason)
         if k is not None:
             require("k_cache", k_cache, "with k and a cache")
-            self._read_pages("k_cache", k_cache, d.num_k_heads, d.head_dim, d.k_quantize.out_dtype, d, &d.cache.k)
+            read_pages("k_cache", k_cache, d.num_k_heads, d.head_dim, d.k_quantize.out_dtype, self.heads_first, d,
+                       &d.cache.k)
         else:
             refuse("k_cache", k_cache, "given without k")
             memset(&d.cache.k, 0, sizeof(d.cache.k))
         if v is not None:
             require("v_cache", v_cache, "with v and a cache")
-            self._read_pages("v_cache", v_cache, self.num_v_heads, self.v_head_dim, d.v_quantize.out_dtype, d,
-                             &d.cache.v)
+            read_pages("v_cache", v_cache, self.num_v_heads, self.v_head_dim, d.v_quantize.out_dtype,
+                       self.heads_first, d, &d.cache.v)
         else:
             refuse("v_cache", v_cache, "given without v")
             memset(&d.cache.v, 0, sizeof(d.cache.v))
@@ -763,146 +656,9 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
                                                        &d.cache.index_dtype, d)
             d.cache.request_ids = <int32_t*>read_memory("request_ids", request_ids, KIND_INT, 4, &count, "[num_tokens]",
                                                         False, d)
-            self._read_page_table(page_table, page_indptr, page_table_stride, d)
+            read_page_table(page_table, page_indptr, page_table_stride, d)
         if cache_skipped is not None:
             count = 1
             d.cache.num_skipped = <int64_t*>read_memory("cache_skipped", cache_skipped, KIND_INT, 8, &count, "[1]",
                                                         True, d)
-        return 0
-
-    cdef int _read_pages(self, str name, object x, int64_t heads, int64_t dim, bint quantised, rope_apply_desc* d,
-                         rope_cache_tensor* pages) except -1:
-        cdef View v
-        if heads == 0:
-            raise ValueError(f"{name}: given, but the Rope has num_{name[0]}_heads=0")
-        if not is_array(x):
-            pages.data = <void*>read_pointer(x, name, d.num_tokens == 0)
-            return 0
-        read_elements(name, x, ONE_BYTE if quantised else d.dtype, d, &v)
-        if v.read_only:
-            raise ValueError(f"{name}: the array is read-only")
-        cdef int entry = 2 if self.heads_first and v.ndim == 4 else 1, head = 3 - entry
-        cdef int last = v.ndim - 1
-        cdef bint right = v.ndim == 4 and v.shape[head] == heads or v.ndim == 3 and heads == 1
-        if not (right and v.shape[0] == d.cache.num_pages and v.shape[entry] == d.cache.page_size
-                and v.shape[last] == dim):
-            shape = [d.cache.num_pages, d.cache.page_size, heads, dim]
-            if self.heads_first:
-                shape[1:3] = heads, d.cache.page_size
-            raise ValueError(f"{name}: shape {shape_of(&v)}, must be {shape}")
-        if v.strides[last] != 1 and dim > 1:
-            raise ValueError(f"{name}: the last dimension has stride {v.strides[last]}, must be contiguous (1)")
-        # A stride means nothing in a dimension of one.
-        if v.shape[0] > 1:
-            pages.page_stride = v.strides[0]
-        if v.shape[entry] > 1:
-            pages.entry_stride = v.strides[entry]
-        if heads > 1:
-            pages.head_stride = v.strides[head]
-        pages.data = v.data
-        return 0
-
-    cdef int _read_page_table(self, page_table, page_indptr, page_table_stride, rope_apply_desc* d) except -1:
-        cdef View v
-        cdef int64_t count = -1
-        if page_indptr is not None:
-            refuse("page_table_stride", page_table_stride, "not allowed together with page_indptr")
-            d.cache.page_indptr = <int32_t*>read_memory("page_indptr", page_indptr, KIND_INT, 4, &count,
-                                                        "[num_requests + 1]", False, d)
-            count = -1
-            d.cache.page_table = <int32_t*>read_memory("page_table", page_table, KIND_INT, 4, &count, "[pages]", False,
-                                                       d)
-            return 0
-        if not is_array(page_table):
-            require("page_table_stride", page_table_stride, "with page_table as a pointer and without page_indptr")
-            d.cache.page_table = <int32_t*>read_pointer(page_table, "page_table", d.num_tokens == 0)
-            d.cache.page_table_stride = as_integer("page_table_stride", page_table_stride)
-            if d.cache.page_table_stride < 1:
-                raise ValueError(f"page_table_stride: {page_table_stride}, must be at least 1")
-            return 0
-        refuse("page_table_stride", page_table_stride, "only allowed with pointers, an array has its own")
-        read_view(page_table, "page_table", <uintptr_t>d.stream, &v)
-        check_device("page_table", &v, d)
-        if v.kind != KIND_INT or v.itemsize != 4:
-            raise TypeError(f"page_table: dtype {getattr(page_table, 'dtype', 'unknown')}, must be int32")
-        if v.ndim != 2 or (v.shape[1] > 1 and v.strides[1] != 1) or (v.shape[0] > 1 and v.strides[0] < v.shape[1]):
-            raise ValueError(f"page_table: shape {shape_of(&v)}, must be [num_requests, pages] with contiguous "
-                             "rows, or [pages] with page_indptr")
-        d.cache.page_table = <int32_t*>v.data
-        d.cache.page_table_stride = v.strides[0] if v.shape[0] > 1 else max(v.shape[1], 1)
-        return 0
-
-    cdef int _read_cos_sin(self, cos, sin, cos_sin_rows, cos_sin_stride, table_skipped, rope_apply_desc* d) except -1:
-        cdef int64_t count = 1
-        if d.angle != ROPE_ANGLE_TABLE:
-            d.cos_sin.dtype = 0
-            refuse("cos", cos, "only allowed with angle='table'")
-            refuse("sin", sin, "only allowed with angle='table'")
-            refuse("cos_sin_rows", cos_sin_rows, "only allowed with angle='table'")
-            refuse("cos_sin_stride", cos_sin_stride, "only allowed with angle='table'")
-            return refuse("table_skipped", table_skipped, "only allowed with angle='table'")
-        require("cos", cos, "with angle='table'")
-        d.cos_sin.num_rows = -1
-        if cos_sin_rows is not None:
-            d.cos_sin.num_rows = as_integer("cos_sin_rows", cos_sin_rows)
-            if d.cos_sin.num_rows < 1:
-                raise ValueError(f"cos_sin_rows: {cos_sin_rows}, must be at least 1")
-        if cos_sin_stride is not None:
-            if is_array(cos) or is_array(sin):
-                raise ValueError("cos_sin_stride: only allowed with pointers, an array has its own")
-            d.cos_sin.row_stride = as_integer("cos_sin_stride", cos_sin_stride)
-            if d.cos_sin.row_stride < 1:
-                raise ValueError(f"cos_sin_stride: {cos_sin_stride}, must be at least 1")
-        d.cos_sin.cos = self._read_rows("cos", cos, d.rotary_dim if sin is None else d.rotary_dim // 2, d)
-        if sin is not None:
-            d.cos_sin.sin = self._read_rows("sin", sin, d.rotary_dim // 2, d)
-        if d.cos_sin.num_rows < 0:
-            raise TypeError("cos_sin_rows: required with pointers")
-        if table_skipped is not None:
-            d.cos_sin.num_skipped = <int64_t*>read_memory("table_skipped", table_skipped, KIND_INT, 8, &count, "[1]",
-                                                          True, d)
-        return 0
-
-    cdef void* _read_rows(self, str name, object x, int64_t width, rope_apply_desc* d) except? NULL:
-        """Rows of cosines or sines; the first array sets their number and stride."""
-        if not is_array(x):
-            return <void*>read_pointer(x, name, d.num_tokens == 0)
-        cdef View v
-        read_elements(name, x, d.cos_sin.dtype, d, &v)
-        check_rows(name, &v, width, 1, &d.cos_sin.num_rows, &d.cos_sin.row_stride)
-        return v.data
-
-    cdef int _read_tables(self, tables, table_ids, table_ids_from, table_factors, num_tables, positions_from,
-                          rope_apply_desc* d) except -1:
-        cdef int64_t count = -1
-        cdef int pairs = d.rotary_dim // 2
-        if tables is None:
-            refuse("table_ids", table_ids, "only allowed with tables")
-            refuse("table_ids_from", table_ids_from, "only allowed with tables")
-            refuse("table_factors", table_factors, "only allowed with tables")
-            return refuse("num_tables", num_tables, "only allowed with tables")
-        if d.angle == ROPE_ANGLE_TABLE:
-            raise ValueError("tables: not allowed with angle='table'")
-        require("table_ids", table_ids, "with tables")
-        if positions_from is None:
-            refuse("table_ids_from", table_ids_from, "only allowed with positions_from")
-        if num_tables is not None:
-            d.sets.num_sets = as_count("num_tables", num_tables, 1, (1 << 31) - 1)
-            count = <int64_t>d.sets.num_sets * pairs
-        d.sets.tables = <uint64_t*>read_memory("tables", tables, KIND_UINT, 8, &count,
-                                               "[num_tables, rotary_dim / 2]", False, d)
-        if count < 0:
-            raise TypeError("num_tables: required with tables as a pointer")
-        if count == 0 or count % pairs:
-            raise ValueError(f"tables: {count} elements, must be [num_tables, rotary_dim / 2 = {pairs}]")
-        d.sets.num_sets = <int32_t>(count // pairs)
-        count = d.num_tokens
-        d.sets.ids = <int32_t*>read_memory("table_ids", table_ids, KIND_INT, 4, &count, "[num_tokens]", False, d)
-        if table_ids_from is not None:
-            d.sets.ids_from = <int32_t*>read_memory("table_ids_from", table_ids_from, KIND_INT, 4, &count,
-                                                    "[num_tokens]", False, d)
-        if table_factors is not None:
-            count = d.sets.num_sets
-            d.sets.factors = <float*>read_memory("table_factors", table_factors, KIND_FLOAT, 4, &count, "[num_tables]",
-                                                 False, d)
         return 0

@@ -1,32 +1,15 @@
-// The stages of a descriptor, checked and turned into the pipeline's parameters.
+// The tensors of a pipeline and what becomes of each, checked and turned into its parameters.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <initializer_list>
 
-#include "../float_environment.h"
 #include "../kernels/cache_rotation_plan.h"
 #include "../kernels/pipeline_plan.h"
-#include "apply.h"
+#include "options.h"
 
 namespace rope::api {
 namespace {
-
-constexpr int32_t kMaxPageSize = 1 << 20;
-
-static_assert(2 * kMaxXPosPairs == ROPE_MAX_XPOS_DIM);
-
-rope_status check_pointer(const rope_apply_desc& d, const char* name, const void* pointer, int64_t bytes) {
-  if (!pointer) return ROPE_OK;
-  ROPE_TRY(check_address(name, pointer, bytes));
-  return d.backend == ROPE_BACKEND_CUDA ? check_device_pointer(name, pointer) : ROPE_OK;
-}
-
-rope_status require_pointer(const rope_apply_desc& d, const char* name, const void* pointer, int64_t bytes,
-                            const char* when) {
-  if (!pointer) return fail(ROPE_ERR_INVALID_ARG, "%s: NULL, required %s", name, when);
-  return check_pointer(d, name, pointer, bytes);
-}
 
 // One tensor of the descriptor on its way through the pipeline, and where it is read and written.
 struct Source {
@@ -189,114 +172,6 @@ rope_status check_scales_apart(const rope_apply_desc& d, const Source& of, const
   return q.scale_kind == ROPE_SCALE_DYNAMIC ? check_apart(s.name, s.read, scales) : ROPE_OK;
 }
 
-rope_status read_norm(const rope_apply_desc& d, Norm* n) {
-  const rope_norm& from = d.norm;
-  const auto addresses = reinterpret_cast<uintptr_t>(from.q_weight) | reinterpret_cast<uintptr_t>(from.k_weight);
-  *n = {addresses != 0,         from.after != 0, from.weight_is_f32 != 0, addresses % 16 == 0,
-        from.across_heads != 0, from.eps,        from.weight_bias,        1.0f / float(d.head_dim)};
-  if (!n->on) {
-    if (from.after || from.weight_is_f32 || from.eps != 0 || from.weight_bias != 0 || from.across_heads)
-      return fail(ROPE_ERR_INVALID_ARG, "norm: q_weight and k_weight are NULL, at least one is required");
-    return ROPE_OK;
-  }
-  ROPE_TRY(check_range("norm.after", from.after, 0, 1));
-  ROPE_TRY(check_range("norm.weight_is_f32", from.weight_is_f32, 0, 1));
-  ROPE_TRY(check_range("norm.across_heads", from.across_heads, 0, 1));
-  if (!(from.eps >= 0) || !std::isfinite(from.eps))
-    return fail(ROPE_ERR_INVALID_ARG, "norm.eps: %g, must be finite and at least 0", double(from.eps));
-  if (!std::isfinite(from.weight_bias))
-    return fail(ROPE_ERR_INVALID_ARG, "norm.weight_bias: %g, must be finite", double(from.weight_bias));
-  const int64_t bytes = n->weight_is_f32 ? 4 : dtype_bytes(d.dtype);
-  ROPE_TRY(check_pointer(d, "norm.q_weight", from.q_weight, bytes));
-  return check_pointer(d, "norm.k_weight", from.k_weight, bytes);
-}
-
-rope_status read_cache(const rope_apply_desc& d, CacheMap* c) {
-  const rope_cache& from = d.cache;
-  ROPE_TRY(check_range("cache.kind", from.kind, ROPE_CACHE_NONE, ROPE_CACHE_PAGES));
-  if (from.kind == ROPE_CACHE_NONE) {
-    if (from.k.data || from.v.data || from.slots || from.page_table || from.num_pages || from.page_size)
-      return fail(ROPE_ERR_INVALID_ARG, "cache.kind: ROPE_CACHE_NONE (0), but the cache has other fields set");
-    return ROPE_OK;
-  }
-  ROPE_TRY(check_range("cache.index_dtype", from.index_dtype, ROPE_INDEX_INT64, ROPE_INDEX_INT32));
-  ROPE_TRY(check_range("cache.page_size", from.page_size, 1, kMaxPageSize));
-  ROPE_TRY(check_range("cache.num_pages", from.num_pages, 1, INT64_MAX / 4 / kMaxPageSize));
-  ROPE_TRY(check_pointer(d, "cache.num_skipped", from.num_skipped, 8));
-  const bool shifts = (from.page_size & (from.page_size - 1)) == 0;
-  *c = {from.index_dtype == ROPE_INDEX_INT32,
-        from.page_size,
-        shifts ? __builtin_ctz(unsigned(from.page_size)) : -1,
-        from.num_pages,
-        from.kind == ROPE_CACHE_SLOTS ? from.slots : from.cache_positions,
-        from.page_table,
-        from.page_indptr,
-        from.request_ids,
-        from.page_table_stride,
-        from.num_skipped};
-  if (!d.k.data && !d.v.data && !(d.flags & ROPE_FLAG_IN_CACHE))
-    return fail(ROPE_ERR_INVALID_ARG, "cache: nothing to append, k and v are NULL");
-  if (from.kind == ROPE_CACHE_SLOTS) {
-    if (from.page_table || from.page_indptr || from.request_ids || from.cache_positions || from.page_table_stride)
-      return fail(ROPE_ERR_INVALID_ARG, "cache.page_table: not allowed with ROPE_CACHE_SLOTS");
-    return require_pointer(d, "cache.slots", from.slots, index_bytes(from.index_dtype), "with ROPE_CACHE_SLOTS");
-  }
-  if (from.slots) return fail(ROPE_ERR_INVALID_ARG, "cache.slots: not allowed with ROPE_CACHE_PAGES");
-  ROPE_TRY(require_pointer(d, "cache.page_table", from.page_table, 4, "with ROPE_CACHE_PAGES"));
-  ROPE_TRY(require_pointer(d, "cache.request_ids", from.request_ids, 4, "with ROPE_CACHE_PAGES"));
-  ROPE_TRY(require_pointer(d, "cache.cache_positions", from.cache_positions, index_bytes(from.index_dtype),
-                           "with ROPE_CACHE_PAGES"));
-  if (from.page_indptr && from.page_table_stride)
-    return fail(ROPE_ERR_INVALID_ARG, "cache.page_table_stride: not allowed with page_indptr");
-  if (from.page_indptr) return check_pointer(d, "cache.page_indptr", from.page_indptr, 4);
-  return check_range("cache.page_table_stride", from.page_table_stride, 1, INT32_MAX);
-}
-
-rope_status read_angles(const rope_apply_desc& d, PipelineParams* p) {
-  const rope_cos_sin& c = d.cos_sin;
-  const bool is_table = d.angle == ROPE_ANGLE_TABLE;
-  p->angle = Angle(d.angle);
-  if (!is_table && (c.cos || c.sin || c.num_rows || c.row_stride || c.num_skipped))
-    return fail(ROPE_ERR_INVALID_ARG, "cos_sin: only allowed with ROPE_ANGLE_TABLE");
-  if (is_table) {
-    ROPE_TRY(check_range("cos_sin.dtype", c.dtype, ROPE_DTYPE_F32, ROPE_DTYPE_BF16));
-    const int64_t bytes = dtype_bytes(c.dtype);
-    ROPE_TRY(require_pointer(d, "cos_sin.cos", c.cos, bytes, "with ROPE_ANGLE_TABLE"));
-    ROPE_TRY(check_pointer(d, "cos_sin.sin", c.sin, bytes));
-    ROPE_TRY(check_pointer(d, "cos_sin.num_skipped", c.num_skipped, 8));
-    ROPE_TRY(check_range("cos_sin.num_rows", c.num_rows, 1, INT64_MAX >> 24));
-    const int64_t row = c.sin ? d.rotary_dim / 2 : d.rotary_dim;
-    if (c.row_stride) ROPE_TRY(check_range("cos_sin.row_stride", c.row_stride, row, kMaxTableStride));
-    const void* sin = c.sin ? c.sin : static_cast<const char*>(c.cos) + d.rotary_dim / 2 * bytes;
-    p->cos_sin = {c.cos, sin, Dtype(c.dtype), c.num_rows, c.row_stride ? c.row_stride : row, c.num_skipped};
-    if (d.positions_from || d.sets.tables)
-      return fail(ROPE_ERR_UNSUPPORTED, "%s: not with ROPE_ANGLE_TABLE, which has no frequencies",
-                  d.positions_from ? "positions_from" : "sets");
-  }
-  p->positions_from = d.positions_from;
-  if (d.positions_from) {
-    if (!d.positions || p->positions.sections.streams)
-      return fail(ROPE_ERR_INVALID_ARG, "positions_from: only allowed with positions, one for each token");
-    ROPE_TRY(check_pointer(d, "positions_from", d.positions_from, index_bytes(d.position_dtype)));
-  }
-  const rope_table_sets& s = d.sets;
-  if (!s.tables) {
-    if (s.factors || s.ids || s.ids_from || s.num_sets)
-      return fail(ROPE_ERR_INVALID_ARG, "sets.tables: NULL, but sets has other fields set");
-    if (!d.table && !is_table) return fail(ROPE_ERR_INVALID_ARG, "table: NULL, must be what rope_frequencies filled");
-    return ROPE_OK;
-  }
-  ROPE_TRY(check_pointer(d, "sets.tables", s.tables, 8));
-  ROPE_TRY(check_pointer(d, "sets.factors", s.factors, 4));
-  ROPE_TRY(require_pointer(d, "sets.ids", s.ids, 4, "with sets.tables"));
-  ROPE_TRY(check_pointer(d, "sets.ids_from", s.ids_from, 4));
-  if (s.ids_from && !d.positions_from)
-    return fail(ROPE_ERR_INVALID_ARG, "sets.ids_from: only allowed with positions_from");
-  ROPE_TRY(check_range("sets.num_sets", s.num_sets, 1, INT32_MAX));
-  p->sets = {s.tables, s.factors, s.ids, s.ids_from, s.num_sets};
-  return ROPE_OK;
-}
-
 // A call that rotates keys in a cache has them and nothing else to work on.
 rope_status check_in_cache(const rope_apply_desc& d) {
   if (d.cache.kind == ROPE_CACHE_NONE)
@@ -319,34 +194,6 @@ rope_status check_in_cache(const rope_apply_desc& d) {
     if (other.data)
       return fail(ROPE_ERR_INVALID_ARG, "%s: not allowed with ROPE_FLAG_IN_CACHE, which rotates cache.k alone",
                   other.name);
-  return ROPE_OK;
-}
-
-rope_status check_between(const char* name, double value, double low, double high) {
-  if (value >= low && value <= high) return ROPE_OK;
-  return fail(ROPE_ERR_INVALID_ARG, "%s: %g, must be %g to %g", name, value, low, high);
-}
-
-rope_status read_xpos(const rope_apply_desc& d, XPos* x) {
-  const rope_xpos& from = d.xpos;
-  if (from.scale_base == 0) {
-    if (from.gamma != 0 || from.center)
-      return fail(ROPE_ERR_INVALID_ARG, "xpos.scale_base: 0, but xpos has other fields set");
-    return ROPE_OK;
-  }
-  if (d.angle == ROPE_ANGLE_TABLE)
-    return fail(ROPE_ERR_UNSUPPORTED, "xpos: not with ROPE_ANGLE_TABLE, whose table q and k share");
-  if (d.rotary_dim > ROPE_MAX_XPOS_DIM)
-    return fail(ROPE_ERR_UNSUPPORTED, "rotary_dim: %d, must be at most %d with xpos", d.rotary_dim, ROPE_MAX_XPOS_DIM);
-  const double gamma = from.gamma == 0 ? 0.4 : from.gamma;
-  ROPE_TRY(check_between("xpos.scale_base", from.scale_base, 1e-6, 1e18));
-  ROPE_TRY(check_between("xpos.gamma", gamma, 1e-6, 1e6));
-  constexpr double kLn2 = 0x1.62e42fefa39efp-1;
-  const DefaultFloatEnvironment environment;
-  x->center = from.center;
-  // zeta = 1 - (1 - 2i / rotary_dim) / (1 + gamma), whose logarithm log1p() has to 1e-11, relative, for every gamma.
-  for (int32_t i = 0; i < d.rotary_dim / 2; ++i)
-    x->rates[i] = std::log1p((2 * i - d.rotary_dim) / (d.rotary_dim * (1 + gamma))) / (kLn2 * from.scale_base);
   return ROPE_OK;
 }
 
