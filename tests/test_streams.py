@@ -112,6 +112,7 @@ def test_pdl_chain_of_pipelines(tokens, early, rng):
 
 
 GRAPH = """
+from functools import partial
 import numpy as np
 import pyrope
 from cuda.bindings import runtime
@@ -126,12 +127,12 @@ positions = np.arange(40)
 kind = runtime.cudaMemcpyKind
 q, ids = call("cudaMalloc", x.nbytes), call("cudaMalloc", positions.nbytes)
 stream = call("cudaStreamCreate")
-rope = pyrope.Rope(64, 4, 0, dtype="float32", device="cuda", **OPTIONS)
+rope = MAKE(64, 4, 0, dtype="float32", device="cuda", **OPTIONS)
 call("cudaStreamBeginCapture", stream, runtime.cudaStreamCaptureMode.cudaStreamCaptureModeGlobal)
 rope.apply(q, None, 40, positions=ids, stream=stream)  # the first call of the process
 rope.inverse(q, None, 40, offset=7, stream=stream)
 graph = call("cudaGraphInstantiate", call("cudaStreamEndCapture", stream), 0)
-cpu = pyrope.Rope(64, 4, 0, dtype="float32", device="cpu")
+cpu = MAKE(64, 4, 0, dtype="float32", device="cpu")
 for shift in (0, 1000):  # positions are read when the graph runs
     moved, want, got = positions + shift, x.copy(), np.empty_like(x)
     call("cudaMemcpy", q, x.ctypes.data, x.nbytes, kind.cudaMemcpyHostToDevice)
@@ -149,9 +150,10 @@ for shift in (0, 1000):  # positions are read when the graph runs
 @pytest.mark.gpu
 @real_device
 @pytest.mark.parametrize("options", [{}, {"enable_pdl": True}, {"enable_pdl": True, "positions_ready": True}])
-def test_graph_capture_in_a_fresh_process(options, tmp_path):
+@pytest.mark.parametrize("make", ["pyrope.Rope", "partial(pyrope.FusedRope, xpos=pyrope.XPos())"])
+def test_graph_capture_in_a_fresh_process(make, options, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", GRAPH.replace("OPTIONS", str(options))],
+        [sys.executable, "-c", GRAPH.replace("OPTIONS", str(options)).replace("MAKE", make)],
         cwd=tmp_path,
         capture_output=True,
         text=True,
