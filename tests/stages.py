@@ -121,6 +121,15 @@ class Case:
     def rope(self, device):
         return pyrope.FusedRope(self.head_dim, Q_HEADS, K_HEADS, device=device, **self.options)
 
+    def run(self, device):
+        """The contents of every block after the call, which are what they must be, and on CUDA the CPU's too."""
+        flats = call(self.rope(device), self.blocks, self.scalars, self.tokens, self.method)
+        self.check(flats)
+        if device == "cuda":
+            for name, flat in call(self.rope("cpu"), self.blocks, self.scalars, self.tokens, self.method).items():
+                np.testing.assert_array_equal(flats[name], flat, err_msg=name)
+        return flats
+
     def array(self, name, values, dtype):
         values = np.asarray(values, dtype)
         self.blocks[name] = Block(dtype, values.shape, values=values)

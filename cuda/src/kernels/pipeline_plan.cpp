@@ -76,46 +76,45 @@ struct Regime {
   int turns;         // over them, at most
   int threads;       // of a block
   bool release_early;
-  bool early;  // positions and cache indices are read before the wait
 };
 
 // Measured on an H100 (KERNELS.md). A conversion or a reduction is work that hides no other, unless a thread has
 // several heads of it, which few bytes do not have; many share angles and weights.
 constexpr Regime kPlain[] = {
-    {60'000, 8, 2, 1, 128, true, false},
-    {1'500'000, 16, 2, 1, 64, true, false},
-    {INT64_MAX, 16, 2, 1, 64, false, false},
+    {60'000, 8, 2, 1, 128, true},
+    {1'500'000, 16, 2, 1, 64, true},
+    {INT64_MAX, 16, 2, 1, 64, false},
 };
 constexpr Regime kQuantised[] = {
-    {60'000, 8, 1, 1, 128, true, false},
-    {1'500'000, 16, 1, 1, 64, true, false},
-    {16'000'000, 16, 2, 2, 64, false, false},
-    {INT64_MAX, 16, 4, 1, 64, false, false},
+    {60'000, 8, 1, 1, 128, true},
+    {1'500'000, 16, 1, 1, 64, true},
+    {16'000'000, 16, 2, 2, 64, false},
+    {INT64_MAX, 16, 4, 1, 64, false},
 };
 constexpr Regime kReduced[] = {
-    {500'000, 8, 1, 1, 128, false, false},
-    {2'000'000, 16, 2, 1, 64, false, false},
-    {6'000'000, 16, 2, 2, 64, false, false},
-    {INT64_MAX, 16, 4, 2, 64, false, false},
+    {500'000, 8, 1, 1, 128, false},
+    {2'000'000, 16, 2, 1, 64, false},
+    {6'000'000, 16, 2, 2, 64, false},
+    {INT64_MAX, 16, 4, 2, 64, false},
 };
-// The same where positions and cache indices may be read early.
+// The same where positions and cache indices may be read early, and are where the next launch is let in early.
 constexpr Regime kPlainEarly[] = {
-    {60'000, 8, 2, 1, 128, true, true},
-    {INT64_MAX, 16, 2, 1, 64, true, true},
+    {60'000, 8, 2, 1, 128, true},
+    {INT64_MAX, 16, 2, 1, 64, true},
 };
 constexpr Regime kQuantisedEarly[] = {
-    {7'000'000, 16, 2, 1, 64, true, true},
-    {16'000'000, 16, 2, 2, 64, false, false},
-    {INT64_MAX, 16, 4, 1, 64, false, false},
+    {7'000'000, 16, 2, 1, 64, true},
+    {16'000'000, 16, 2, 2, 64, false},
+    {INT64_MAX, 16, 4, 1, 64, false},
 };
 constexpr Regime kReducedEarly[] = {
-    {700'000, 8, 1, 1, 128, true, true},
-    {5'500'000, 16, 2, 1, 64, true, true},
-    {30'000'000, 16, 2, 2, 64, true, true},
-    {INT64_MAX, 16, 4, 2, 64, false, false},
+    {700'000, 8, 1, 1, 128, true},
+    {5'500'000, 16, 2, 1, 64, true},
+    {30'000'000, 16, 2, 2, 64, true},
+    {INT64_MAX, 16, 4, 2, 64, false},
 };
 // What the general code takes, for every size.
-constexpr Regime kGeneral = {INT64_MAX, 16, 1, 2, 128, false, false};
+constexpr Regime kGeneral = {INT64_MAX, 16, 1, 2, 128, false};
 
 constexpr int64_t kEnoughBlocks = 512;
 
@@ -141,12 +140,13 @@ PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes, bool earl
     regime = &kGeneral;
   } else if (access() < regime->access_bytes) {
     regime = late;  // its first, which has narrow accesses
+    early = false;
   }
   plan.access_bytes = access();
   plan.unroll = plan.quantised && plan.reduce ? std::min(regime->unroll, 2) : regime->unroll;
   plan.threads = unsigned(regime->threads);
   plan.release_early = regime->release_early;
-  plan.early = regime->early;
+  plan.early = early && regime->release_early;
   const int vec = plan.access_bytes / element_bytes;
   plan.grid_z = unsigned(divide_up(most_slots(p, vec), regime->threads));
   bool reported = false;
