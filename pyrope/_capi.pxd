@@ -24,7 +24,7 @@ cdef extern from "roperope/roperope.h" nogil:
     enum:
         ROPE_ANGLE_EXACT
         ROPE_ANGLE_FP32
-        ROPE_ANGLE_TABLE
+        ROPE_ANGLE_COS_SIN
     enum:
         ROPE_INDEX_INT64
         ROPE_INDEX_INT32
@@ -45,9 +45,17 @@ cdef extern from "roperope/roperope.h" nogil:
         ROPE_SCALING_PAIR_FACTORS
         ROPE_SCALING_PROPORTIONAL
     enum:
+        ROPE_MAX_HEADS
+        ROPE_MAX_HEAD_DIM
         ROPE_MAX_ROTARY_DIM
-    enum:
+        ROPE_MAX_NORM_HEADS
+        ROPE_MAX_PAGE_SIZE
+        ROPE_MAX_ROW_STRIDE
         ROPE_MAX_XPOS_DIM
+    double ROPE_XPOS_SCALE_BASE_MIN
+    double ROPE_XPOS_SCALE_BASE_MAX
+    double ROPE_XPOS_GAMMA_MIN
+    double ROPE_XPOS_GAMMA_MAX
 
     ctypedef struct rope_frequencies_desc:
         uint32_t struct_size
@@ -142,8 +150,8 @@ cdef extern from "roperope/roperope.h" nogil:
         int64_t row_stride
         int64_t* num_skipped
 
-    ctypedef struct rope_table_sets:
-        const uint64_t* tables
+    ctypedef struct rope_frequency_sets:
+        const uint64_t* words
         const float* factors
         const int32_t* ids
         const int32_t* ids_from
@@ -172,7 +180,7 @@ cdef extern from "roperope/roperope.h" nogil:
         rope_tensor k
         rope_tensor q_out
         rope_tensor k_out
-        const uint64_t* table
+        const uint64_t* frequencies
         float attention_factor
         int32_t position_dtype
         const void* positions
@@ -195,11 +203,11 @@ cdef extern from "roperope/roperope.h" nogil:
         rope_cache cache
         rope_sections sections
         rope_cos_sin cos_sin
-        rope_table_sets sets
+        rope_frequency_sets frequency_sets
         const void* positions_from
         rope_xpos xpos
 
-    ctypedef struct rope_build_table_desc:
+    ctypedef struct rope_build_cos_sin_desc:
         uint32_t struct_size
         uint32_t flags
         int32_t backend
@@ -208,7 +216,7 @@ cdef extern from "roperope/roperope.h" nogil:
         int32_t rotary_dim
         int32_t num_threads
         int32_t position_dtype
-        const uint64_t* table
+        const uint64_t* frequencies
         float attention_factor
         int64_t num_rows
         void* cos
@@ -227,11 +235,11 @@ cdef extern from "roperope/roperope.h" nogil:
 
     void rope_frequencies_desc_init(rope_frequencies_desc* desc)
     void rope_apply_desc_init(rope_apply_desc* desc)
-    rope_status rope_frequencies(const rope_frequencies_desc* desc, uint64_t* table, double* inv_freq,
+    rope_status rope_frequencies(const rope_frequencies_desc* desc, uint64_t* frequencies, double* inv_freq,
                                  double* attention_factor)
     rope_status rope_apply(const rope_apply_desc* desc)
-    void rope_build_table_desc_init(rope_build_table_desc* desc)
-    rope_status rope_build_table(const rope_build_table_desc* desc)
+    void rope_build_cos_sin_desc_init(rope_build_cos_sin_desc* desc)
+    rope_status rope_build_cos_sin(const rope_build_cos_sin_desc* desc)
     rope_status rope_query_support(const rope_support_query* query, int32_t* supported)
     int32_t rope_device_count()
     uint32_t rope_version()

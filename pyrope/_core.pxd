@@ -24,11 +24,11 @@ cdef class Rope:
     cdef readonly str layout, dtype, angle, device, position_dtype
     cdef readonly double attention_factor
     cdef readonly object theta, scaling
-    cdef tuple frequencies
+    cdef tuple inv_freqs
     cdef bint ready  # the constructor accepted its arguments
 
     cdef void _clear(self) noexcept
-    cdef int _make_table(self, theta, scaling, inv_freq) except -1
+    cdef int _make_frequencies(self, theta, scaling, inv_freq) except -1
     cdef int _read_scaling(self, scaling, double* lists, rope_frequencies_desc* f) except -1
     cdef int _check_compiled(self) except -1
     cdef int _run(self, int flags, q, k, num_tokens, positions, offset, indptr, offsets, num_requests, q_out, k_out,

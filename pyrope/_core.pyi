@@ -84,7 +84,7 @@ class Rope:
     @property
     def inv_freq(self) -> npt.NDArray[np.float64]: ...
     @property
-    def table(self) -> npt.NDArray[np.uint64]: ...
+    def frequencies(self) -> npt.NDArray[np.uint64]: ...
     @property
     def attention_factor(self) -> float: ...
     @property
@@ -100,7 +100,7 @@ class Rope:
     def cos_sin(
         self, num_positions: SupportsIndex, dtype: _DType | type[Any] | np.dtype[Any] = "float32"
     ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]: ...
-    def build_table(
+    def build_cos_sin(
         self,
         cos: _Memory,
         sin: _Memory | None = None,

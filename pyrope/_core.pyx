@@ -238,7 +238,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         d.layout = choose("layout", layout, _LAYOUTS)
         d.angle = choose("angle", angle, _ANGLES)
         d.position_dtype = choose("position_dtype", position_dtype, _INDEX_DTYPES)
-        d.head_dim = as_count("head_dim", head_dim, 2, 1 << 20)
+        d.head_dim = as_count("head_dim", head_dim, 2, ROPE_MAX_HEAD_DIM)
         rotary_name = "rotary_dim"
         if rotary_dim is None:
             rotary_name, rotary_dim = "rotary_dim (default: head_dim)", head_dim
@@ -246,11 +246,11 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         if d.rotary_dim % 2:
             raise ValueError(f"{rotary_name}: {d.rotary_dim}, must be even")
         d.rotary_offset = as_count("rotary_offset", rotary_offset, 0, d.head_dim - d.rotary_dim)
-        d.num_q_heads = as_count("num_q_heads", num_q_heads, 0, 1 << 20)
-        d.num_k_heads = as_count("num_k_heads", num_k_heads, 0, 1 << 20)
+        d.num_q_heads = as_count("num_q_heads", num_q_heads, 0, ROPE_MAX_HEADS)
+        d.num_k_heads = as_count("num_k_heads", num_k_heads, 0, ROPE_MAX_HEADS)
         if d.num_q_heads == 0 and d.num_k_heads == 0:
             raise ValueError("num_q_heads: 0 and num_k_heads: 0, at least one must be above 0")
-        d.num_threads = as_count("num_threads", num_threads, 0, 1 << 20)
+        d.num_threads = as_count("num_threads", num_threads, 0, (1 << 31) - 1)
         if d.num_threads and d.backend == ROPE_BACKEND_CUDA:
             raise ValueError(f"num_threads: {num_threads}, only allowed with device='cpu'")
         for name, value in (("enable_pdl", enable_pdl), ("positions_ready", positions_ready)):
@@ -265,7 +265,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         self.angle, self.device = list(_ANGLES)[d.angle], list(_DEVICES)[d.backend]
         self.position_dtype = list(_INDEX_DTYPES)[d.position_dtype]
         self.scaling, self.theta = scaling, None if inv_freq is not None else as_real("theta", theta)
-        self._make_table(theta, scaling, inv_freq)
+        self._make_frequencies(theta, scaling, inv_freq)
         if attention_factor is not None:
             self.attention_factor = as_real("attention_factor", attention_factor)
         d.attention_factor = <float>self.attention_factor
@@ -310,7 +310,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         from pyrope.hf import rope_options
         return cls(**rope_options(config, layer_type, seq_len, options))
 
-    cdef int _make_table(self, theta, scaling, inv_freq) except -1:
+    cdef int _make_frequencies(self, theta, scaling, inv_freq) except -1:
         cdef rope_frequencies_desc f
         cdef int pairs = self.base.rotary_dim // 2, i
         rope_frequencies_desc_init(&f)
@@ -334,7 +334,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
                 if scaling is not None:
                     self._read_scaling(scaling, lists, &f)
             check(rope_frequencies(&f, self.words, out, &self.attention_factor))
-            self.frequencies = tuple([out[i] for i in range(pairs)])
+            self.inv_freqs = tuple([out[i] for i in range(pairs)])
         finally:
             free(out)
         return 0
@@ -413,23 +413,23 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
     def inv_freq(self):
         """float64 array [rotary_dim / 2]: radians per position, after scaling. Needs NumPy."""
         import numpy
-        return numpy.array(self.frequencies)
+        return numpy.array(self.inv_freqs)
 
     @property
-    def table(self):
+    def frequencies(self):
         """uint64 array [rotary_dim / 2]: the frequencies as the library takes them, for this ``angle``."""
         import numpy
-        return numpy.array([self.words[i] for i in range(len(self.frequencies))], numpy.uint64)
+        return numpy.array([self.words[i] for i in range(len(self.inv_freqs))], numpy.uint64)
 
     def cos_sin(self, num_positions, dtype="float32"):
-        """Tables of the cosines and sines of positions 0 to num_positions - 1, as ``angle="table"`` takes them.
+        """Tables of the cosines and sines of positions 0 to num_positions - 1, as ``angle="cos_sin"`` takes them.
 
         Parameters
         ----------
         num_positions : int
             1 to 2**31 - 1.
         dtype : {"float32", "float16", "bfloat16"}
-            What the tables hold, rounded once.
+            What the arrays hold, rounded once.
 
         Returns
         -------
@@ -438,25 +438,25 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
             have, as uint16.
         """
         import numpy
-        if not self.frequencies:
+        if not self.inv_freqs:
             raise ValueError(f"cos_sin: not with angle={self.angle!r}, which has no frequencies")
-        cdef rope_build_table_desc d
-        rope_build_table_desc_init(&d)
+        cdef rope_build_cos_sin_desc d
+        rope_build_cos_sin_desc_init(&d)
         d.backend, d.dtype, d.angle = ROPE_BACKEND_CPU, choose("dtype", dtype, _DTYPES), self.base.angle
-        d.rotary_dim, d.table, d.attention_factor = self.base.rotary_dim, self.words, self.base.attention_factor
+        d.rotary_dim, d.frequencies, d.attention_factor = self.base.rotary_dim, self.words, self.base.attention_factor
         d.num_rows = as_count("num_positions", num_positions, 1, (1 << 31) - 1)
         element = ("float32", "float16", "uint16")[d.dtype]
         cos, sin = [numpy.empty((d.num_rows, d.rotary_dim // 2), element) for _ in range(2)]
         d.cos, d.sin = <void*><uintptr_t>cos.ctypes.data, <void*><uintptr_t>sin.ctypes.data
         cdef rope_status status
         with nogil:
-            status = rope_build_table(&d)
+            status = rope_build_cos_sin(&d)
         check(status)
         return cos, sin
 
-    def build_table(self, cos, sin=None, num_rows=None, *, offset=0, positions=None, dtype=None, row_stride=None,
+    def build_cos_sin(self, cos, sin=None, num_rows=None, *, offset=0, positions=None, dtype=None, row_stride=None,
                     stream=None):
-        """Fill a table of cosines and sines, as ``angle="table"`` takes it, in memory of the Rope's device.
+        """Fill a table of cosines and sines, as ``angle="cos_sin"`` takes it, in memory of the Rope's device.
 
         Parameters
         ----------
@@ -470,7 +470,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         positions : pointer or array, optional
             ``[num_rows]`` int32 or int64: the position of every row. -1 is a position like any other.
         dtype : {"float32", "float16", "bfloat16"}, optional
-            What the table holds, rounded once. Arrays bring it; default with pointers: float32.
+            What the rows hold, rounded once. Arrays bring it; default with pointers: float32.
         row_stride : int, optional
             With pointers: elements between rows, at most 2**20. Default: contiguous.
         stream : int or object, optional
@@ -479,7 +479,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         Notes
         -----
         The values are the cosines and sines that :meth:`apply` turns by, the attention factor included: by a float32
-        table, a :class:`FusedRope` of ``angle="table"`` and the same dtype gives the bits of this Rope. The notes of
+        table, a :class:`FusedRope` of ``angle="cos_sin"`` and the same dtype gives the bits of this Rope. The notes of
         :meth:`apply` hold here too.
 
         Raises
@@ -489,8 +489,8 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         pyrope.CudaError
             There is no CUDA device, or the launch failed.
         """
-        from pyrope._table import build_table
-        build_table(self, cos, sin, num_rows, offset, positions, dtype, row_stride, stream)
+        from pyrope._cos_sin import build_cos_sin
+        build_cos_sin(self, cos, sin, num_rows, offset, positions, dtype, row_stride, stream)
 
     def __reduce__(self):
         from functools import partial
@@ -502,14 +502,14 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
             "positions_ready": bool(self.base.flags & ROPE_FLAG_POSITIONS_READY),
         }
         if self.theta is None:
-            options["inv_freq"] = self.frequencies
+            options["inv_freq"] = self.inv_freqs
         else:
             options["theta"] = self.theta
         return partial(type(self), **options), (self.head_dim, self.num_q_heads, self.num_k_heads)
 
     def __repr__(self):
         scaling = f", scaling={self.scaling}" if self.scaling is not None else ""
-        base = f", theta={self.theta}" if self.theta is not None else ", inv_freq=..." if self.frequencies else ""
+        base = f", theta={self.theta}" if self.theta is not None else ", inv_freq=..." if self.inv_freqs else ""
         return (f"Rope(head_dim={self.head_dim}, num_q_heads={self.num_q_heads}, num_k_heads={self.num_k_heads}, "
                 f"rotary_dim={self.rotary_dim}, rotary_offset={self.rotary_offset}{base}{scaling}, "
                 f"layout={self.layout!r}, dtype={self.dtype!r}, angle={self.angle!r}, device={self.device!r})")
@@ -630,7 +630,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         """Beside the stream: num_tokens, -1 where arrays are to bring it."""
         read_call_stream(stream, d)
         d.flags |= flags
-        d.table = self.words
+        d.frequencies = self.words
         d.num_tokens = -1
         if num_tokens is not None:
             d.num_tokens = as_integer("num_tokens", num_tokens)

@@ -10,7 +10,7 @@ from pyrope.stages import PagedCache, RMSNorm, XPos
 
 _OutDType: TypeAlias = Literal["float8_e4m3fn", "float8_e5m2", "int8"]
 _ScaleKind: TypeAlias = Literal["tensor", "head", "token", "dynamic"]
-_TableAngle: TypeAlias = Literal["exact", "fp32", "table"]
+_FusedAngle: TypeAlias = Literal["exact", "fp32", "cos_sin"]
 
 @disjoint_base
 class FusedRope(Rope):
@@ -20,7 +20,7 @@ class FusedRope(Rope):
         num_q_heads: SupportsIndex,
         num_k_heads: SupportsIndex,
         *,
-        angle: _TableAngle = "exact",
+        angle: _FusedAngle = "exact",
         cos_sin_dtype: _DType | type[Any] | np.dtype[Any] = "float32",
         sections: tuple[SupportsIndex, ...] | list[int] | None = None,
         sections_interleaved: bool = False,
@@ -126,12 +126,12 @@ class FusedRope(Rope):
         sin: _Memory | None = None,
         cos_sin_rows: SupportsIndex | None = None,
         cos_sin_stride: SupportsIndex | None = None,
-        table_skipped: _Memory | None = None,
-        tables: _Memory | None = None,
-        table_ids: _Memory | None = None,
-        table_ids_from: _Memory | None = None,
-        table_factors: _Memory | None = None,
-        num_tables: SupportsIndex | None = None,
+        cos_sin_skipped: _Memory | None = None,
+        frequency_sets: _Memory | None = None,
+        set_ids: _Memory | None = None,
+        set_ids_from: _Memory | None = None,
+        set_factors: _Memory | None = None,
+        num_sets: SupportsIndex | None = None,
     ) -> None: ...
     def rotate_cache(
         self,
@@ -157,12 +157,12 @@ class FusedRope(Rope):
         sin: _Memory | None = None,
         cos_sin_rows: SupportsIndex | None = None,
         cos_sin_stride: SupportsIndex | None = None,
-        table_skipped: _Memory | None = None,
-        tables: _Memory | None = None,
-        table_ids: _Memory | None = None,
-        table_ids_from: _Memory | None = None,
-        table_factors: _Memory | None = None,
-        num_tables: SupportsIndex | None = None,
+        cos_sin_skipped: _Memory | None = None,
+        frequency_sets: _Memory | None = None,
+        set_ids: _Memory | None = None,
+        set_ids_from: _Memory | None = None,
+        set_factors: _Memory | None = None,
+        num_sets: SupportsIndex | None = None,
         inverse: bool = False,
         stream: _Stream | None = None,
     ) -> None: ...
@@ -212,10 +212,10 @@ class FusedRope(Rope):
         sin: _Memory | None = None,
         cos_sin_rows: SupportsIndex | None = None,
         cos_sin_stride: SupportsIndex | None = None,
-        table_skipped: _Memory | None = None,
-        tables: _Memory | None = None,
-        table_ids: _Memory | None = None,
-        table_ids_from: _Memory | None = None,
-        table_factors: _Memory | None = None,
-        num_tables: SupportsIndex | None = None,
+        cos_sin_skipped: _Memory | None = None,
+        frequency_sets: _Memory | None = None,
+        set_ids: _Memory | None = None,
+        set_ids_from: _Memory | None = None,
+        set_factors: _Memory | None = None,
+        num_sets: SupportsIndex | None = None,
     ) -> None: ...

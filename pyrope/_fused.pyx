@@ -7,7 +7,7 @@ from libc.string cimport memset
 from pyrope._capi cimport *
 from pyrope._core cimport ONE_BYTE, Rope, as_count, as_integer, as_real, check, check_device, choose, shape_of
 from pyrope._stages cimport (
-    read_cos_sin, read_memory, read_page_table, read_pages, read_scale, read_tables, read_weight, refuse, require,
+    read_cos_sin, read_memory, read_page_table, read_pages, read_scale, read_frequency_sets, read_weight, refuse, require,
 )
 from pyrope._view cimport KIND_INT, View, is_array, read_pointer, read_view
 
@@ -15,7 +15,7 @@ from pyrope._core import _ANGLES as _ROPE_ANGLES, _DTYPES, _INDEX_DTYPES
 from pyrope.errors import RopeError
 from pyrope.stages import PagedCache, RMSNorm, XPos
 
-_ANGLES = _ROPE_ANGLES | {"table": ROPE_ANGLE_TABLE}
+_ANGLES = _ROPE_ANGLES | {"cos_sin": ROPE_ANGLE_COS_SIN}
 _OUT_DTYPES = {"float8_e4m3fn": ROPE_OUT_E4M3, "float8_e5m2": ROPE_OUT_E5M2, "int8": ROPE_OUT_INT8}
 _SCALE_KINDS = {
     "tensor": ROPE_SCALE_TENSOR, "head": ROPE_SCALE_HEAD, "token": ROPE_SCALE_TOKEN, "dynamic": ROPE_SCALE_DYNAMIC,
@@ -48,12 +48,12 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
     ----------
     head_dim, num_q_heads, num_k_heads
         As for :class:`Rope`.
-    angle : {"exact", "fp32", "table"}
-        As for :class:`Rope`; ``table``: cosines and sines come with the call, indexed by position. Then ``theta``,
+    angle : {"exact", "fp32", "cos_sin"}
+        As for :class:`Rope`; ``cos_sin``: cosines and sines come with the call, indexed by position. Then ``theta``,
         ``scaling`` and ``inv_freq`` are not allowed, ``attention_factor`` is 1 unless given, and :attr:`Rope.inv_freq`
-        and :attr:`Rope.table` are empty.
+        and :attr:`Rope.frequencies` are empty.
     cos_sin_dtype : {"float32", "float16", "bfloat16"}
-        Of ``cos`` and ``sin`` with ``angle="table"``.
+        Of ``cos`` and ``sin`` with ``angle="cos_sin"``.
     sections : tuple of 2 to 4 int, optional
         M-RoPE (Qwen2-VL, arXiv:2409.12191; also 2-D and 3-D vision): how many pairs turn by each of a token's
         positions, in all ``rotary_dim / 2``.
@@ -63,7 +63,7 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
     xpos : pyrope.XPos, optional
         Magnitudes of the rotated q and k that decay with their distance; of :meth:`inverse` too, which transposes. With
         ``positions_from`` they are those of the difference of the positions. ``rotary_dim`` is then at most 512, and
-        ``angle="table"`` is not allowed.
+        ``angle="cos_sin"`` is not allowed.
     num_v_heads, v_head_dim : int, optional
         Shape of v, which is stored and not rotated. Default: ``num_k_heads``, ``head_dim``.
     q_nope_dim : int
@@ -119,24 +119,24 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
                  inv_freq=None, attention_factor=None, layout="neox", dtype="bfloat16", device="cuda",
                  position_dtype="int64", num_threads=0, enable_pdl=False, positions_ready=False):
         cdef rope_apply_desc* d = &self.base
-        cdef bint from_table = choose("angle", angle, _ANGLES) == ROPE_ANGLE_TABLE
-        if from_table and (theta != 10000.0 or scaling is not None or inv_freq is not None):
+        cdef bint given_cos_sin = choose("angle", angle, _ANGLES) == ROPE_ANGLE_COS_SIN
+        if given_cos_sin and (theta != 10000.0 or scaling is not None or inv_freq is not None):
             name = "scaling" if scaling is not None else "theta" if inv_freq is None else "inv_freq"
-            raise ValueError(f"{name}: not allowed with angle='table', where cos and sin come with the call")
+            raise ValueError(f"{name}: not allowed with angle='cos_sin', where cos and sin come with the call")
         Rope.__init__(self, head_dim, num_q_heads, num_k_heads, rotary_dim=rotary_dim, rotary_offset=rotary_offset,
                       theta=theta, scaling=scaling, inv_freq=inv_freq, attention_factor=attention_factor, layout=layout,
-                      dtype=dtype, angle="exact" if from_table else angle, device=device,
+                      dtype=dtype, angle="exact" if given_cos_sin else angle, device=device,
                       position_dtype=position_dtype, num_threads=num_threads, enable_pdl=enable_pdl,
                       positions_ready=positions_ready)
         self.ready = False
         d.cos_sin.dtype = choose("cos_sin_dtype", cos_sin_dtype, _DTYPES)
         self.cos_sin_dtype = list(_DTYPES)[d.cos_sin.dtype]
-        if from_table:
-            d.angle, self.angle, self.theta, self.frequencies = ROPE_ANGLE_TABLE, "table", None, ()
+        if given_cos_sin:
+            d.angle, self.angle, self.theta, self.inv_freqs = ROPE_ANGLE_COS_SIN, "cos_sin", None, ()
 
-        self.num_v_heads = d.num_k_heads if num_v_heads is None else as_count("num_v_heads", num_v_heads, 1, 1 << 20)
-        self.v_head_dim = d.head_dim if v_head_dim is None else as_count("v_head_dim", v_head_dim, 1, 1 << 20)
-        self.q_nope_dim = as_count("q_nope_dim", q_nope_dim, 0, 1 << 20)
+        self.num_v_heads = d.num_k_heads if num_v_heads is None else as_count("num_v_heads", num_v_heads, 1, ROPE_MAX_HEADS)
+        self.v_head_dim = d.head_dim if v_head_dim is None else as_count("v_head_dim", v_head_dim, 1, ROPE_MAX_HEAD_DIM)
+        self.q_nope_dim = as_count("q_nope_dim", q_nope_dim, 0, ROPE_MAX_HEAD_DIM)
         self.q_out_dtype = self._set_quantize("q", q_out_dtype, q_scale_kind, &d.q_quantize)
         self.k_out_dtype = self._set_quantize("k", k_out_dtype, k_scale_kind, &d.k_quantize)
         self.v_out_dtype = self._set_quantize("v", v_out_dtype, v_scale_kind, &d.v_quantize)
@@ -167,7 +167,7 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
             "q_out_dtype": self.q_out_dtype, "k_out_dtype": self.k_out_dtype, "v_out_dtype": self.v_out_dtype,
             "q_scale_kind": self.q_scale_kind, "k_scale_kind": self.k_scale_kind, "v_scale_kind": self.v_scale_kind,
         }
-        if self.angle == "table":
+        if self.angle == "cos_sin":
             del options["inv_freq"]
         return partial(type(self), **options), arguments
 
@@ -195,17 +195,18 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
     cdef int _set_xpos(self, xpos, rope_apply_desc* d) except -1:
         if not isinstance(xpos, XPos):
             raise TypeError(f"xpos: {xpos!r} is not a pyrope.XPos")
-        if d.angle == ROPE_ANGLE_TABLE:
-            raise ValueError("xpos: not allowed with angle='table', whose table q and k share")
+        if d.angle == ROPE_ANGLE_COS_SIN:
+            raise ValueError("xpos: not allowed with angle='cos_sin', whose rows q and k share")
         if d.rotary_dim > ROPE_MAX_XPOS_DIM:
             raise ValueError(f"rotary_dim: {d.rotary_dim}, must be at most {ROPE_MAX_XPOS_DIM} with xpos")
         d.xpos.scale_base = as_real("scale_base", xpos.scale_base)
         d.xpos.gamma = as_real("gamma", xpos.gamma)
         d.xpos.center = as_integer("center", xpos.center)
-        if not 1e-6 <= d.xpos.scale_base <= 1e18:
-            raise ValueError(f"scale_base: {xpos.scale_base}, must be 1e-6 to 1e18")
-        if not 1e-6 <= d.xpos.gamma <= 1e6:
-            raise ValueError(f"gamma: {xpos.gamma}, must be 1e-6 to 1e6")
+        if not ROPE_XPOS_SCALE_BASE_MIN <= d.xpos.scale_base <= ROPE_XPOS_SCALE_BASE_MAX:
+            raise ValueError(f"scale_base: {xpos.scale_base}, must be {ROPE_XPOS_SCALE_BASE_MIN:g} to "
+                             f"{ROPE_XPOS_SCALE_BASE_MAX:g}")
+        if not ROPE_XPOS_GAMMA_MIN <= d.xpos.gamma <= ROPE_XPOS_GAMMA_MAX:
+            raise ValueError(f"gamma: {xpos.gamma}, must be {ROPE_XPOS_GAMMA_MIN:g} to {ROPE_XPOS_GAMMA_MAX:g}")
         self.xpos = xpos
         return 0
 
@@ -228,7 +229,7 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
     cdef int _set_cache(self, cache, rope_apply_desc* d) except -1:
         if not isinstance(cache, PagedCache):
             raise TypeError(f"cache: {cache!r} is not a pyrope.PagedCache")
-        d.cache.page_size = as_count("page_size", cache.page_size, 1, 1 << 20)
+        d.cache.page_size = as_count("page_size", cache.page_size, 1, ROPE_MAX_PAGE_SIZE)
         d.cache.num_pages = as_integer("num_pages", cache.num_pages)
         if d.cache.num_pages < 1:
             raise ValueError(f"num_pages: {cache.num_pages}, must be at least 1")
@@ -270,8 +271,8 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
               q_nope_out_strides=None, q_weight=None, k_weight=None, q_scale=None, k_scale=None, v_scale=None,
               k_cache=None, v_cache=None, slots=None, page_table=None, page_indptr=None, page_table_stride=None,
               request_ids=None, cache_positions=None, cache_skipped=None, cos=None, sin=None, cos_sin_rows=None,
-              cos_sin_stride=None, table_skipped=None, tables=None, table_ids=None, table_ids_from=None,
-              table_factors=None, num_tables=None):
+              cos_sin_stride=None, cos_sin_skipped=None, frequency_sets=None, set_ids=None, set_ids_from=None,
+              set_factors=None, num_sets=None):
         """Rotate q and k, and pass q, k and v through the stages.
 
         Memory is given as to :meth:`Rope.apply`: as a pointer, or as an array of the shape and dtype below. An array of
@@ -320,25 +321,25 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         cache_skipped : pointer or array, optional
             ``[1]`` int64, incremented for every token whose page is outside the cache.
         cos, sin : pointer or array
-            With ``angle="table"``: ``[rows, rotary_dim / 2]`` of ``cos_sin_dtype``; without ``sin``, ``cos`` is
+            With ``angle="cos_sin"``: ``[rows, rotary_dim / 2]`` of ``cos_sin_dtype``; without ``sin``, ``cos`` is
             ``[rows, rotary_dim]``, cosines before sines. A token whose position is no row is left alone.
         cos_sin_rows : int
             With pointers: number of rows.
         cos_sin_stride : int, optional
             With pointers: elements between rows. Default: contiguous.
-        table_skipped : pointer or array, optional
+        cos_sin_skipped : pointer or array, optional
             ``[1]`` int64, incremented for every token whose position is no row.
-        tables, table_ids : pointer or array, optional
-            Frequencies for every token: ``tables`` ``[num_tables, rotary_dim / 2]`` uint64, rows from
-            :attr:`Rope.table` of Ropes with the same ``angle``, and ``table_ids`` ``[num_tokens]`` int32. A token whose
+        frequency_sets, set_ids : pointer or array, optional
+            Frequencies for every token: ``frequency_sets`` ``[num_sets, rotary_dim / 2]`` uint64, rows from
+            :attr:`Rope.frequencies` of Ropes with the same ``angle``, and ``set_ids`` ``[num_tokens]`` int32. A token whose
             id is no row is left alone.
-        table_ids_from : pointer or array, optional
-            With ``positions_from``: ``[num_tokens]`` int32, the tables the tokens were rotated with. Default:
-            ``table_ids``.
-        table_factors : pointer or array, optional
-            ``[num_tables]`` float32, attention factors of the tables. Default: ones.
-        num_tables : int
-            Required with tables as a pointer.
+        set_ids_from : pointer or array, optional
+            With ``positions_from``: ``[num_tokens]`` int32, the sets the tokens were rotated with. Default:
+            ``set_ids``.
+        set_factors : pointer or array, optional
+            ``[num_sets]`` float32, attention factors of the sets. Default: ones.
+        num_sets : int
+            Required with frequency_sets as a pointer.
 
         Notes
         -----
@@ -357,8 +358,8 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
                    k_strides, q_out_strides, k_out_strides, stream, positions_stride, positions_from, v, v_out,
                    v_strides, v_out_strides, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, q_weight, k_weight,
                    q_scale, k_scale, v_scale, k_cache, v_cache, slots, page_table, page_indptr, page_table_stride,
-                   request_ids, cache_positions, cache_skipped, cos, sin, cos_sin_rows, cos_sin_stride, table_skipped,
-                   tables, table_ids, table_ids_from, table_factors, num_tables)
+                   request_ids, cache_positions, cache_skipped, cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped,
+                   frequency_sets, set_ids, set_ids_from, set_factors, num_sets)
 
     def inverse(self, q, k=None, num_tokens=None, *, positions=None, offset=0, indptr=None, offsets=None,
                 num_requests=None, q_out=None, k_out=None, q_strides=None, k_strides=None, q_out_strides=None,
@@ -367,22 +368,22 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
                 q_nope_out_strides=None, q_weight=None, k_weight=None, q_scale=None, k_scale=None, v_scale=None,
                 k_cache=None, v_cache=None, slots=None, page_table=None, page_indptr=None, page_table_stride=None,
                 request_ids=None, cache_positions=None, cache_skipped=None, cos=None, sin=None, cos_sin_rows=None,
-                cos_sin_stride=None, table_skipped=None, tables=None, table_ids=None, table_ids_from=None,
-                table_factors=None, num_tables=None):
+                cos_sin_stride=None, cos_sin_skipped=None, frequency_sets=None, set_ids=None, set_ids_from=None,
+                set_factors=None, num_sets=None):
         """The transposed rotation between the same stages, with the arguments of :meth:`apply`."""
         self._fuse(ROPE_FLAG_INVERSE, q, k, num_tokens, positions, offset, indptr, offsets, num_requests, q_out, k_out,
                    q_strides, k_strides, q_out_strides, k_out_strides, stream, positions_stride, positions_from, v,
                    v_out, v_strides, v_out_strides, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, q_weight,
                    k_weight, q_scale, k_scale, v_scale, k_cache, v_cache, slots, page_table, page_indptr,
                    page_table_stride, request_ids, cache_positions, cache_skipped, cos, sin, cos_sin_rows,
-                   cos_sin_stride, table_skipped, tables, table_ids, table_ids_from, table_factors, num_tables)
+                   cos_sin_stride, cos_sin_skipped, frequency_sets, set_ids, set_ids_from, set_factors, num_sets)
 
     def rotate_cache(self, k_cache, num_tokens=None, *, positions=None, offset=0, indptr=None, offsets=None,
                      num_requests=None, positions_stride=None, positions_from=None, slots=None, page_table=None,
                      page_indptr=None, page_table_stride=None, request_ids=None, cache_positions=None,
                      cache_skipped=None, k_scale=None, cos=None, sin=None, cos_sin_rows=None, cos_sin_stride=None,
-                     table_skipped=None, tables=None, table_ids=None, table_ids_from=None, table_factors=None,
-                     num_tables=None, inverse=False, stream=None):
+                     cos_sin_skipped=None, frequency_sets=None, set_ids=None, set_ids_from=None, set_factors=None,
+                     num_sets=None, inverse=False, stream=None):
         """Rotate keys where they lie in the cache: a context that shifts, a prefix used elsewhere, other frequencies.
 
         The keys of every token are found as they were appended, turned, and stored back in the same place: those of
@@ -405,11 +406,11 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
             As for :meth:`apply`: where the keys are.
         k_scale : float, pointer or array, optional
             As for :meth:`apply`: what the keys were stored with; of dynamic scales read and written.
-        cos, sin, cos_sin_rows, cos_sin_stride, table_skipped
+        cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped
             As for :meth:`apply`.
-        tables, table_ids, table_ids_from, table_factors, num_tables
-            As for :meth:`apply`. ``table_ids_from`` and ``table_ids`` with equal positions go from one of LongRoPE's
-            tables to another.
+        frequency_sets, set_ids, set_ids_from, set_factors, num_sets
+            As for :meth:`apply`. ``set_ids_from`` and ``set_ids`` with equal positions go from one of LongRoPE's
+            sets to another.
         inverse : bool
             The transposed rotation: without ``positions_from``, back to what was not rotated.
         stream : int or object, optional
@@ -417,7 +418,7 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
 
         Notes
         -----
-        ``attention_factor`` and ``table_factors`` multiply here as in :meth:`apply` with ``positions_from``. Keys that
+        ``attention_factor`` and ``set_factors`` multiply here as in :meth:`apply` with ``positions_from``. Keys that
         were stored rotated have theirs already: move them with an object whose ``attention_factor`` is 1.
 
         Raises
@@ -458,8 +459,8 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         read_scale("k_scale", k_scale, &d.k_quantize, self.k_scale_kind, d.num_k_heads, True, &d)
         self._read_cache(k_cache, None, k_cache, None, slots, page_table, page_indptr, page_table_stride, request_ids,
                          cache_positions, cache_skipped, &d)
-        read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, table_skipped, &d)
-        read_tables(tables, table_ids, table_ids_from, table_factors, num_tables, positions_from, &d)
+        read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d)
+        read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from, &d)
         cdef rope_status status
         with nogil:
             status = rope_apply(&d)
@@ -481,8 +482,8 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
                    v_out, v_strides, v_out_strides, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, q_weight,
                    k_weight, q_scale, k_scale, v_scale, k_cache, v_cache, slots, page_table, page_indptr,
                    page_table_stride, request_ids, cache_positions, cache_skipped, cos, sin, cos_sin_rows,
-                   cos_sin_stride, table_skipped, tables, table_ids, table_ids_from, table_factors,
-                   num_tables) except -1:
+                   cos_sin_stride, cos_sin_skipped, frequency_sets, set_ids, set_ids_from, set_factors,
+                   num_sets) except -1:
         if not self.ready:
             raise RopeError("this FusedRope was never initialised, or its constructor refused the arguments")
         cdef rope_apply_desc d = self.base
@@ -517,8 +518,8 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         read_scale("v_scale", v_scale, &d.v_quantize, self.v_scale_kind, self.num_v_heads, d.cache.kind, &d)
         self._read_cache(k, v, k_cache, v_cache, slots, page_table, page_indptr, page_table_stride, request_ids,
                          cache_positions, cache_skipped, &d)
-        read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, table_skipped, &d)
-        read_tables(tables, table_ids, table_ids_from, table_factors, num_tables, positions_from, &d)
+        read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d)
+        read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from, &d)
         cdef rope_status status
         with nogil:
             status = rope_apply(&d)

@@ -13,6 +13,6 @@ cdef int read_scale(str name, object x, rope_quantize* z, str kind, int64_t head
 cdef int read_pages(str name, object x, int64_t heads, int64_t dim, bint quantised, bint heads_first,
                     rope_apply_desc* d, rope_cache_tensor* pages) except -1
 cdef int read_page_table(page_table, page_indptr, page_table_stride, rope_apply_desc* d) except -1
-cdef int read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, table_skipped, rope_apply_desc* d) except -1
-cdef int read_tables(tables, table_ids, table_ids_from, table_factors, num_tables, positions_from,
+cdef int read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, rope_apply_desc* d) except -1
+cdef int read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from,
                      rope_apply_desc* d) except -1

@@ -1,11 +1,11 @@
 # cython: language_level=3, freethreading_compatible=True
-"""What a call of pyrope.FusedRope gives its stages: weights, scales, caches and tables, read and checked."""
+"""What a call of pyrope.FusedRope gives its stages: weights, scales, caches, rows of cos and sin, sets of frequencies, read and checked."""
 
 from libc.stdint cimport int32_t, int64_t, uint64_t, uintptr_t
 
 from pyrope._capi cimport *
 from pyrope._core cimport ONE_BYTE, as_count, as_integer, as_real, check_device, element_name, holds, shape_of
-from pyrope._table cimport check_rows
+from pyrope._cos_sin cimport check_rows
 from pyrope._view cimport KIND_FLOAT, KIND_INT, KIND_UINT, ElementKind, View, is_array, read_pointer, read_view
 
 
@@ -183,16 +183,16 @@ cdef int read_page_table(page_table, page_indptr, page_table_stride, rope_apply_
     return 0
 
 
-cdef int read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, table_skipped, rope_apply_desc* d) except -1:
+cdef int read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, rope_apply_desc* d) except -1:
     cdef int64_t count = 1
-    if d.angle != ROPE_ANGLE_TABLE:
+    if d.angle != ROPE_ANGLE_COS_SIN:
         d.cos_sin.dtype = 0
-        refuse("cos", cos, "only allowed with angle='table'")
-        refuse("sin", sin, "only allowed with angle='table'")
-        refuse("cos_sin_rows", cos_sin_rows, "only allowed with angle='table'")
-        refuse("cos_sin_stride", cos_sin_stride, "only allowed with angle='table'")
-        return refuse("table_skipped", table_skipped, "only allowed with angle='table'")
-    require("cos", cos, "with angle='table'")
+        refuse("cos", cos, "only allowed with angle='cos_sin'")
+        refuse("sin", sin, "only allowed with angle='cos_sin'")
+        refuse("cos_sin_rows", cos_sin_rows, "only allowed with angle='cos_sin'")
+        refuse("cos_sin_stride", cos_sin_stride, "only allowed with angle='cos_sin'")
+        return refuse("cos_sin_skipped", cos_sin_skipped, "only allowed with angle='cos_sin'")
+    require("cos", cos, "with angle='cos_sin'")
     d.cos_sin.num_rows = -1
     if cos_sin_rows is not None:
         d.cos_sin.num_rows = as_integer("cos_sin_rows", cos_sin_rows)
@@ -204,18 +204,18 @@ cdef int read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, table_skipped, rop
         d.cos_sin.row_stride = as_integer("cos_sin_stride", cos_sin_stride)
         if d.cos_sin.row_stride < 1:
             raise ValueError(f"cos_sin_stride: {cos_sin_stride}, must be at least 1")
-    d.cos_sin.cos = read_table_rows("cos", cos, d.rotary_dim if sin is None else d.rotary_dim // 2, d)
+    d.cos_sin.cos = read_rows("cos", cos, d.rotary_dim if sin is None else d.rotary_dim // 2, d)
     if sin is not None:
-        d.cos_sin.sin = read_table_rows("sin", sin, d.rotary_dim // 2, d)
+        d.cos_sin.sin = read_rows("sin", sin, d.rotary_dim // 2, d)
     if d.cos_sin.num_rows < 0:
         raise TypeError("cos_sin_rows: required with pointers")
-    if table_skipped is not None:
-        d.cos_sin.num_skipped = <int64_t*>read_memory("table_skipped", table_skipped, KIND_INT, 8, &count, "[1]",
+    if cos_sin_skipped is not None:
+        d.cos_sin.num_skipped = <int64_t*>read_memory("cos_sin_skipped", cos_sin_skipped, KIND_INT, 8, &count, "[1]",
                                                       True, d)
     return 0
 
 
-cdef void* read_table_rows(str name, object x, int64_t width, rope_apply_desc* d) except? NULL:
+cdef void* read_rows(str name, object x, int64_t width, rope_apply_desc* d) except? NULL:
     """Rows of cosines or sines; the first array sets their number and stride."""
     if not is_array(x):
         return <void*>read_pointer(x, name, d.num_tokens == 0)
@@ -225,37 +225,37 @@ cdef void* read_table_rows(str name, object x, int64_t width, rope_apply_desc* d
     return v.data
 
 
-cdef int read_tables(tables, table_ids, table_ids_from, table_factors, num_tables, positions_from,
+cdef int read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from,
                      rope_apply_desc* d) except -1:
     cdef int64_t count = -1
     cdef int pairs = d.rotary_dim // 2
-    if tables is None:
-        refuse("table_ids", table_ids, "only allowed with tables")
-        refuse("table_ids_from", table_ids_from, "only allowed with tables")
-        refuse("table_factors", table_factors, "only allowed with tables")
-        return refuse("num_tables", num_tables, "only allowed with tables")
-    if d.angle == ROPE_ANGLE_TABLE:
-        raise ValueError("tables: not allowed with angle='table'")
-    require("table_ids", table_ids, "with tables")
+    if frequency_sets is None:
+        refuse("set_ids", set_ids, "only allowed with frequency_sets")
+        refuse("set_ids_from", set_ids_from, "only allowed with frequency_sets")
+        refuse("set_factors", set_factors, "only allowed with frequency_sets")
+        return refuse("num_sets", num_sets, "only allowed with frequency_sets")
+    if d.angle == ROPE_ANGLE_COS_SIN:
+        raise ValueError("frequency_sets: not allowed with angle='cos_sin'")
+    require("set_ids", set_ids, "with frequency_sets")
     if positions_from is None:
-        refuse("table_ids_from", table_ids_from, "only allowed with positions_from")
-    if num_tables is not None:
-        d.sets.num_sets = as_count("num_tables", num_tables, 1, (1 << 31) - 1)
-        count = <int64_t>d.sets.num_sets * pairs
-    d.sets.tables = <uint64_t*>read_memory("tables", tables, KIND_UINT, 8, &count,
-                                           "[num_tables, rotary_dim / 2]", False, d)
+        refuse("set_ids_from", set_ids_from, "only allowed with positions_from")
+    if num_sets is not None:
+        d.frequency_sets.num_sets = as_count("num_sets", num_sets, 1, (1 << 31) - 1)
+        count = <int64_t>d.frequency_sets.num_sets * pairs
+    d.frequency_sets.words = <uint64_t*>read_memory("frequency_sets", frequency_sets, KIND_UINT, 8, &count,
+                                           "[num_sets, rotary_dim / 2]", False, d)
     if count < 0:
-        raise TypeError("num_tables: required with tables as a pointer")
+        raise TypeError("num_sets: required with frequency_sets as a pointer")
     if count == 0 or count % pairs:
-        raise ValueError(f"tables: {count} elements, must be [num_tables, rotary_dim / 2 = {pairs}]")
-    d.sets.num_sets = <int32_t>(count // pairs)
+        raise ValueError(f"frequency_sets: {count} elements, must be [num_sets, rotary_dim / 2 = {pairs}]")
+    d.frequency_sets.num_sets = <int32_t>(count // pairs)
     count = d.num_tokens
-    d.sets.ids = <int32_t*>read_memory("table_ids", table_ids, KIND_INT, 4, &count, "[num_tokens]", False, d)
-    if table_ids_from is not None:
-        d.sets.ids_from = <int32_t*>read_memory("table_ids_from", table_ids_from, KIND_INT, 4, &count,
+    d.frequency_sets.ids = <int32_t*>read_memory("set_ids", set_ids, KIND_INT, 4, &count, "[num_tokens]", False, d)
+    if set_ids_from is not None:
+        d.frequency_sets.ids_from = <int32_t*>read_memory("set_ids_from", set_ids_from, KIND_INT, 4, &count,
                                                 "[num_tokens]", False, d)
-    if table_factors is not None:
-        count = d.sets.num_sets
-        d.sets.factors = <float*>read_memory("table_factors", table_factors, KIND_FLOAT, 4, &count, "[num_tables]",
+    if set_factors is not None:
+        count = d.frequency_sets.num_sets
+        d.frequency_sets.factors = <float*>read_memory("set_factors", set_factors, KIND_FLOAT, 4, &count, "[num_sets]",
                                              False, d)
     return 0

@@ -111,7 +111,7 @@ class Case:
         }
         positions = self.make_positions()
         factor = self.make_sets()
-        cos, sin = self.make_table(positions) if row["angle"] == "table" else self.make_angles(positions)
+        cos, sin = self.make_table(positions) if row["angle"] == "cos_sin" else self.make_angles(positions)
         self.cos, self.sin = factor * cos, factor * (-sin if row["inverse"] else sin)
         self.magnitude = self.make_xpos(positions)
         self.make_norm()
@@ -138,7 +138,7 @@ class Case:
     # ---- positions and angles
 
     def random_positions(self, shape, dtype):
-        return self.rng.integers(0, TABLE_ROWS if self.row["angle"] == "table" else 2**20, shape).astype(dtype)
+        return self.rng.integers(0, TABLE_ROWS if self.row["angle"] == "cos_sin" else 2**20, shape).astype(dtype)
 
     def make_positions(self):
         """[tokens, pairs]; tokens that are left alone are no longer live."""
@@ -208,20 +208,20 @@ class Case:
             return np.full((self.tokens, 1), 1.5)
         shape = {"head_dim": self.rotary_dim, "num_q_heads": 1, "num_k_heads": 1, "device": "cpu"}
         angle = "fp32" if self.row["angle"] == "fp32" else "exact"
-        words = [pyrope.Rope(**shape, theta=theta, angle=angle).table for theta in THETAS]
-        self.array("tables", np.stack(words), np.uint64)
-        self.scalars["num_tables"] = len(THETAS)
+        words = [pyrope.Rope(**shape, theta=theta, angle=angle).frequencies for theta in THETAS]
+        self.array("frequency_sets", np.stack(words), np.uint64)
+        self.scalars["num_sets"] = len(THETAS)
         ids = self.rng.integers(0, len(THETAS), self.tokens)
         if self.tokens > 1:
             ids[-1] = len(THETAS)
-        self.array("table_ids", ids, np.int32)
+        self.array("set_ids", ids, np.int32)
         self.live &= ids < len(THETAS)
         self.ids = self.ids_from = ids % len(THETAS)
         if self.row["sets"] == "plain":
             return np.full((self.tokens, 1), 1.5)
         if self.row["origin"]:
-            self.ids_from = self.array("table_ids_from", self.rng.integers(0, len(THETAS), self.tokens), np.int32)
-        return 1.5 * self.array("table_factors", [1.25, 0.75, 1.0], np.float32).astype(np.float64)[self.ids][:, None]
+            self.ids_from = self.array("set_ids_from", self.rng.integers(0, len(THETAS), self.tokens), np.int32)
+        return 1.5 * self.array("set_factors", [1.25, 0.75, 1.0], np.float32).astype(np.float64)[self.ids][:, None]
 
     def make_table(self, positions):
         dtype = ("float32", "float16", "bfloat16")[self.rng.integers(3)]
@@ -240,7 +240,7 @@ class Case:
             positions[5, self.stream == self.stream.max()] = TABLE_ROWS
             positions[6, self.stream == self.stream.max()] = -2
         inside = ((positions >= 0) & (positions < TABLE_ROWS)).all(1)
-        self.counter("table_skipped", (self.live & ~inside).sum())
+        self.counter("cos_sin_skipped", (self.live & ~inside).sum())
         self.live &= inside
         rows = values.astype(np.float64)[np.clip(positions, 0, TABLE_ROWS - 1), np.arange(self.pairs)]
         sines = values.astype(np.float64)[np.clip(positions, 0, TABLE_ROWS - 1), self.pairs + np.arange(self.pairs)]

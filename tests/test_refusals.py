@@ -47,7 +47,7 @@ CONSTRUCTOR = rows(
     ("layout None", {"layout": None}, V, "layout: None, must be one of 'neox', 'gptj'"),
     ("dtype", {"dtype": "float64"}, V, "dtype: 'float64', must be one of 'float32', 'float16', 'bfloat16'"),
     ("dtype type", {"dtype": np.float64}, V, "dtype: <class 'numpy.float64'>, must be one of 'float32'"),
-    ("angle", {"angle": "table"}, V, "angle: 'table', must be one of 'exact', 'fp32'"),
+    ("angle", {"angle": "cos_sin"}, V, "angle: 'cos_sin', must be one of 'exact', 'fp32'"),
     ("device", {"device": "gpu"}, V, "device: 'gpu', must be one of 'cuda', 'cpu'"),
     ("position_dtype", {"position_dtype": "uint32"}, V, "position_dtype: 'uint32', must be one of 'int64'"),
     ("theta zero", {"theta": 0.0}, V, "theta: 0.0, must be a finite number above 0"),

@@ -13,7 +13,7 @@ import pyrope
 FACTORS = {
     "dtype": ["float32", "float16", "bfloat16"],
     "layout": ["neox", "gptj"],
-    "angle": ["exact", "fp32", "table"],
+    "angle": ["exact", "fp32", "cos_sin"],
     "positions": ["offset", "ids32", "ids64", "ragged32", "ragged64", "sections64", "sections32", "interleaved64"],
     "form": ["same", "float8_e4m3fn", "float8_e5m2", "int8"],
     "scale": ["host", "tensor", "head", "token", "dynamic"],
@@ -30,13 +30,13 @@ FACTORS = {
     "xpos": ["none", "plain", "centered"],
 }
 REFUSED = [  # the argument that the refusal names, and what together is refused
-    ("positions_from", {"angle": ["table"], "origin": [True]}),
+    ("positions_from", {"angle": ["cos_sin"], "origin": [True]}),
     ("positions", {"positions": ["offset", "ragged32", "ragged64"], "origin": [True]}),
     ("positions_from", {"positions": ["sections64", "sections32", "interleaved64"], "origin": [True]}),
-    ("tables", {"angle": ["table"], "sets": ["plain", "factors"]}),
+    ("frequency_sets", {"angle": ["cos_sin"], "sets": ["plain", "factors"]}),
 ]
 # Refused by the constructor: see test_stages_refusals.py.
-SHARED = {"angle": ["table"], "xpos": ["plain", "centered"]}
+SHARED = {"angle": ["cos_sin"], "xpos": ["plain", "centered"]}
 RULES = [*(rule for _, rule in REFUSED), SHARED]
 ROWS, IMPOSSIBLE = all_pairs(FACTORS, RULES, np.random.default_rng(2))
 FORMS = list(FACTORS["form"])
@@ -296,10 +296,10 @@ def test_moved_keys_are_those_of_their_new_positions(device, layout, sets, form,
         if dynamic:
             blocks["k_scale"] = scales
         if sets:
-            words = [pyrope.Rope(rotary, 0, 1, theta=theta, device="cpu").table for theta in thetas]
-            blocks["tables"] = Block(np.uint64, (2, rotary // 2), values=np.stack(words))
-            blocks["table_ids"] = Block(np.int32, (tokens,), values=set_number)
-            scalars["num_tables"] = 2
+            words = [pyrope.Rope(rotary, 0, 1, theta=theta, device="cpu").frequencies for theta in thetas]
+            blocks["frequency_sets"] = Block(np.uint64, (2, rotary // 2), values=np.stack(words))
+            blocks["set_ids"] = Block(np.int32, (tokens,), values=set_number)
+            scalars["num_sets"] = 2
         flats = call(rope, blocks, scalars, tokens, method)
         cache.flat, scales.flat = flats["k_cache"], flats.get("k_scale", scales.flat)
 
@@ -328,7 +328,7 @@ def test_moved_keys_are_those_of_their_new_positions(device, layout, sets, form,
     _, first_unit = numbers(*moved)
     origin = {"positions_from": Block(np.int64, (tokens,), values=old)}
     if sets:
-        origin["table_ids_from"] = Block(np.int32, (tokens,), values=0)
+        origin["set_ids_from"] = Block(np.int32, (tokens,), values=0)
     run("rotate_cache", new, *moved, int(sets), **origin)
     run("apply", new, *appended, int(sets), k=keys())
 

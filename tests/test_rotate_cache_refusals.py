@@ -48,9 +48,9 @@ CALLS = rows(
      "indptr: not allowed together with positions"),
     ("offset and positions", {}, lambda p: {"positions": p["ids"], "offset": 3}, V, "offset: 3, must be 0 with"),
     ("sections", {"sections": (4, 4)}, lambda p: {}, T, "positions: required with sections"),
-    ("table_ids_from alone", {}, lambda p: {"tables": p["ids"], "num_tables": 1, "table_ids": p["ids32"],
-     "table_ids_from": p["ids32"]}, V, "table_ids_from: only allowed with positions_from"),
-    ("cos missing", {"angle": "table"}, lambda p: {}, T, "cos: required with angle='table'"),
+    ("set_ids_from alone", {}, lambda p: {"frequency_sets": p["ids"], "num_sets": 1, "set_ids": p["ids32"],
+     "set_ids_from": p["ids32"]}, V, "set_ids_from: only allowed with positions_from"),
+    ("cos missing", {"angle": "cos_sin"}, lambda p: {}, T, "cos: required with angle='cos_sin'"),
 )  # fmt: skip
 
 

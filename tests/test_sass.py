@@ -25,14 +25,14 @@ LIBRARY = Path(os.environ.get("ROPEROPE_LIBRARY") or Path(pyrope._core.__file__)
 ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1}
 
 KERNEL = re.compile(
-    r"^_ZN4rope4cuda\d+(?P<kind>rotate|pipeline|cache_rotation|build_table)_kernelINS_\d+(?P<dtype>[A-Z]+\d+)E"
+    r"^_ZN4rope4cuda\d+(?P<kind>rotate|pipeline|cache_rotation|build_cos_sin)_kernelINS_\d+(?P<dtype>[A-Z]+\d+)E"
     r"(LNS_6LayoutE(?P<layout>\d)E)?(LNS_5AngleE(?P<angle>\d)E)?Li(?P<vec>\d+)E(?P<rest>.*)$"
 )
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", re.M)
 
 
 class Kernel(NamedTuple):
-    kind: str  # rotate, pipeline, cache_rotation or build_table
+    kind: str  # rotate, pipeline, cache_rotation or build_cos_sin
     key: tuple[str, str | None, str | None]  # dtype, layout (a table has none), angle (one code for all in a pipeline)
     access_bytes: int
     variant: str  # the other template arguments
@@ -91,14 +91,14 @@ def compiled_keys():
     return set(itertools.product(dtypes, map(str, range(layouts)), map(str, range(angles))))
 
 
-WIDTHS = {"rotate": {16, 8, "element"}, "pipeline": {16, 8, "element"}, "build_table": {16, "element"}}
+WIDTHS = {"rotate": {16, 8, "element"}, "pipeline": {16, 8, "element"}, "build_cos_sin": {16, "element"}}
 
 
 @pytest.mark.parametrize("kind", WIDTHS)
 def test_every_instance_is_there(architecture, kind):
     """Each listed combination, and each of them with the same variants."""
     found = [k for k in kernels(architecture) if k.kind == kind]
-    has_layout, has_angle = kind != "build_table", kind != "pipeline"
+    has_layout, has_angle = kind != "build_cos_sin", kind != "pipeline"
     keys = {(d, layout if has_layout else None, angle if has_angle else None) for d, layout, angle in compiled_keys()}
     assert {k.key for k in found} == keys
     variants = {}
@@ -148,9 +148,9 @@ def test_accesses_are_as_wide_as_they_should_be(architecture):
     for k in kernels(architecture):
         stores = {width(opcode) for opcode in k.opcodes if opcode.startswith("STG")}
         loads = {width(opcode) for opcode in k.opcodes if opcode.startswith("LDG")}
-        rows = set() if k.kind == "build_table" else {k.access_bytes}
+        rows = set() if k.kind == "build_cos_sin" else {k.access_bytes}
         assert k.access_bytes in stores and rows <= loads, k
-        if k.kind in ("rotate", "build_table"):
+        if k.kind in ("rotate", "build_cos_sin"):
             assert stores == {k.access_bytes} and loads <= rows | {8, 4}, k
         # Loads of memory that the compiler does not know are those of the table in the arguments.
         assert not any(opcode.startswith("ST.") for opcode in k.opcodes), k

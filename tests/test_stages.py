@@ -8,7 +8,7 @@ from stages import Case, call
 FACTORS = {
     "dtype": ["float32", "float16", "bfloat16"],
     "layout": ["neox", "gptj"],
-    "angle": ["exact", "fp32", "table"],
+    "angle": ["exact", "fp32", "cos_sin"],
     "positions": ["offset", "ids32", "ids64", "ragged32", "ragged64", "sections64", "sections32", "interleaved64"],
     "place": ["in", "q in", "out"],
     "memory": ["dense", "padded", "odd"],
@@ -42,15 +42,15 @@ SECTIONS = ["sections64", "sections32", "interleaved64"]
 REFUSED = [  # the argument that the refusal names, and what together is refused
     ("q_out", {"place": ["in", "q in"], "q_out": QUANTISED}),
     ("k_out", {"place": ["in"], "kv_out": QUANTISED, "cache": ["none"]}),
-    ("positions_from", {"angle": ["table"], "origin": [True]}),
+    ("positions_from", {"angle": ["cos_sin"], "origin": [True]}),
     ("positions", {"positions": ["offset", "ragged32", "ragged64"], "origin": [True]}),
     ("positions_from", {"positions": SECTIONS, "origin": [True]}),
-    ("tables", {"angle": ["table"], "sets": ["plain", "factors"]}),
+    ("frequency_sets", {"angle": ["cos_sin"], "sets": ["plain", "factors"]}),
 ]
 # One scale for the two parts of q, of which each operand knows one: see test_stages_values.py.
 APART = {"q_nope": [True], "q_out": QUANTISED, "scale": ["dynamic"]}
 # Refused by the constructor: see test_stages_refusals.py.
-SHARED = {"angle": ["table"], "xpos": ["plain", "centered"]}
+SHARED = {"angle": ["cos_sin"], "xpos": ["plain", "centered"]}
 RULES = [*(rule for _, rule in REFUSED), APART, SHARED]
 ROWS, IMPOSSIBLE = all_pairs(FACTORS, RULES, np.random.default_rng(1))
 

@@ -36,10 +36,10 @@ def cache(page_size=PAGE_SIZE, num_pages=PAGES, **options):
 
 CONSTRUCTOR = rows(
     ("angle", {"angle": "tables"}, V, "angle: 'tables', must be one of"),
-    ("table with theta", {"angle": "table", "theta": 5e5}, V, "theta: not allowed with angle='table'"),
-    ("table with scaling", {"angle": "table", "scaling": pyrope.Linear(2.0)}, V, "scaling: not allowed with angle="),
-    ("table with inv_freq", {"angle": "table", "inv_freq": [1.0] * 32}, V, "inv_freq: not allowed with angle="),
-    ("cos_sin_dtype", {"angle": "table", "cos_sin_dtype": "float64"}, V, "cos_sin_dtype: 'float64', must be one of"),
+    ("table with theta", {"angle": "cos_sin", "theta": 5e5}, V, "theta: not allowed with angle='cos_sin'"),
+    ("table with scaling", {"angle": "cos_sin", "scaling": pyrope.Linear(2.0)}, V, "scaling: not allowed with angle="),
+    ("table with inv_freq", {"angle": "cos_sin", "inv_freq": [1.0] * 32}, V, "inv_freq: not allowed with angle="),
+    ("cos_sin_dtype", {"angle": "cos_sin", "cos_sin_dtype": "float64"}, V, "cos_sin_dtype: 'float64', must be one of"),
     ("sections' sum", {"sections": (16, 8, 7)}, V, r"sections: \(16, 8, 7\), their sum must be rotary_dim / 2 = 32"),
     ("sections' sum, partial", {"sections": (16, 16), "rotary_dim": 32}, V, "sections: .* rotary_dim / 2 = 16"),
     ("a section below 0", {"sections": (33, -1)}, V, "sections: "),
@@ -49,18 +49,18 @@ CONSTRUCTOR = rows(
     ("interleaved alone", {"sections_interleaved": True}, V, "sections_interleaved: True, only allowed with sections"),
     ("interleaved int", {"sections": (16, 16), "sections_interleaved": 1}, T, "sections_interleaved: 1 is not a bool"),
     ("xpos", {"xpos": 512}, T, "xpos: 512 is not a pyrope.XPos"),
-    ("xpos with a table", xpos() | {"angle": "table"}, V, "xpos: not allowed with angle='table'"),
+    ("xpos with a table", xpos() | {"angle": "cos_sin"}, V, "xpos: not allowed with angle='cos_sin'"),
     ("xpos of 514 elements", xpos() | {"head_dim": 514}, V, "rotary_dim: 514, must be at most 512 with xpos"),
-    ("scale_base zero", xpos(scale_base=0), V, "scale_base: 0, must be 1e-6 to 1e18"),
-    ("scale_base negative", xpos(scale_base=-512), V, "scale_base: -512, must be 1e-6 to 1e18"),
-    ("scale_base small", xpos(scale_base=9e-7), V, "scale_base: 9e-07, must be 1e-6 to 1e18"),
-    ("scale_base inf", xpos(scale_base=INF), V, "scale_base: inf, must be 1e-6 to 1e18"),
-    ("scale_base nan", xpos(scale_base=NAN), V, "scale_base: nan, must be 1e-6 to 1e18"),
+    ("scale_base zero", xpos(scale_base=0), V, "scale_base: 0, must be 1e-06 to 1e.18"),
+    ("scale_base negative", xpos(scale_base=-512), V, "scale_base: -512, must be 1e-06 to 1e.18"),
+    ("scale_base small", xpos(scale_base=9e-7), V, "scale_base: 9e-07, must be 1e-06 to 1e.18"),
+    ("scale_base inf", xpos(scale_base=INF), V, "scale_base: inf, must be 1e-06 to 1e.18"),
+    ("scale_base nan", xpos(scale_base=NAN), V, "scale_base: nan, must be 1e-06 to 1e.18"),
     ("scale_base str", xpos(scale_base="512"), T, "scale_base: '512', must be a real number"),
-    ("gamma zero", xpos(gamma=0), V, "gamma: 0, must be 1e-6 to 1e6"),
-    ("gamma negative", xpos(gamma=-0.5), V, "gamma: -0.5, must be 1e-6 to 1e6"),
-    ("gamma large", xpos(gamma=1.1e6), V, "gamma: 1100000.0, must be 1e-6 to 1e6"),
-    ("gamma nan", xpos(gamma=NAN), V, "gamma: nan, must be 1e-6 to 1e6"),
+    ("gamma zero", xpos(gamma=0), V, "gamma: 0, must be 1e-06 to 1e.06"),
+    ("gamma negative", xpos(gamma=-0.5), V, "gamma: -0.5, must be 1e-06 to 1e.06"),
+    ("gamma large", xpos(gamma=1.1e6), V, "gamma: 1100000.0, must be 1e-06 to 1e.06"),
+    ("gamma nan", xpos(gamma=NAN), V, "gamma: nan, must be 1e-06 to 1e.06"),
     ("gamma None", xpos(gamma=None), T, "gamma: None, must be a real number"),
     ("center float", xpos(center=512.0), T, "center: 512.0 is not an integer"),
     ("center bool", xpos(center=True), T, "center: True is not an integer"),
@@ -112,7 +112,7 @@ def appended(p):
 
 
 Q8, K8 = {"q_out_dtype": E4M3}, {"k_out_dtype": E4M3}
-NORM, CACHE, TABLE = norm(), cache(), {"angle": "table"}
+NORM, CACHE, TABLE = norm(), cache(), {"angle": "cos_sin"}
 SECTIONS = {"sections": (16, 16)}
 CALLS = rows(
     # outputs and scales
@@ -211,8 +211,8 @@ CALLS = rows(
      "positions_from: .*misaligned"),
     ("positions_from with a table", TABLE, lambda p: {"positions": p.ids, "positions_from": p.ids, "cos": p.weight,
      "cos_sin_rows": 1}, (V, pyrope.UnsupportedError), "positions_from: not "),
-    ("cos missing", TABLE, lambda p: {"sin": p.weight, "cos_sin_rows": 1}, T, "cos: required with angle='table'"),
-    ("cos without table", {}, lambda p: {"cos": p.weight}, V, "cos: only allowed with angle='table'"),
+    ("cos missing", TABLE, lambda p: {"sin": p.weight, "cos_sin_rows": 1}, T, "cos: required with angle='cos_sin'"),
+    ("cos without table", {}, lambda p: {"cos": p.weight}, V, "cos: only allowed with angle='cos_sin'"),
     ("cos_sin_rows missing", TABLE, lambda p: {"cos": p.weight}, T, "cos_sin_rows: required"),
     ("cos_sin_rows zero", TABLE, lambda p: {"cos": p.weight, "cos_sin_rows": 0}, V, "cos_sin_rows: 0, must be"),
     ("cos_sin_stride short", TABLE, lambda p: {"cos": p.weight, "cos_sin_rows": 1, "cos_sin_stride": 63}, V,
@@ -222,19 +222,19 @@ CALLS = rows(
     ("cos misaligned", TABLE, lambda p: {"cos": p.weight + 2, "cos_sin_rows": 1}, V, ".*cos: .*misaligned"),
     ("sin misaligned", TABLE, lambda p: {"cos": p.weight, "sin": p.weight + 1, "cos_sin_rows": 1}, V,
      ".*sin: .*misaligned"),
-    ("tables with a table", TABLE, lambda p: {"cos": p.weight, "cos_sin_rows": 1, "tables": p.tables, "num_tables": 2,
-     "table_ids": p.ids32}, V, "tables: not allowed with angle='table'"),
-    ("table_ids alone", {}, lambda p: {"table_ids": p.ids32}, V, "table_ids: only allowed with tables"),
-    ("table_ids missing", {}, lambda p: {"tables": p.tables, "num_tables": 2}, T, "table_ids: required with tables"),
-    ("num_tables missing", {}, lambda p: {"tables": p.tables, "table_ids": p.ids32}, T, "num_tables: required"),
-    ("num_tables zero", {}, lambda p: {"tables": p.tables, "table_ids": p.ids32, "num_tables": 0}, V,
-     "num_tables: 0, must be 1 to"),
-    ("table_ids_from alone", {}, lambda p: {"tables": p.tables, "num_tables": 2, "table_ids": p.ids32,
-     "table_ids_from": p.ids32}, V, "table_ids_from: only allowed with positions_from"),
-    ("tables misaligned", {}, lambda p: {"tables": p.tables + 4, "num_tables": 1, "table_ids": p.ids32}, V,
-     ".*tables: .*misaligned"),
-    ("table_factors misaligned", {}, lambda p: {"tables": p.tables, "num_tables": 2, "table_ids": p.ids32,
-     "table_factors": p.scale + 2}, V, ".*factors: .*misaligned"),
+    ("frequency_sets with cos_sin", TABLE, lambda p: {"cos": p.weight, "cos_sin_rows": 1, "frequency_sets": p.frequency_sets, "num_sets": 2,
+     "set_ids": p.ids32}, V, "frequency_sets: not allowed with angle='cos_sin'"),
+    ("set_ids alone", {}, lambda p: {"set_ids": p.ids32}, V, "set_ids: only allowed with frequency_sets"),
+    ("set_ids missing", {}, lambda p: {"frequency_sets": p.frequency_sets, "num_sets": 2}, T, "set_ids: required with frequency_sets"),
+    ("num_sets missing", {}, lambda p: {"frequency_sets": p.frequency_sets, "set_ids": p.ids32}, T, "num_sets: required"),
+    ("num_sets zero", {}, lambda p: {"frequency_sets": p.frequency_sets, "set_ids": p.ids32, "num_sets": 0}, V,
+     "num_sets: 0, must be 1 to"),
+    ("set_ids_from alone", {}, lambda p: {"frequency_sets": p.frequency_sets, "num_sets": 2, "set_ids": p.ids32,
+     "set_ids_from": p.ids32}, V, "set_ids_from: only allowed with positions_from"),
+    ("frequency_sets misaligned", {}, lambda p: {"frequency_sets": p.frequency_sets + 4, "num_sets": 1, "set_ids": p.ids32}, V,
+     ".*frequency_sets.words: .*misaligned"),
+    ("set_factors misaligned", {}, lambda p: {"frequency_sets": p.frequency_sets, "num_sets": 2, "set_ids": p.ids32,
+     "set_factors": p.scale + 2}, V, ".*factors: .*misaligned"),
 )  # fmt: skip
 
 
@@ -246,7 +246,7 @@ def pointers(device):
         arrays[name] = np.arange(PAGES * PAGE_SIZE * DIM + 64, dtype=np.float32)
     arrays |= {"weight": np.ones(4 * DIM, np.float32), "scale": np.ones(64, np.float32), "count": np.array([5, 5])}
     arrays |= {"ids": np.arange(8), "ids32": np.zeros(8, np.int32), "page_table": np.arange(8, dtype=np.int32)}
-    arrays["tables"] = np.ones(4 * DIM, np.uint64)
+    arrays["frequency_sets"] = np.ones(4 * DIM, np.uint64)
     memory = memory_of(device)
     buffers = {name: memory.put(array) for name, array in arrays.items()}
     return arrays, buffers, SimpleNamespace(**{name: memory.pointer(b) for name, b in buffers.items()})

@@ -46,15 +46,15 @@ struct CacheMap {
   int64_t* num_skipped;
 };
 
-struct CosSinTable {
+struct CosSinRows {
   const void *cos, *sin;
   Dtype dtype;
   int64_t rows, stride;
   int64_t* num_skipped;
 };
 
-struct TableSets {
-  const uint64_t* tables;  // null: the one in the call
+struct FrequencySets {
+  const uint64_t* words;  // null: the one in the call
   const float* factors;
   const int32_t *ids, *ids_from;
   int32_t count;
@@ -76,8 +76,8 @@ struct PipelineParams {
   Angle angle;
   Positions positions;
   const void* positions_from;
-  CosSinTable cos_sin;
-  TableSets sets;
+  CosSinRows cos_sin;
+  FrequencySets sets;
   Norm norm;
   CacheMap cache;
   bool dynamic;  // a scale is computed
@@ -85,7 +85,7 @@ struct PipelineParams {
 
 // What a call holds for every pair.
 struct PairTable {
-  const uint64_t* words;  // null: in TableSets, or not needed
+  const uint64_t* words;  // null: in FrequencySets, or not needed
   const XPos* xpos;       // null: no operand has it
 };
 

@@ -43,17 +43,17 @@ ROPE_INLINE bool token_state(const PipelineParams& p, int64_t token, bool counts
   s->words = s->words_from = nullptr;
   s->cos_scale = p.cos_scale;
   s->sin_scale = p.sin_scale;
-  if (p.sets.tables) {
+  if (p.sets.words) {
     const int32_t set = p.sets.ids[token], from = p.sets.ids_from ? p.sets.ids_from[token] : set;
     if (uint32_t(set) >= uint32_t(p.sets.count) || uint32_t(from) >= uint32_t(p.sets.count)) return false;
-    s->words = p.sets.tables + int64_t(set) * (p.rotary_dim / 2);
-    s->words_from = p.sets.tables + int64_t(from) * (p.rotary_dim / 2);
+    s->words = p.sets.words + int64_t(set) * (p.rotary_dim / 2);
+    s->words_from = p.sets.words + int64_t(from) * (p.rotary_dim / 2);
     if (p.sets.factors) {
       s->cos_scale *= p.sets.factors[set];
       s->sin_scale *= p.sets.factors[set];
     }
   }
-  if (p.angle != Angle::kTable) return true;
+  if (p.angle != Angle::kCosSin) return true;
   bool inside = uint64_t(s->position) < uint64_t(p.cos_sin.rows);
   for (int32_t i = 1; i < p.positions.sections.streams; ++i)
     inside &= uint64_t(stream_position(p.positions, token, i)) < uint64_t(p.cos_sin.rows);
@@ -71,7 +71,7 @@ ROPE_INLINE CosSin pair_angle(const PipelineParams& p, const PairTable& table, i
   const Sections& sections = p.positions.sections;
   const int64_t position =
       sections.streams ? stream_position(p.positions, token, stream_of(sections, pair)) : s.position;
-  if (p.angle == Angle::kTable) {
+  if (p.angle == Angle::kCosSin) {
     const int64_t i = position * p.cos_sin.stride + pair;
     return {float_at(p.cos_sin.cos, p.cos_sin.dtype, i) * s.cos_scale,
             float_at(p.cos_sin.sin, p.cos_sin.dtype, i) * s.sin_scale};

@@ -30,7 +30,7 @@ enum { TOKENS = 2, HEAD_DIM = 4 };
 
 static const float original[TOKENS][HEAD_DIM] = {{1, 2, 3, 4}, {1, 2, 3, 4}};
 static float q[TOKENS][HEAD_DIM], k[TOKENS][HEAD_DIM];
-static uint64_t table[HEAD_DIM / 2];
+static uint64_t words[HEAD_DIM / 2];
 
 /* Descriptor of a rotation of q, in place. */
 static rope_apply_desc plain(void) {
@@ -43,7 +43,7 @@ static rope_apply_desc plain(void) {
   d.num_q_heads = d.num_k_heads = 1;
   d.num_tokens = TOKENS;
   d.q.data = q;
-  d.table = table;
+  d.frequencies = words;
   return d;
 }
 
@@ -77,42 +77,42 @@ static void test_frequencies(void) {
   CHECK(d.struct_size == sizeof(d) && d.scaling == 0 && d.theta == 0 && d.inv_freq == NULL);
 
   d.rotary_dim = HEAD_DIM + 1;
-  CHECK(rope_frequencies(&d, table, inv_freq, &magnitude) == ROPE_ERR_INVALID_ARG);
+  CHECK(rope_frequencies(&d, words, inv_freq, &magnitude) == ROPE_ERR_INVALID_ARG);
   CHECK(strstr(rope_last_error(), "rotary_dim") != NULL);
-  CHECK(table[0] == 0 && inv_freq[0] == -1 && magnitude == -1);
-  CHECK(rope_frequencies(NULL, table, inv_freq, &magnitude) == ROPE_ERR_INVALID_ARG);
+  CHECK(words[0] == 0 && inv_freq[0] == -1 && magnitude == -1);
+  CHECK(rope_frequencies(NULL, words, inv_freq, &magnitude) == ROPE_ERR_INVALID_ARG);
   CHECK(rope_frequencies(&d, NULL, inv_freq, &magnitude) == ROPE_ERR_INVALID_ARG);
 
   d.rotary_dim = HEAD_DIM;
-  CHECK(rope_frequencies(&d, table, inv_freq, &magnitude) == ROPE_OK);
+  CHECK(rope_frequencies(&d, words, inv_freq, &magnitude) == ROPE_OK);
   CHECK(inv_freq[0] == 1.0 && inv_freq[1] == 0.01 && magnitude == 1.0);
-  CHECK(rope_frequencies(&d, table, NULL, NULL) == ROPE_OK);
+  CHECK(rope_frequencies(&d, words, NULL, NULL) == ROPE_OK);
 
   /* A scaling's list is required with it, and refused with every other. */
   d.scaling = ROPE_SCALING_PAIR_FACTORS;
-  CHECK(rope_frequencies(&d, table, inv_freq, &magnitude) == ROPE_ERR_INVALID_ARG);
+  CHECK(rope_frequencies(&d, words, inv_freq, &magnitude) == ROPE_ERR_INVALID_ARG);
   CHECK(strstr(rope_last_error(), "pair_factors: NULL, required with ROPE_SCALING_PAIR_FACTORS") != NULL);
   d.pair_factors = factors;
-  CHECK(rope_frequencies(&d, table, inv_freq, &magnitude) == ROPE_OK);
+  CHECK(rope_frequencies(&d, words, inv_freq, &magnitude) == ROPE_OK);
   CHECK(inv_freq[0] == 0.5 && inv_freq[1] == 0.0025 && magnitude == 1.0);
   d.scaling = ROPE_SCALING_NONE;
-  CHECK(rope_frequencies(&d, table, inv_freq, &magnitude) == ROPE_ERR_INVALID_ARG);
+  CHECK(rope_frequencies(&d, words, inv_freq, &magnitude) == ROPE_ERR_INVALID_ARG);
   CHECK(strstr(rope_last_error(), "pair_factors: only allowed with ROPE_SCALING_PAIR_FACTORS") != NULL);
 
   /* A program of the first release has no pair_factors. */
   d.struct_size = offsetof(rope_frequencies_desc, beta_fast);
-  CHECK(rope_frequencies(&d, table, inv_freq, &magnitude) == ROPE_OK);
+  CHECK(rope_frequencies(&d, words, inv_freq, &magnitude) == ROPE_OK);
   CHECK(inv_freq[0] == 1.0 && inv_freq[1] == 0.01);
 
   d.struct_size = sizeof(d);
   d.pair_factors = NULL;
   d.scaling = ROPE_SCALING_PROPORTIONAL + 1;
-  CHECK(rope_frequencies(&d, table, inv_freq, &magnitude) == ROPE_ERR_INVALID_ARG);
+  CHECK(rope_frequencies(&d, words, inv_freq, &magnitude) == ROPE_ERR_INVALID_ARG);
   d.scaling = ROPE_SCALING_YARN;
   d.factor = 4.0;
   d.original_max_position = 4096;
   d.no_truncate = 2;
-  CHECK(rope_frequencies(&d, table, inv_freq, &magnitude) == ROPE_ERR_INVALID_ARG);
+  CHECK(rope_frequencies(&d, words, inv_freq, &magnitude) == ROPE_ERR_INVALID_ARG);
   CHECK(strstr(rope_last_error(), "no_truncate: 2") != NULL);
 }
 
@@ -194,8 +194,8 @@ static void test_refusals(void) {
   d.rotary_dim = HEAD_DIM + 2;
   CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "rotary_dim");
   d = plain();
-  d.table = NULL;
-  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "table");
+  d.frequencies = NULL;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "frequencies");
   d = plain();
   d.cache.reserved = 1;
   CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "reserved");
@@ -211,10 +211,10 @@ static void test_refusals(void) {
   d.head_dim = ROPE_MAX_XPOS_DIM + 2;
   CHECK_REFUSED(rope_apply(&d), ROPE_ERR_UNSUPPORTED, "rotary_dim: 514, must be at most 512 with xpos");
   d.head_dim = HEAD_DIM;
-  d.angle = ROPE_ANGLE_TABLE;
+  d.angle = ROPE_ANGLE_COS_SIN;
   d.cos_sin.cos = k;
   d.cos_sin.num_rows = 1;
-  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_UNSUPPORTED, "xpos: not with ROPE_ANGLE_TABLE");
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_UNSUPPORTED, "xpos: not with ROPE_ANGLE_COS_SIN");
   d = plain();
   d.q.data = (char*)q + 1;
   CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "q");
@@ -240,61 +240,61 @@ static int is_table_row(const float x[HEAD_DIM], int position) {
                        : is_near(x, -0.41614684f, 0.99980001f, 0.90929743f, 0.01999867f);
 }
 
-static void test_build_table(void) {
+static void test_build_cos_sin(void) {
   const int32_t positions[TOKENS] = {2, 1};
   struct {
-    rope_build_table_desc d;
+    rope_build_cos_sin_desc d;
     unsigned char tail[8];
   } newer;
-  rope_build_table_desc d;
+  rope_build_cos_sin_desc d;
   memset(&d, 0xff, sizeof(d));
-  rope_build_table_desc_init(&d);
+  rope_build_cos_sin_desc_init(&d);
   CHECK(d.struct_size == sizeof(d) && d.backend == ROPE_BACKEND_CUDA && d.attention_factor == 0 && d.stream == NULL);
 
   plain();
   d.backend = ROPE_BACKEND_CPU;
   d.rotary_dim = HEAD_DIM;
   d.num_rows = TOKENS;
-  d.table = table;
-  CHECK_REFUSED(rope_build_table(&d), ROPE_ERR_INVALID_ARG, "cos: NULL");
+  d.frequencies = words;
+  CHECK_REFUSED(rope_build_cos_sin(&d), ROPE_ERR_INVALID_ARG, "cos: NULL");
   d.cos = q;
-  d.angle = ROPE_ANGLE_TABLE;
-  CHECK_REFUSED(rope_build_table(&d), ROPE_ERR_INVALID_ARG, "angle: 2, must be one of ROPE_ANGLE_EXACT (0)");
+  d.angle = ROPE_ANGLE_COS_SIN;
+  CHECK_REFUSED(rope_build_cos_sin(&d), ROPE_ERR_INVALID_ARG, "angle: 2, must be one of ROPE_ANGLE_EXACT (0)");
   d.angle = ROPE_ANGLE_EXACT;
   d.flags = ROPE_FLAG_INVERSE;
-  CHECK_REFUSED(rope_build_table(&d), ROPE_ERR_INVALID_ARG, "flags: 0x1");
+  CHECK_REFUSED(rope_build_cos_sin(&d), ROPE_ERR_INVALID_ARG, "flags: 0x1");
   d.flags = 0;
   d.reserved = 1;
-  CHECK_REFUSED(rope_build_table(&d), ROPE_ERR_INVALID_ARG, "reserved");
+  CHECK_REFUSED(rope_build_cos_sin(&d), ROPE_ERR_INVALID_ARG, "reserved");
   d.reserved = 0;
-  d.table = NULL;
-  CHECK_REFUSED(rope_build_table(&d), ROPE_ERR_INVALID_ARG, "table");
-  d.table = table;
+  d.frequencies = NULL;
+  CHECK_REFUSED(rope_build_cos_sin(&d), ROPE_ERR_INVALID_ARG, "frequencies");
+  d.frequencies = words;
   d.rotary_dim = ROPE_MAX_ROTARY_DIM + 2;
-  CHECK_REFUSED(rope_build_table(&d), ROPE_ERR_INVALID_ARG, "rotary_dim: 2050, must be even and 2 to 2048");
+  CHECK_REFUSED(rope_build_cos_sin(&d), ROPE_ERR_INVALID_ARG, "rotary_dim: 2050, must be even and 2 to 2048");
   d.rotary_dim = HEAD_DIM;
   d.struct_size = sizeof(d) - 1;
-  CHECK_REFUSED(rope_build_table(&d), ROPE_ERR_INVALID_ARG, "rope_build_table_desc.struct_size");
-  CHECK_REFUSED(rope_build_table(NULL), ROPE_ERR_INVALID_ARG, "rope_build_table_desc: NULL");
+  CHECK_REFUSED(rope_build_cos_sin(&d), ROPE_ERR_INVALID_ARG, "rope_build_cos_sin_desc.struct_size");
+  CHECK_REFUSED(rope_build_cos_sin(NULL), ROPE_ERR_INVALID_ARG, "rope_build_cos_sin_desc: NULL");
   d.struct_size = sizeof(d);
   memset(&newer, 0, sizeof(newer));
   newer.d = d;
   newer.d.struct_size = sizeof(newer);
   newer.tail[0] = 1;
-  CHECK_REFUSED(rope_build_table(&newer.d), ROPE_ERR_VERSION, "rope_build_table_desc");
+  CHECK_REFUSED(rope_build_cos_sin(&newer.d), ROPE_ERR_VERSION, "rope_build_cos_sin_desc");
 
   /* One row behind the other, [cos | sin]; then by positions, apart. */
   d.offset = 1;
-  CHECK(rope_build_table(&d) == ROPE_OK);
+  CHECK(rope_build_cos_sin(&d) == ROPE_OK);
   CHECK(is_table_row(q[0], 1) && is_table_row(q[1], 2));
   plain();
   d.positions = positions;
   d.position_dtype = ROPE_INDEX_INT32;
-  CHECK_REFUSED(rope_build_table(&d), ROPE_ERR_INVALID_ARG, "offset: 1, must be 0 with positions");
+  CHECK_REFUSED(rope_build_cos_sin(&d), ROPE_ERR_INVALID_ARG, "offset: 1, must be 0 with positions");
   d.offset = 0;
   d.sin = &q[0][HEAD_DIM / 2];
   d.row_stride = HEAD_DIM;
-  CHECK(rope_build_table(&d) == ROPE_OK);
+  CHECK(rope_build_cos_sin(&d) == ROPE_OK);
   CHECK(is_table_row(q[0], 2) && is_table_row(q[1], 1));
 }
 
@@ -396,7 +396,7 @@ static void test_float_environment(void) {
   const rope_status status = rope_apply(&d);
   const unsigned after = _mm_getcsr();
   _mm_setcsr(saved);
-  CHECK(frequencies_status == ROPE_OK && memcmp(here, table, sizeof(table)) == 0);
+  CHECK(frequencies_status == ROPE_OK && memcmp(here, words, sizeof(words)) == 0);
   CHECK(status == ROPE_OK && (after & 0xffc0u) == (unusual & 0xffc0u));
   CHECK(memcmp(q[0], denormal, sizeof(denormal)) == 0);
   CHECK(memcmp(q[1], expected[1], sizeof(q[1])) == 0);
@@ -410,7 +410,7 @@ int main(void) {
   test_xpos();
   test_struct_sizes();
   test_refusals();
-  test_build_table();
+  test_build_cos_sin();
   test_in_cache();
   test_support();
   test_float_environment();

@@ -91,13 +91,13 @@ FIELD(rope_cos_sin, num_rows, 24, 8);
 FIELD(rope_cos_sin, row_stride, 32, 8);
 FIELD(rope_cos_sin, num_skipped, 40, 8);
 
-CHECK(sizeof(rope_table_sets) == 40);
-FIELD(rope_table_sets, tables, 0, 8);
-FIELD(rope_table_sets, factors, 8, 8);
-FIELD(rope_table_sets, ids, 16, 8);
-FIELD(rope_table_sets, ids_from, 24, 8);
-FIELD(rope_table_sets, num_sets, 32, 4);
-FIELD(rope_table_sets, reserved, 36, 4);
+CHECK(sizeof(rope_frequency_sets) == 40);
+FIELD(rope_frequency_sets, words, 0, 8);
+FIELD(rope_frequency_sets, factors, 8, 8);
+FIELD(rope_frequency_sets, ids, 16, 8);
+FIELD(rope_frequency_sets, ids_from, 24, 8);
+FIELD(rope_frequency_sets, num_sets, 32, 4);
+FIELD(rope_frequency_sets, reserved, 36, 4);
 
 CHECK(sizeof(rope_xpos) == 24);
 FIELD(rope_xpos, scale_base, 0, 8);
@@ -122,7 +122,7 @@ FIELD(rope_apply_desc, q, 56, 24);
 FIELD(rope_apply_desc, k, 80, 24);
 FIELD(rope_apply_desc, q_out, 104, 24);
 FIELD(rope_apply_desc, k_out, 128, 24);
-FIELD(rope_apply_desc, table, 152, 8);
+FIELD(rope_apply_desc, frequencies, 152, 8);
 FIELD(rope_apply_desc, attention_factor, 160, 4);
 FIELD(rope_apply_desc, position_dtype, 164, 4);
 FIELD(rope_apply_desc, positions, 168, 8);
@@ -146,29 +146,29 @@ FIELD(rope_apply_desc, norm, 400, 40);
 FIELD(rope_apply_desc, cache, 440, 144);
 FIELD(rope_apply_desc, sections, 584, 32);
 FIELD(rope_apply_desc, cos_sin, 616, 48);
-FIELD(rope_apply_desc, sets, 664, 40);
+FIELD(rope_apply_desc, frequency_sets, 664, 40);
 FIELD(rope_apply_desc, positions_from, 704, 8);
 FIELD(rope_apply_desc, xpos, 712, 24);
 
-CHECK(sizeof(rope_build_table_desc) == 104);
-FIELD(rope_build_table_desc, struct_size, 0, 4);
-FIELD(rope_build_table_desc, flags, 4, 4);
-FIELD(rope_build_table_desc, backend, 8, 4);
-FIELD(rope_build_table_desc, dtype, 12, 4);
-FIELD(rope_build_table_desc, angle, 16, 4);
-FIELD(rope_build_table_desc, rotary_dim, 20, 4);
-FIELD(rope_build_table_desc, num_threads, 24, 4);
-FIELD(rope_build_table_desc, position_dtype, 28, 4);
-FIELD(rope_build_table_desc, table, 32, 8);
-FIELD(rope_build_table_desc, attention_factor, 40, 4);
-FIELD(rope_build_table_desc, reserved, 44, 4);
-FIELD(rope_build_table_desc, num_rows, 48, 8);
-FIELD(rope_build_table_desc, cos, 56, 8);
-FIELD(rope_build_table_desc, sin, 64, 8);
-FIELD(rope_build_table_desc, row_stride, 72, 8);
-FIELD(rope_build_table_desc, positions, 80, 8);
-FIELD(rope_build_table_desc, offset, 88, 8);
-FIELD(rope_build_table_desc, stream, 96, 8);
+CHECK(sizeof(rope_build_cos_sin_desc) == 104);
+FIELD(rope_build_cos_sin_desc, struct_size, 0, 4);
+FIELD(rope_build_cos_sin_desc, flags, 4, 4);
+FIELD(rope_build_cos_sin_desc, backend, 8, 4);
+FIELD(rope_build_cos_sin_desc, dtype, 12, 4);
+FIELD(rope_build_cos_sin_desc, angle, 16, 4);
+FIELD(rope_build_cos_sin_desc, rotary_dim, 20, 4);
+FIELD(rope_build_cos_sin_desc, num_threads, 24, 4);
+FIELD(rope_build_cos_sin_desc, position_dtype, 28, 4);
+FIELD(rope_build_cos_sin_desc, frequencies, 32, 8);
+FIELD(rope_build_cos_sin_desc, attention_factor, 40, 4);
+FIELD(rope_build_cos_sin_desc, reserved, 44, 4);
+FIELD(rope_build_cos_sin_desc, num_rows, 48, 8);
+FIELD(rope_build_cos_sin_desc, cos, 56, 8);
+FIELD(rope_build_cos_sin_desc, sin, 64, 8);
+FIELD(rope_build_cos_sin_desc, row_stride, 72, 8);
+FIELD(rope_build_cos_sin_desc, positions, 80, 8);
+FIELD(rope_build_cos_sin_desc, offset, 88, 8);
+FIELD(rope_build_cos_sin_desc, stream, 96, 8);
 
 CHECK(sizeof(rope_support_query) == 20);
 FIELD(rope_support_query, struct_size, 0, 4);
@@ -193,7 +193,7 @@ CHECK(ROPE_LAYOUT_NEOX == 0);
 CHECK(ROPE_LAYOUT_GPTJ == 1);
 CHECK(ROPE_ANGLE_EXACT == 0);
 CHECK(ROPE_ANGLE_FP32 == 1);
-CHECK(ROPE_ANGLE_TABLE == 2);
+CHECK(ROPE_ANGLE_COS_SIN == 2);
 CHECK(ROPE_OUT_SAME == 0);
 CHECK(ROPE_OUT_E4M3 == 1);
 CHECK(ROPE_OUT_E5M2 == 2);
@@ -239,8 +239,8 @@ static const struct {
   void (*apply_desc_init)(rope_apply_desc*);
   int32_t (*frequencies)(const rope_frequencies_desc*, uint64_t*, double*, double*);
   int32_t (*apply)(const rope_apply_desc*);
-  void (*build_table_desc_init)(rope_build_table_desc*);
-  int32_t (*build_table)(const rope_build_table_desc*);
+  void (*build_cos_sin_desc_init)(rope_build_cos_sin_desc*);
+  int32_t (*build_cos_sin)(const rope_build_cos_sin_desc*);
   int32_t (*query_support)(const rope_support_query*, int32_t*);
   int32_t (*device_count)(void);
   uint32_t (*version)(void);
@@ -248,8 +248,8 @@ static const struct {
   const char* (*status_string)(int32_t);
   const char* (*last_error)(void);
 } functions =
-    {rope_frequencies_desc_init, rope_apply_desc_init, rope_frequencies,  rope_apply,   rope_build_table_desc_init,
-     rope_build_table,           rope_query_support,   rope_device_count, rope_version, rope_build_info,
+    {rope_frequencies_desc_init, rope_apply_desc_init, rope_frequencies,  rope_apply,   rope_build_cos_sin_desc_init,
+     rope_build_cos_sin,         rope_query_support,   rope_device_count, rope_version, rope_build_info,
      rope_status_string,         rope_last_error};
 
 int main(void) { return functions.apply == 0; }

@@ -59,13 +59,27 @@ enum {
 /* How the angle of a pair at a position is formed. */
 typedef int32_t rope_angle;
 enum {
-  ROPE_ANGLE_EXACT = 0, /* position * inv_freq in 64-bit fixed point: cos and sin within 1e-7 of the true value */
-  ROPE_ANGLE_FP32 = 1,  /* the float32 product float(position) * float(inv_freq), then its accurate cos and sin */
-  ROPE_ANGLE_TABLE = 2  /* cos and sin read from the caller's table */
+  ROPE_ANGLE_EXACT = 0,  /* position * inv_freq in 64-bit fixed point: cos and sin within 1e-7 of the true value */
+  ROPE_ANGLE_FP32 = 1,   /* the float32 product float(position) * float(inv_freq), then its accurate cos and sin */
+  ROPE_ANGLE_COS_SIN = 2 /* rows of cos and sin in the caller's memory; see rope_cos_sin */
 };
 
 typedef int32_t rope_index_dtype;
 enum { ROPE_INDEX_INT64 = 0, ROPE_INDEX_INT32 = 1 };
+
+/* Largest values, which bindings read from here. */
+#define ROPE_MAX_HEADS (1 << 20)
+#define ROPE_MAX_HEAD_DIM (1 << 20)
+#define ROPE_MAX_FUSED_HEAD_DIM 4096
+#define ROPE_MAX_ROTARY_DIM 2048
+#define ROPE_MAX_NORM_HEADS 1024
+#define ROPE_MAX_PAGE_SIZE (1 << 20)
+#define ROPE_MAX_ROW_STRIDE (1 << 20)
+#define ROPE_MAX_XPOS_DIM 512
+#define ROPE_XPOS_SCALE_BASE_MIN 1e-6
+#define ROPE_XPOS_SCALE_BASE_MAX 1e18
+#define ROPE_XPOS_GAMMA_MIN 1e-6
+#define ROPE_XPOS_GAMMA_MAX 1e6
 
 enum {
   ROPE_FLAG_INVERSE = 1u, /* the transposed rotation: gradients, or keys moved back to position 0 */
@@ -97,7 +111,7 @@ enum {
 typedef struct rope_frequencies_desc {
   uint32_t struct_size;          /* sizeof(rope_frequencies_desc) */
   int32_t scaling;               /* rope_scaling */
-  int32_t angle;                 /* rope_angle: what the table will be used with */
+  int32_t angle;                 /* rope_angle: what the frequencies will be used with */
   int32_t rotary_dim;            /* even, 2 to ROPE_MAX_ROTARY_DIM */
   double theta;                  /* base; 0: 10000; yarn: > 1 */
   double factor;                 /* linear, llama3, ntk, dynamic_ntk, yarn, longrope: > 0; proportional: > 0; 0: 1 */
@@ -118,13 +132,11 @@ typedef struct rope_frequencies_desc {
   int64_t no_truncate;         /* yarn: 1: the ends of the ramp are real numbers; 0: rounded to whole pairs, outwards */
 } rope_frequencies_desc;
 
-#define ROPE_MAX_ROTARY_DIM 2048
-
-/* Fill the host table that rope_apply takes. All pointers are host memory.
- *   table             [rotary_dim/2] out: one opaque word a pair, for the descriptor's angle mode
+/* Fill the frequencies that rope_apply takes. All pointers are host memory.
+ *   frequencies       [rotary_dim/2] out: one opaque word a pair, for the descriptor's angle mode
  *   inv_freq          [rotary_dim/2] out, may be NULL: radians per position, nearest double
  *   attention_factor  out, may be NULL: what the scaling multiplies cos and sin with */
-ROPEROPE_API rope_status rope_frequencies(const rope_frequencies_desc* desc, uint64_t* table, double* inv_freq,
+ROPEROPE_API rope_status rope_frequencies(const rope_frequencies_desc* desc, uint64_t* frequencies, double* inv_freq,
                                           double* attention_factor);
 
 /* ---- rotation --------------------------------------------------------------------------------------------------- */
@@ -136,10 +148,10 @@ typedef struct rope_tensor {
   int64_t head_stride;  /* elements; 0: head_dim */
 } rope_tensor;
 
-/* ---- stages of rope_apply; all optional, zero switches them off. With any of them heads have at most 4096 elements. A
- * norm or dynamic scales on CUDA take heads of up to 4 KB where all pointers, strides and dimensions are multiples of
- * 16 bytes, of up to 256 elements where they are multiples of nothing; dynamic scales with ROPE_FLAG_IN_CACHE heads of
- * up to 2048 elements where all are multiples of 8, of up to 256 else. ---- */
+/* ---- stages of rope_apply; all optional, zero switches them off. With any of them heads have at most
+ * ROPE_MAX_FUSED_HEAD_DIM elements. A norm or dynamic scales on CUDA take heads of up to 4 KB where all pointers,
+ * strides and dimensions are multiples of 16 bytes, of up to 256 elements where they are multiples of nothing; dynamic
+ * scales with ROPE_FLAG_IN_CACHE heads of up to 2048 elements where all are multiples of 8, of up to 256 else. ---- */
 
 /* Element type of what is stored. */
 typedef int32_t rope_out_dtype;
@@ -177,8 +189,8 @@ typedef struct rope_norm {
   int32_t after;         /* 0: before the rotation, 1: after it */
   float eps;             /* >= 0 */
   float weight_bias;     /* added to every weight: 1 for Gemma, else 0 */
-  int32_t across_heads;  /* 0: the mean is over a head; 1: over all heads of a token, at most 1024, with weights
-                            [num_heads, head_dim] (OLMo 2) */
+  int32_t across_heads;  /* 0: the mean is over a head; 1: over all heads of a token, at most ROPE_MAX_NORM_HEADS, with
+                            weights [num_heads, head_dim] (OLMo 2) */
   int32_t reserved;      /* 0 */
 } rope_norm;
 
@@ -206,7 +218,7 @@ typedef struct rope_cache {
   int32_t kind;                /* rope_cache_kind; k and v are then stored here, not in place and not in k_out, v_out */
   int32_t index_dtype;         /* rope_index_dtype of slots and cache_positions; the rest is int32 */
   int64_t num_pages;           /* pages of the cache; a token whose page is outside is not appended */
-  int32_t page_size;           /* tokens, 1 to 2^20 */
+  int32_t page_size;           /* tokens, 1 to ROPE_MAX_PAGE_SIZE */
   int32_t reserved;            /* 0 */
   rope_cache_tensor k, v;      /* v.data NULL where there is no v */
   const void* slots;           /* SLOTS: [num_tokens] */
@@ -228,7 +240,7 @@ typedef struct rope_sections {
   int64_t stream_stride; /* elements of positions between streams; 0: num_tokens */
 } rope_sections;
 
-/* ROPE_ANGLE_TABLE: rows of cos and sin, indexed by position. */
+/* ROPE_ANGLE_COS_SIN: rows of cos and sin, indexed by position. */
 typedef struct rope_cos_sin {
   const void* cos;      /* [num_rows, rotary_dim/2], memory of the backend */
   const void* sin;      /* likewise; NULL: behind the cosines of a row, as vLLM's [cos | sin] */
@@ -240,49 +252,47 @@ typedef struct rope_cos_sin {
 } rope_cos_sin;
 
 /* A set of frequencies for each token: requests whose scalings differ in one launch. */
-typedef struct rope_table_sets {
+typedef struct rope_frequency_sets {
   const uint64_t*
-      tables;           /* [num_sets, rotary_dim/2] of what rope_frequencies fills, memory of the backend; NULL: none */
+      words;            /* [num_sets, rotary_dim/2] of what rope_frequencies fills, memory of the backend; NULL: none */
   const float* factors; /* [num_sets], attention factors; NULL: ones */
   const int32_t* ids;   /* [num_tokens]: the set of each token; one outside is left alone */
   const int32_t* ids_from; /* [num_tokens]: of positions_from; NULL: as ids */
   int32_t num_sets;        /* > 0 */
   int32_t reserved;        /* 0 */
-} rope_table_sets;
+} rope_frequency_sets;
 
 /* xPos (arXiv:2212.10554): pair i of the rotated q is multiplied by zeta^((position - center) / scale_base), of the
  * rotated k by its reciprocal, zeta = (2i/rotary_dim + gamma) / (1 + gamma). With positions_from it is the difference
  * of the positions that counts; with ROPE_FLAG_INVERSE the factors are the same, for gradients. They are float32:
  * infinite, or 0, beyond its range. Differences of positions wrap at 64 bits. */
 typedef struct rope_xpos {
-  double scale_base; /* positions, 1e-6 to 1e18, and rotary_dim at most ROPE_MAX_XPOS_DIM; 0: no xPos */
-  double gamma;      /* 1e-6 to 1e6; 0: 0.4 */
+  double scale_base; /* positions, in ROPE_XPOS_SCALE_BASE_*, and rotary_dim at most ROPE_MAX_XPOS_DIM; 0: no xPos */
+  double gamma;      /* in ROPE_XPOS_GAMMA_*; 0: 0.4 */
   int64_t center;    /* the position whose factors are 1; inner products of q and k do not depend on it */
 } rope_xpos;
 
-#define ROPE_MAX_XPOS_DIM 512
-
 typedef struct rope_apply_desc {
-  uint32_t struct_size;   /* sizeof(rope_apply_desc) */
-  uint32_t flags;         /* ROPE_FLAG_* */
-  int32_t backend;        /* rope_backend */
-  int32_t dtype;          /* rope_dtype of q, k and their outputs */
-  int32_t layout;         /* rope_layout */
-  int32_t angle;          /* rope_angle; the one that table was made for */
-  int32_t head_dim;       /* 2 to 2^20 */
-  int32_t rotary_dim;     /* even, at most head_dim and ROPE_MAX_ROTARY_DIM; 0: head_dim */
-  int32_t rotary_offset;  /* first rotated element of a head; rotary_offset + rotary_dim <= head_dim */
-  int32_t num_q_heads;    /* > 0 where q.data is set */
-  int32_t num_k_heads;    /* > 0 where k.data is set */
-  int32_t num_threads;    /* CPU backend: threads to use; 0: all of the process's. CUDA: 0 */
-  int64_t num_tokens;     /* 0 to 2^31 - 1; 0 does nothing */
-  rope_tensor q;          /* [num_tokens, num_q_heads, head_dim]; NULL: k only */
-  rope_tensor k;          /* [num_tokens, num_k_heads, head_dim]; NULL: q only */
-  rope_tensor q_out;      /* as q; NULL: in place. In place, elements outside the rotated part are neither read nor */
-  rope_tensor k_out;      /* written; out of place they are copied. An output may not overlap anything else. */
-  const uint64_t* table;  /* host, [rotary_dim/2], from rope_frequencies; copied before the call returns */
-  float attention_factor; /* multiplies cos and sin; 0: 1 */
-  int32_t position_dtype; /* rope_index_dtype of positions, indptr and offsets */
+  uint32_t struct_size;  /* sizeof(rope_apply_desc) */
+  uint32_t flags;        /* ROPE_FLAG_* */
+  int32_t backend;       /* rope_backend */
+  int32_t dtype;         /* rope_dtype of q, k and their outputs */
+  int32_t layout;        /* rope_layout */
+  int32_t angle;         /* rope_angle; the one that the frequencies are for */
+  int32_t head_dim;      /* 2 to ROPE_MAX_HEAD_DIM */
+  int32_t rotary_dim;    /* even, at most head_dim and ROPE_MAX_ROTARY_DIM; 0: head_dim */
+  int32_t rotary_offset; /* first rotated element of a head; rotary_offset + rotary_dim <= head_dim */
+  int32_t num_q_heads;   /* 1 to ROPE_MAX_HEADS where q.data is set */
+  int32_t num_k_heads;   /* 1 to ROPE_MAX_HEADS where k.data is set */
+  int32_t num_threads;   /* CPU backend: threads to use; 0: all of the process's. CUDA: 0 */
+  int64_t num_tokens;    /* 0 to 2^31 - 1; 0 does nothing */
+  rope_tensor q;         /* [num_tokens, num_q_heads, head_dim]; NULL: k only */
+  rope_tensor k;         /* [num_tokens, num_k_heads, head_dim]; NULL: q only */
+  rope_tensor q_out;     /* as q; NULL: in place. In place, elements outside the rotated part are neither read nor */
+  rope_tensor k_out;     /* written; out of place they are copied. An output may not overlap anything else. */
+  const uint64_t* frequencies; /* host, [rotary_dim/2], from rope_frequencies; copied before the call returns */
+  float attention_factor;      /* multiplies cos and sin; 0: 1 */
+  int32_t position_dtype;      /* rope_index_dtype of positions, indptr and offsets */
   /* The position of token t, in one of three forms, whose memory is apart from what is written:
    *   positions                  positions[t]; -1 leaves the token alone: its output is not written
    *   indptr, offsets            offsets[r] + t - indptr[r] where indptr[r] <= t < indptr[r+1]; a token outside
@@ -311,10 +321,10 @@ typedef struct rope_apply_desc {
   rope_cache cache;
   rope_sections sections;
   rope_cos_sin cos_sin;
-  rope_table_sets sets;
-  const void* positions_from; /* [num_tokens], of position_dtype, with positions and without sections or a table of cos
-                                 and sin: turn from these positions to those */
-  rope_xpos xpos;             /* not with ROPE_ANGLE_TABLE */
+  rope_frequency_sets frequency_sets;
+  const void* positions_from; /* [num_tokens], of position_dtype, with positions, without sections and not with
+                                 ROPE_ANGLE_COS_SIN: turn from these positions to those */
+  rope_xpos xpos;             /* not with ROPE_ANGLE_COS_SIN */
 } rope_apply_desc;
 
 /* Zero, then struct_size. */
@@ -324,36 +334,36 @@ ROPEROPE_API void rope_apply_desc_init(rope_apply_desc* desc);
 /* Rotate q and k. On CUDA the work is queued on the stream; on the CPU it is done when the call returns. */
 ROPEROPE_API rope_status rope_apply(const rope_apply_desc* desc);
 
-/* ---- tables of cos and sin -------------------------------------------------------------------------------------- */
+/* ---- rows of cos and sin ---------------------------------------------------------------------------------------- */
 
-/* Rows of cos and sin, times the attention factor, as ROPE_ANGLE_TABLE reads them: formed in float32 as a rotation's,
+/* Rows of cos and sin, times the attention factor, as ROPE_ANGLE_COS_SIN reads them: formed in float32 as a rotation's,
  * then rounded once. What is written is apart from everything else in the call. */
-typedef struct rope_build_table_desc {
-  uint32_t struct_size;   /* sizeof(rope_build_table_desc) */
-  uint32_t flags;         /* ROPE_FLAG_PDL */
-  int32_t backend;        /* rope_backend */
-  int32_t dtype;          /* rope_dtype of cos and sin */
-  int32_t angle;          /* rope_angle that table was made for */
-  int32_t rotary_dim;     /* even, 2 to ROPE_MAX_ROTARY_DIM */
-  int32_t num_threads;    /* CPU backend: threads to use; 0: all of the process's. CUDA: 0 */
-  int32_t position_dtype; /* rope_index_dtype of positions */
-  const uint64_t* table;  /* host, [rotary_dim/2], from rope_frequencies; copied before the call returns */
-  float attention_factor; /* multiplies cos and sin; 0: 1 */
-  int32_t reserved;       /* 0 */
-  int64_t num_rows;       /* 0 to 2^31 - 1; 0 does nothing */
-  void* cos;              /* [num_rows, rotary_dim/2], memory of the backend */
-  void* sin;              /* likewise; NULL: behind the cosines of a row, as vLLM's [cos | sin] */
-  int64_t row_stride;     /* elements, at most 2^20; 0: rotary_dim/2, or rotary_dim where sin is NULL */
-  const void* positions;  /* [num_rows], memory of the backend; -1 is a position like any other; NULL: offset + row */
-  int64_t offset;         /* any int64; with positions 0 */
-  void* stream;           /* cudaStream_t of the current device; NULL: the legacy default stream. CPU: NULL */
-} rope_build_table_desc;
+typedef struct rope_build_cos_sin_desc {
+  uint32_t struct_size;        /* sizeof(rope_build_cos_sin_desc) */
+  uint32_t flags;              /* ROPE_FLAG_PDL */
+  int32_t backend;             /* rope_backend */
+  int32_t dtype;               /* rope_dtype of cos and sin */
+  int32_t angle;               /* rope_angle that the frequencies are for */
+  int32_t rotary_dim;          /* even, 2 to ROPE_MAX_ROTARY_DIM */
+  int32_t num_threads;         /* CPU backend: threads to use; 0: all of the process's. CUDA: 0 */
+  int32_t position_dtype;      /* rope_index_dtype of positions */
+  const uint64_t* frequencies; /* host, [rotary_dim/2], from rope_frequencies; copied before the call returns */
+  float attention_factor;      /* multiplies cos and sin; 0: 1 */
+  int32_t reserved;            /* 0 */
+  int64_t num_rows;            /* 0 to 2^31 - 1; 0 does nothing */
+  void* cos;                   /* [num_rows, rotary_dim/2], memory of the backend */
+  void* sin;                   /* likewise; NULL: behind the cosines of a row, as vLLM's [cos | sin] */
+  int64_t row_stride;    /* elements, at most ROPE_MAX_ROW_STRIDE; 0: rotary_dim/2, or rotary_dim where sin is NULL */
+  const void* positions; /* [num_rows], memory of the backend; -1 is a position like any other; NULL: offset + row */
+  int64_t offset;        /* any int64; with positions 0 */
+  void* stream;          /* cudaStream_t of the current device; NULL: the legacy default stream. CPU: NULL */
+} rope_build_cos_sin_desc;
 
 /* Zero, then struct_size. */
-ROPEROPE_API void rope_build_table_desc_init(rope_build_table_desc* desc);
+ROPEROPE_API void rope_build_cos_sin_desc_init(rope_build_cos_sin_desc* desc);
 
-/* Fill the table. On CUDA the work is queued on the stream; on the CPU it is done when the call returns. */
-ROPEROPE_API rope_status rope_build_table(const rope_build_table_desc* desc);
+/* Fill the rows. On CUDA the work is queued on the stream; on the CPU it is done when the call returns. */
+ROPEROPE_API rope_status rope_build_cos_sin(const rope_build_cos_sin_desc* desc);
 
 /* ---- what this library is --------------------------------------------------------------------------------------- */
 

@@ -11,7 +11,6 @@ namespace rope::api {
 namespace {
 
 constexpr int64_t kMaxTokens = INT32_MAX;
-constexpr int32_t kMaxHeadDim = 1 << 20;
 
 rope_status check_shape(rope_apply_desc* d) {
   if (d->flags & ~uint32_t(ROPE_FLAG_INVERSE | ROPE_FLAG_PDL | ROPE_FLAG_POSITIONS_READY | ROPE_FLAG_IN_CACHE))
@@ -19,8 +18,8 @@ rope_status check_shape(rope_apply_desc* d) {
                 "flags: %#x has bits other than ROPE_FLAG_INVERSE (1), ROPE_FLAG_PDL (2), ROPE_FLAG_POSITIONS_READY "
                 "(4), ROPE_FLAG_IN_CACHE (8)",
                 d->flags);
-  if (d->head_dim < 2 || d->head_dim > kMaxHeadDim)
-    return fail(ROPE_ERR_INVALID_ARG, "head_dim: %d, must be 2 to %d", d->head_dim, kMaxHeadDim);
+  if (d->head_dim < 2 || d->head_dim > ROPE_MAX_HEAD_DIM)
+    return fail(ROPE_ERR_INVALID_ARG, "head_dim: %d, must be 2 to %d", d->head_dim, ROPE_MAX_HEAD_DIM);
   if (d->rotary_dim == 0) d->rotary_dim = d->head_dim;
   if (d->rotary_dim < 2 || d->rotary_dim % 2 || d->rotary_dim > d->head_dim || d->rotary_dim > ROPE_MAX_ROTARY_DIM)
     return fail(ROPE_ERR_INVALID_ARG, "rotary_dim: %d, must be even, at least 2, at most head_dim (%d) and %d",
@@ -176,8 +175,8 @@ rope_status read_operand(const rope_apply_desc& d, const rope_tensor& in, const 
     if (out.data) return fail(ROPE_ERR_INVALID_ARG, "%s: given without %s", o->out_name, o->name);
     return ROPE_OK;
   }
-  if (heads < 1 || heads > kMaxHeads)
-    return fail(ROPE_ERR_INVALID_ARG, "num_%s_heads: %d, must be 1 to %d", o->name, heads, kMaxHeads);
+  if (heads < 1 || heads > ROPE_MAX_HEADS)
+    return fail(ROPE_ERR_INVALID_ARG, "num_%s_heads: %d, must be 1 to %d", o->name, heads, ROPE_MAX_HEADS);
   const int64_t bytes = dtype_bytes(d.dtype);
   ROPE_TRY(read_rows(o->name, in, d.num_tokens, heads, d.head_dim, bytes, &o->in));
   o->out = o->in;
@@ -236,7 +235,7 @@ rope_status run_rotation(const rope_apply_desc& d, RotateFn rotation, const Posi
   p.cos_scale = d.attention_factor;
   p.sin_scale = d.flags & ROPE_FLAG_INVERSE ? -p.cos_scale : p.cos_scale;
   p.positions = positions;
-  *error = rotation(p, d.table, execution);
+  *error = rotation(p, d.frequencies, execution);
   return ROPE_OK;
 }
 
@@ -251,7 +250,7 @@ rope_status run_pipeline(const rope_apply_desc& d, PipelineFn pipeline, const Po
   p.sin_scale = d.flags & ROPE_FLAG_INVERSE ? -p.cos_scale : p.cos_scale;
   p.positions = positions;
   ROPE_TRY(read_pipeline(d, &p, &xpos));
-  *error = pipeline(p, {d.table, d.xpos.scale_base != 0 ? &xpos : nullptr}, execution);
+  *error = pipeline(p, {d.frequencies, d.xpos.scale_base != 0 ? &xpos : nullptr}, execution);
   return ROPE_OK;
 }
 
@@ -272,7 +271,8 @@ rope_status apply(const rope_apply_desc* desc) {
   ROPE_TRY(check_shape(&d));
   Positions positions;
   ROPE_TRY(read_positions(d, &positions));
-  if (!stages && !d.table) return fail(ROPE_ERR_INVALID_ARG, "table: NULL, must be what rope_frequencies filled");
+  if (!stages && !d.frequencies)
+    return fail(ROPE_ERR_INVALID_ARG, "frequencies: NULL, must be what rope_frequencies filled");
   if (d.num_tokens == 0) return ROPE_OK;
   if (d.backend == ROPE_BACKEND_CUDA) {
     ROPE_TRY(check_device_pointer("positions", d.positions));

@@ -7,9 +7,6 @@
 
 namespace rope::api {
 
-inline constexpr int32_t kMaxHeads = 1 << 20;
-inline constexpr int64_t kMaxTableStride = 1 << 20;  // elements between rows of cos and sin
-
 inline int64_t index_bytes(int32_t index_dtype) { return index_dtype == ROPE_INDEX_INT32 ? 4 : 8; }
 
 rope_status check_apart(const char* x_name, const Rows& x, const char* y_name, const Rows& y);

@@ -149,11 +149,11 @@ rope_status validate(const Desc& d, Params* s) {
   return check_scaling(d, s);
 }
 
-rope_status frequencies(const rope_frequencies_desc* desc, uint64_t* table, double* inv_freq,
+rope_status frequencies(const rope_frequencies_desc* desc, uint64_t* words, double* inv_freq,
                         double* attention_factor) {
   rope_frequencies_desc d;
   ROPE_TRY(read_descriptor(desc, offsetof(rope_frequencies_desc, factor), "rope_frequencies_desc", &d));
-  if (!table) return fail(ROPE_ERR_INVALID_ARG, "table: NULL");
+  if (!words) return fail(ROPE_ERR_INVALID_ARG, "frequencies: NULL");
   const DefaultFloatEnvironment environment;
   ScalingParams s;
   ROPE_TRY(validate(d, &s));
@@ -164,7 +164,7 @@ rope_status frequencies(const rope_frequencies_desc* desc, uint64_t* table, doub
       return fail(ROPE_ERR_INVALID_ARG, "%s: frequency %d is %g, must be finite and below 2^30 in magnitude",
                   d.inv_freq ? "inv_freq" : "theta", i, exact[i].high);
   for (int i = 0; i < d.rotary_dim / 2; ++i) {
-    table[i] = d.angle == ROPE_ANGLE_EXACT ? turns_per_position(exact[i]) : bit_cast<uint32_t>(float(exact[i].high));
+    words[i] = d.angle == ROPE_ANGLE_EXACT ? turns_per_position(exact[i]) : bit_cast<uint32_t>(float(exact[i].high));
     if (inv_freq) inv_freq[i] = exact[i].high;
   }
   if (attention_factor) *attention_factor = magnitude;
@@ -181,9 +181,9 @@ void rope_frequencies_desc_init(rope_frequencies_desc* desc) {
   desc->struct_size = sizeof(*desc);
 }
 
-rope_status rope_frequencies(const rope_frequencies_desc* desc, uint64_t* table, double* inv_freq,
+rope_status rope_frequencies(const rope_frequencies_desc* desc, uint64_t* words, double* inv_freq,
                              double* attention_factor) {
-  return rope::api::frequencies(desc, table, inv_freq, attention_factor);
+  return rope::api::frequencies(desc, words, inv_freq, attention_factor);
 }
 
 }  // extern "C"

@@ -8,7 +8,6 @@
 namespace rope::api {
 namespace {
 
-constexpr int32_t kMaxPageSize = 1 << 20;
 static_assert(2 * kMaxXPosPairs == ROPE_MAX_XPOS_DIM);
 
 rope_status check_between(const char* name, double value, double low, double high) {
@@ -61,8 +60,8 @@ rope_status read_cache(const rope_apply_desc& d, CacheMap* c) {
     return ROPE_OK;
   }
   ROPE_TRY(check_range("cache.index_dtype", from.index_dtype, ROPE_INDEX_INT64, ROPE_INDEX_INT32));
-  ROPE_TRY(check_range("cache.page_size", from.page_size, 1, kMaxPageSize));
-  ROPE_TRY(check_range("cache.num_pages", from.num_pages, 1, INT64_MAX / 4 / kMaxPageSize));
+  ROPE_TRY(check_range("cache.page_size", from.page_size, 1, ROPE_MAX_PAGE_SIZE));
+  ROPE_TRY(check_range("cache.num_pages", from.num_pages, 1, INT64_MAX / 4 / ROPE_MAX_PAGE_SIZE));
   ROPE_TRY(check_pointer(d, "cache.num_skipped", from.num_skipped, 8));
   const bool shifts = (from.page_size & (from.page_size - 1)) == 0;
   *c = {from.index_dtype == ROPE_INDEX_INT32,
@@ -95,24 +94,24 @@ rope_status read_cache(const rope_apply_desc& d, CacheMap* c) {
 
 rope_status read_angles(const rope_apply_desc& d, PipelineParams* p) {
   const rope_cos_sin& c = d.cos_sin;
-  const bool is_table = d.angle == ROPE_ANGLE_TABLE;
+  const bool given = d.angle == ROPE_ANGLE_COS_SIN;
   p->angle = Angle(d.angle);
-  if (!is_table && (c.cos || c.sin || c.num_rows || c.row_stride || c.num_skipped))
-    return fail(ROPE_ERR_INVALID_ARG, "cos_sin: only allowed with ROPE_ANGLE_TABLE");
-  if (is_table) {
+  if (!given && (c.cos || c.sin || c.num_rows || c.row_stride || c.num_skipped))
+    return fail(ROPE_ERR_INVALID_ARG, "cos_sin: only allowed with ROPE_ANGLE_COS_SIN");
+  if (given) {
     ROPE_TRY(check_range("cos_sin.dtype", c.dtype, ROPE_DTYPE_F32, ROPE_DTYPE_BF16));
     const int64_t bytes = dtype_bytes(c.dtype);
-    ROPE_TRY(require_pointer(d, "cos_sin.cos", c.cos, bytes, "with ROPE_ANGLE_TABLE"));
+    ROPE_TRY(require_pointer(d, "cos_sin.cos", c.cos, bytes, "with ROPE_ANGLE_COS_SIN"));
     ROPE_TRY(check_pointer(d, "cos_sin.sin", c.sin, bytes));
     ROPE_TRY(check_pointer(d, "cos_sin.num_skipped", c.num_skipped, 8));
     ROPE_TRY(check_range("cos_sin.num_rows", c.num_rows, 1, INT64_MAX >> 24));
     const int64_t row = c.sin ? d.rotary_dim / 2 : d.rotary_dim;
-    if (c.row_stride) ROPE_TRY(check_range("cos_sin.row_stride", c.row_stride, row, kMaxTableStride));
+    if (c.row_stride) ROPE_TRY(check_range("cos_sin.row_stride", c.row_stride, row, ROPE_MAX_ROW_STRIDE));
     const void* sin = c.sin ? c.sin : static_cast<const char*>(c.cos) + d.rotary_dim / 2 * bytes;
     p->cos_sin = {c.cos, sin, Dtype(c.dtype), c.num_rows, c.row_stride ? c.row_stride : row, c.num_skipped};
-    if (d.positions_from || d.sets.tables)
-      return fail(ROPE_ERR_UNSUPPORTED, "%s: not with ROPE_ANGLE_TABLE, which has no frequencies",
-                  d.positions_from ? "positions_from" : "sets");
+    if (d.positions_from || d.frequency_sets.words)
+      return fail(ROPE_ERR_UNSUPPORTED, "%s: not with ROPE_ANGLE_COS_SIN, which has no frequencies",
+                  d.positions_from ? "positions_from" : "frequency_sets");
   }
   p->positions_from = d.positions_from;
   if (d.positions_from) {
@@ -120,21 +119,22 @@ rope_status read_angles(const rope_apply_desc& d, PipelineParams* p) {
       return fail(ROPE_ERR_INVALID_ARG, "positions_from: only allowed with positions, one for each token");
     ROPE_TRY(check_pointer(d, "positions_from", d.positions_from, index_bytes(d.position_dtype)));
   }
-  const rope_table_sets& s = d.sets;
-  if (!s.tables) {
+  const rope_frequency_sets& s = d.frequency_sets;
+  if (!s.words) {
     if (s.factors || s.ids || s.ids_from || s.num_sets)
-      return fail(ROPE_ERR_INVALID_ARG, "sets.tables: NULL, but sets has other fields set");
-    if (!d.table && !is_table) return fail(ROPE_ERR_INVALID_ARG, "table: NULL, must be what rope_frequencies filled");
+      return fail(ROPE_ERR_INVALID_ARG, "frequency_sets.words: NULL, but frequency_sets has other fields set");
+    if (!d.frequencies && !given)
+      return fail(ROPE_ERR_INVALID_ARG, "frequencies: NULL, must be what rope_frequencies filled");
     return ROPE_OK;
   }
-  ROPE_TRY(check_pointer(d, "sets.tables", s.tables, 8));
-  ROPE_TRY(check_pointer(d, "sets.factors", s.factors, 4));
-  ROPE_TRY(require_pointer(d, "sets.ids", s.ids, 4, "with sets.tables"));
-  ROPE_TRY(check_pointer(d, "sets.ids_from", s.ids_from, 4));
+  ROPE_TRY(check_pointer(d, "frequency_sets.words", s.words, 8));
+  ROPE_TRY(check_pointer(d, "frequency_sets.factors", s.factors, 4));
+  ROPE_TRY(require_pointer(d, "frequency_sets.ids", s.ids, 4, "with frequency_sets.words"));
+  ROPE_TRY(check_pointer(d, "frequency_sets.ids_from", s.ids_from, 4));
   if (s.ids_from && !d.positions_from)
-    return fail(ROPE_ERR_INVALID_ARG, "sets.ids_from: only allowed with positions_from");
-  ROPE_TRY(check_range("sets.num_sets", s.num_sets, 1, INT32_MAX));
-  p->sets = {s.tables, s.factors, s.ids, s.ids_from, s.num_sets};
+    return fail(ROPE_ERR_INVALID_ARG, "frequency_sets.ids_from: only allowed with positions_from");
+  ROPE_TRY(check_range("frequency_sets.num_sets", s.num_sets, 1, INT32_MAX));
+  p->sets = {s.words, s.factors, s.ids, s.ids_from, s.num_sets};
   return ROPE_OK;
 }
 
@@ -145,13 +145,13 @@ rope_status read_xpos(const rope_apply_desc& d, XPos* x) {
       return fail(ROPE_ERR_INVALID_ARG, "xpos.scale_base: 0, but xpos has other fields set");
     return ROPE_OK;
   }
-  if (d.angle == ROPE_ANGLE_TABLE)
-    return fail(ROPE_ERR_UNSUPPORTED, "xpos: not with ROPE_ANGLE_TABLE, whose table q and k share");
+  if (d.angle == ROPE_ANGLE_COS_SIN)
+    return fail(ROPE_ERR_UNSUPPORTED, "xpos: not with ROPE_ANGLE_COS_SIN, whose rows q and k share");
   if (d.rotary_dim > ROPE_MAX_XPOS_DIM)
     return fail(ROPE_ERR_UNSUPPORTED, "rotary_dim: %d, must be at most %d with xpos", d.rotary_dim, ROPE_MAX_XPOS_DIM);
   const double gamma = from.gamma == 0 ? 0.4 : from.gamma;
-  ROPE_TRY(check_between("xpos.scale_base", from.scale_base, 1e-6, 1e18));
-  ROPE_TRY(check_between("xpos.gamma", gamma, 1e-6, 1e6));
+  ROPE_TRY(check_between("xpos.scale_base", from.scale_base, ROPE_XPOS_SCALE_BASE_MIN, ROPE_XPOS_SCALE_BASE_MAX));
+  ROPE_TRY(check_between("xpos.gamma", gamma, ROPE_XPOS_GAMMA_MIN, ROPE_XPOS_GAMMA_MAX));
   constexpr double kLn2 = 0x1.62e42fefa39efp-1;
   const DefaultFloatEnvironment environment;
   x->center = from.center;

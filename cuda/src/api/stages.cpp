@@ -143,7 +143,8 @@ rope_status check_sources_apart(const Source& x, const Source& y) {
 rope_status check_inputs_apart(const rope_apply_desc& d, const PipelineParams& p, const Source& s) {
   ROPE_TRY(check_positions_apart(d, p.positions, s.written_name, s.written));
   const int64_t tokens = d.num_tokens, index = index_bytes(d.position_dtype),
-                cache_index = index_bytes(d.cache.index_dtype), sets = d.sets.num_sets, pairs = d.rotary_dim / 2;
+                cache_index = index_bytes(d.cache.index_dtype), sets = d.frequency_sets.num_sets,
+                pairs = d.rotary_dim / 2;
   const int64_t weight = d.head_dim * (d.norm.weight_is_f32 ? 4 : dtype_bytes(d.dtype));
   const int64_t q_weights = weight * (d.norm.across_heads ? d.num_q_heads : 1),
                 k_weights = weight * (d.norm.across_heads ? d.num_k_heads : 1);
@@ -155,8 +156,10 @@ rope_status check_inputs_apart(const rope_apply_desc& d, const PipelineParams& p
         Extent{"cache.request_ids", d.cache.request_ids, tokens * 4}, Extent{"cache.page_table", d.cache.page_table, 4},
         Extent{"norm.q_weight", d.norm.q_weight, q_weights}, Extent{"norm.k_weight", d.norm.k_weight, k_weights},
         Extent{"cos_sin.cos", d.cos_sin.cos, table}, Extent{"cos_sin.sin", d.cos_sin.sin, table},
-        Extent{"sets.tables", d.sets.tables, sets * pairs * 8}, Extent{"sets.factors", d.sets.factors, sets * 4},
-        Extent{"sets.ids", d.sets.ids, tokens * 4}, Extent{"sets.ids_from", d.sets.ids_from, tokens * 4}})
+        Extent{"frequency_sets.words", d.frequency_sets.words, sets * pairs * 8},
+        Extent{"frequency_sets.factors", d.frequency_sets.factors, sets * 4},
+        Extent{"frequency_sets.ids", d.frequency_sets.ids, tokens * 4},
+        Extent{"frequency_sets.ids_from", d.frequency_sets.ids_from, tokens * 4}})
     ROPE_TRY(check_apart(s.written_name, s.written, read));
   return ROPE_OK;
 }
@@ -207,13 +210,14 @@ bool has_stages(const rope_apply_desc& d) {
     return std::memcmp(reinterpret_cast<const char*>(&d) + begin, reinterpret_cast<const char*>(&none) + begin,
                        end - begin) != 0;
   };
-  return d.angle == ROPE_ANGLE_TABLE || (d.flags & ROPE_FLAG_IN_CACHE) || differs(kFirst, kSections) ||
+  return d.angle == ROPE_ANGLE_COS_SIN || (d.flags & ROPE_FLAG_IN_CACHE) || differs(kFirst, kSections) ||
          differs(kBehind, sizeof(none));
 }
 
 rope_status read_pipeline(const rope_apply_desc& d, PipelineParams* p, XPos* xpos) {
-  for (const int32_t reserved : {d.reserved, d.norm.reserved, d.q_quantize.reserved, d.k_quantize.reserved,
-                                 d.v_quantize.reserved, d.cache.reserved, d.cos_sin.reserved, d.sets.reserved})
+  for (const int32_t reserved :
+       {d.reserved, d.norm.reserved, d.q_quantize.reserved, d.k_quantize.reserved, d.v_quantize.reserved,
+        d.cache.reserved, d.cos_sin.reserved, d.frequency_sets.reserved})
     ROPE_TRY(check_range("reserved", reserved, 0, 0));
   const bool in_cache = d.flags & ROPE_FLAG_IN_CACHE;
   if (in_cache) ROPE_TRY(check_in_cache(d));
@@ -238,8 +242,8 @@ rope_status read_pipeline(const rope_apply_desc& d, PipelineParams* p, XPos* xpo
       if (s.weight) return fail(ROPE_ERR_INVALID_ARG, "norm.%s_weight: given without %s", s.name, s.name);
       continue;
     }
-    if (s.heads < 1 || s.heads > kMaxHeads)
-      return fail(ROPE_ERR_INVALID_ARG, "heads of %s: %d, must be 1 to %d", s.name, s.heads, kMaxHeads);
+    if (s.heads < 1 || s.heads > ROPE_MAX_HEADS)
+      return fail(ROPE_ERR_INVALID_ARG, "heads of %s: %d, must be 1 to %d", s.name, s.heads, ROPE_MAX_HEADS);
     if (s.dim < 1 || s.dim > kMaxPipelineDim)
       return fail(ROPE_ERR_INVALID_ARG, "head_dim of %s: %d, must be 1 to %d", s.name, s.dim, kMaxPipelineDim);
     if (d.backend == ROPE_BACKEND_CUDA) ROPE_TRY(check_device_pointer(s.name, s.in.data));

@@ -2,11 +2,11 @@
 
 #include <cstdio>
 
-#include "../cpu/build_table.h"
+#include "../cpu/build_cos_sin.h"
 #include "../cpu/cache_rotation.h"
 #include "../cpu/pipeline.h"
 #include "../cpu/rotate.h"
-#include "../kernels/build_table.h"
+#include "../kernels/build_cos_sin.h"
 #include "../kernels/cache_rotation.h"
 #include "../kernels/device.h"
 #include "../kernels/pipeline.h"
@@ -39,7 +39,7 @@ rope_status check_key(int32_t backend, int32_t dtype, int32_t layout, int32_t an
   ROPE_TRY(check_enum("dtype", dtype, kNumDtypes, "ROPE_DTYPE_F32 (0), ROPE_DTYPE_F16 (1), ROPE_DTYPE_BF16 (2)"));
   ROPE_TRY(check_enum("layout", layout, kNumLayouts, "ROPE_LAYOUT_NEOX (0), ROPE_LAYOUT_GPTJ (1)"));
   ROPE_TRY(
-      check_enum("angle", angle, kNumAngles + 1, "ROPE_ANGLE_EXACT (0), ROPE_ANGLE_FP32 (1), ROPE_ANGLE_TABLE (2)"));
+      check_enum("angle", angle, kNumAngles + 1, "ROPE_ANGLE_EXACT (0), ROPE_ANGLE_FP32 (1), ROPE_ANGLE_COS_SIN (2)"));
 #ifndef ROPEROPE_WITH_CUDA
   if (backend == ROPE_BACKEND_CUDA)
     return fail(ROPE_ERR_UNSUPPORTED, "backend: this library was built without CUDA; use ROPE_BACKEND_CPU");
@@ -76,10 +76,10 @@ rope_status find_pipeline(int32_t backend, int32_t dtype, int32_t layout, int32_
   return check_compiled(*pipeline, dtype, layout, angle);
 }
 
-rope_status find_table_builder(int32_t backend, int32_t dtype, int32_t angle, BuildTableFn* build) {
+rope_status find_cos_sin_builder(int32_t backend, int32_t dtype, int32_t angle, CosSinFn* build) {
   ROPE_TRY(check_key(backend, dtype, ROPE_LAYOUT_NEOX, ROPE_ANGLE_EXACT));
   ROPE_TRY(check_enum("angle", angle, kNumAngles, "ROPE_ANGLE_EXACT (0), ROPE_ANGLE_FP32 (1)"));
-  const BuildTableSet* set = &cpu::build_tables();
+  const BuildTableSet* set = &cpu::build_cos_sins();
 #ifdef ROPEROPE_WITH_CUDA
   if (backend == ROPE_BACKEND_CUDA) set = &cuda::kBuildTable;
 #endif

@@ -1,7 +1,7 @@
 // The one place that maps public enumerations to what is compiled.
 #pragma once
 
-#include "../build_table.h"
+#include "../build_cos_sin.h"
 #include "../pipeline.h"
 #include "roperope/roperope.h"
 
@@ -14,7 +14,7 @@ rope_status find_rotation(int32_t backend, int32_t dtype, int32_t layout, int32_
 rope_status find_pipeline(int32_t backend, int32_t dtype, int32_t layout, int32_t angle, PipelineFn* pipeline);
 
 // What fills a table of cos and sin, likewise.
-rope_status find_table_builder(int32_t backend, int32_t dtype, int32_t angle, BuildTableFn* build);
+rope_status find_cos_sin_builder(int32_t backend, int32_t dtype, int32_t angle, CosSinFn* build);
 
 // The rotation in a cache of the dtype, or of a quantised type, likewise.
 rope_status find_cache_rotation(int32_t backend, int32_t dtype, int32_t layout, int32_t angle, bool quantised,

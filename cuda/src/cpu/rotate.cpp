@@ -1,6 +1,6 @@
 #include "rotate.h"
 
-#include "build_table.h"
+#include "build_cos_sin.h"
 #include "cache_rotation.h"
 #include "pipeline.h"
 
@@ -34,7 +34,7 @@ const PipelineSet& pipeline_set() {
   return best;
 }
 
-const BuildTableSet& build_tables() {
+const BuildTableSet& build_cos_sins() {
   static const BuildTableSet& best = ROPE_BEST_OF(kBuildTable);
   return best;
 }

@@ -21,7 +21,7 @@ struct CacheRotationArgs {
   PipelineParams params;
   int32_t slots, stored_slots, turns;  // see CacheRotationPlan
   XPos xpos;
-  alignas(16) uint64_t table[kMaxRotaryDim / 2];
+  alignas(16) uint64_t words[kMaxRotaryDim / 2];
 };
 
 // Stored: a dtype, or U8 for codes, whose type is an argument.
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kPipelineBlock, kGeneralBlocks)
   if (moves && slot.rotated) {
 #pragma unroll
     for (int j = 0; j < kVec; ++j)
-      angle[j] = pair_angle(p, {as_memory(args.table), &args.xpos}, keys.xpos_sign, state, token, map.pair(j));
+      angle[j] = pair_angle(p, {as_memory(args.words), &args.xpos}, keys.xpos_sign, state, token, map.pair(j));
   }
 
   const auto turn_head = [&](int u) {

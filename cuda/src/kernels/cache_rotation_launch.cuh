@@ -23,7 +23,7 @@ struct CacheRotationOf {
       args.stored_slots = plan.stored_slots;
       args.turns = plan.turns;
       if (table.xpos) args.xpos = *table.xpos;
-      if (table.words) std::memcpy(args.table, table.words, sizeof(uint64_t) * size_t(p.rotary_dim / 2));
+      if (table.words) std::memcpy(args.words, table.words, sizeof(uint64_t) * size_t(p.rotary_dim / 2));
       return launch<kDynamic>(cache_rotation_kernel<Stored, kLayout, kVec, kUnroll, kDynamic>,
                               dim3{plan.grid_x, plan.grid_y, plan.grid_z},
                               dim3{plan.block_x, plan.block_y, plan.block_z}, args, e.stream, e.dependent);

@@ -31,7 +31,7 @@ struct PipelineArgs {
   uint32_t first_block[kMaxOperands];  // of an operand, ascending; UINT32_MAX where there is none
   bool dependent, release_early;
   std::conditional_t<kGeneral, XPos, PairStreams> own;  // what only this code reads
-  alignas(16) uint64_t table[kGeneral ? kMaxRotaryDim / 2 : kFewPairs];
+  alignas(16) uint64_t words[kGeneral ? kMaxRotaryDim / 2 : kFewPairs];
 };
 
 namespace detail {
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kPipelineBlock, kGeneral ? kGeneralBlocks : 0)
                 p.cache.index_is_int32, p.cache.page_shift, p.cache.num_pages, p.cache.page_table);
   uint64_t word[kVec], streams = 0;
   if constexpr (!kGeneral) {
-    load_words(as_memory(args.table), map, word);
+    load_words(as_memory(args.words), map, word);
     if (p.positions.sections.streams) streams = load_streams(as_memory(args.own.streams), map);
     digest ^= streams;
 #pragma unroll
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kPipelineBlock, kGeneral ? kGeneralBlocks : 0)
     if constexpr (kGeneral) {
 #pragma unroll
       for (int j = 0; j < kVec; ++j)
-        angle[j] = pair_angle(p, {args.table, &args.own}, o.xpos_sign, state, token, map.pair(j));
+        angle[j] = pair_angle(p, {args.words, &args.own}, o.xpos_sign, state, token, map.pair(j));
     } else {
       uint64_t phase[kVec];
       if (p.positions.sections.streams) {

@@ -25,7 +25,7 @@ struct PipelineInstance {
     } else {
       fill_streams(p.positions.sections, p.rotary_dim / 2, args.own.streams);
     }
-    if (table.words) std::memcpy(args.table, table.words, sizeof(uint64_t) * size_t(p.rotary_dim / 2));
+    if (table.words) std::memcpy(args.words, table.words, sizeof(uint64_t) * size_t(p.rotary_dim / 2));
     return launch<kReduce>(pipeline_kernel<D, kLayout, kAccess / kElementBytes, kUnroll, kReduce, kQuantised, kGeneral,
                                            kEarly>,
                            dim3{plan.grid_x, 1, plan.grid_z}, dim3{plan.threads, 1, 1}, args, e.stream, e.dependent);

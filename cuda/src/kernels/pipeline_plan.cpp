@@ -58,7 +58,7 @@ bool in_warp(const PipelineParams& p, const PipelineOperand& o, int vec) {
 
 // What the code for most calls does not serve (pipeline.cuh).
 bool is_general(const PipelineParams& p, int vec) {
-  if (vec == 1 || p.angle != Angle::kExact || p.positions_from || p.sets.tables || p.rotary_dim > kFewPairs * 2 ||
+  if (vec == 1 || p.angle != Angle::kExact || p.positions_from || p.sets.words || p.rotary_dim > kFewPairs * 2 ||
       p.positions.kind == PositionKind::kRagged32 || p.positions.kind == PositionKind::kRagged64 ||
       (p.norm.on && (p.norm.across_heads || !p.norm.wide_weights)) ||
       (p.cache.indices && p.cache.page_shift < 0 && p.cache.num_pages > UINT32_MAX / p.cache.page_size))

@@ -23,7 +23,7 @@ struct RotateArgs {
   bool prefetch;               // bring q and k into the second-level cache before the wait
   bool release_early;          // let the next kernel be scheduled before the wait
   uint8_t streams[kMaxPairs];  // of positions, of each pair
-  alignas(16) uint64_t table[kMaxPairs];
+  alignas(16) uint64_t words[kMaxPairs];
 };
 
 namespace detail {
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kMaxBlock) rotate_kernel(const __grid_constant
   const PairMap<kLayout, kVec> map{slot.rotated ? slot_index : 0, p.rotary_dim / 2};
   const int64_t first = int64_t(slot.first) * C::kElementBytes, second = int64_t(slot.second) * C::kElementBytes;
   uint64_t word[kVec];
-  load_words(as_memory(args.table), map, word);
+  load_words(as_memory(args.words), map, word);
   constexpr bool kStreams = kSections != SectionForm::kNone;
   const uint64_t streams = kStreams ? load_streams(as_memory(args.streams), map) : 0;
   detail::Row row[kUnroll];

@@ -19,7 +19,7 @@ struct RotateInstance {
     args.copy_slots = plan.copy_slots;
     args.prefetch = e.dependent && plan.prefetch;
     args.release_early = plan.release_early;
-    std::memcpy(args.table, table, sizeof(uint64_t) * size_t(p.rotary_dim / 2));
+    std::memcpy(args.words, table, sizeof(uint64_t) * size_t(p.rotary_dim / 2));
     fill_streams(p.positions.sections, p.rotary_dim / 2, args.streams);
     return launch(rotate_kernel<D, kLayout, kAngle, kVec, kUnroll, kCopy, kEarly, kSections, kMaxPairs>,
                   dim3{plan.grid_x, plan.grid_y, plan.grid_z}, dim3{plan.block_x, plan.block_y, plan.block_z}, args,

@@ -7,13 +7,13 @@ int main(void) {
   float q[2][4] = {{1, 1, 0, 0}, {1, 1, 0, 0}};
   const float expected[2][4] = {{0.54030231f, 0.99995000f, 0.84147098f, 0.00999983f},
                                 {-0.41614684f, 0.99980001f, 0.90929743f, 0.01999867f}};
-  uint64_t table[2];
+  uint64_t words[2];
   rope_frequencies_desc frequencies;
   rope_apply_desc apply;
 
   rope_frequencies_desc_init(&frequencies);
   frequencies.rotary_dim = 4;
-  if (rope_frequencies(&frequencies, table, NULL, NULL) != ROPE_OK) {
+  if (rope_frequencies(&frequencies, words, NULL, NULL) != ROPE_OK) {
     fprintf(stderr, "rope_frequencies: %s\n", rope_last_error());
     return 1;
   }
@@ -25,7 +25,7 @@ int main(void) {
   apply.num_tokens = 2;
   apply.offset = 1;
   apply.q.data = q;
-  apply.table = table;
+  apply.frequencies = words;
   if (rope_apply(&apply) != ROPE_OK) {
     fprintf(stderr, "rope_apply: %s\n", rope_last_error());
     return 1;

@@ -1,4 +1,4 @@
-// What fills a table of cos and sin, the one that Angle::kTable reads (pipeline.h): its parameters, validated, and the
+// What fills a table of cos and sin, the one that Angle::kCosSin reads (pipeline.h): its parameters, validated, and the
 // list of what is compiled.
 #pragma once
 
@@ -6,7 +6,7 @@
 
 namespace rope {
 
-struct BuildTableParams {
+struct CosSinParams {
   char *cos, *sin;               // [num_rows, pairs]
   int64_t num_rows, row_stride;  // row_stride: bytes
   int32_t pairs;
@@ -14,15 +14,15 @@ struct BuildTableParams {
   Positions positions;
 };
 
-using BuildTableFn = int (*)(const BuildTableParams& params, const uint64_t* table, const Execution& execution);
+using CosSinFn = int (*)(const CosSinParams& params, const uint64_t* table, const Execution& execution);
 
 // By dtype and angle.
 struct BuildTableSet {
-  BuildTableFn entries[kNumDtypes][kNumAngles];
+  CosSinFn entries[kNumDtypes][kNumAngles];
 };
 
 template <template <class D, Angle> class Instance>
-constexpr BuildTableSet build_table_set() {
+constexpr BuildTableSet build_cos_sin_set() {
   return {{
 #define ROPE_ENTRIES(D) {Instance<D, Angle::kExact>::run, Instance<D, Angle::kFp32>::run},
       ROPE_FOR_EACH_DTYPE(ROPE_ENTRIES)

@@ -1,7 +1,7 @@
 // What fills tables on CUDA devices.
 #pragma once
 
-#include "../build_table.h"
+#include "../build_cos_sin.h"
 
 namespace rope::cuda {
 

@@ -1,5 +1,5 @@
 # cython: language_level=3, freethreading_compatible=True
-"""Rope.build_table: what the caller passes for a table of cosines and sines, read and checked."""
+"""Rope.build_cos_sin: where the caller wants rows of cosines and sines, read and checked."""
 
 from libc.stdint cimport int32_t, int64_t, uintptr_t
 
@@ -29,8 +29,8 @@ cdef int check_rows(str name, View* v, int64_t width, int64_t least, int64_t* ro
     return 0
 
 
-cdef void* read_table(str name, object x, int64_t width, rope_build_table_desc* t, rope_apply_desc* d) except? NULL:
-    """Where rows of the table go; the first array sets their dtype (where -1), number and stride."""
+cdef void* read_place(str name, object x, int64_t width, rope_build_cos_sin_desc* t, rope_apply_desc* d) except? NULL:
+    """Where rows go; the first array sets their dtype (where -1), number and stride."""
     if not is_array(x):
         return <void*>read_pointer(x, name, t.num_rows == 0)
     cdef View v
@@ -53,18 +53,18 @@ cdef void* read_table(str name, object x, int64_t width, rope_build_table_desc* 
     return v.data
 
 
-def build_table(Rope rope, cos, sin, num_rows, offset, positions, dtype, row_stride, stream):
+def build_cos_sin(Rope rope, cos, sin, num_rows, offset, positions, dtype, row_stride, stream):
     if not rope.ready:
         raise RopeError("this Rope was never initialised, or its constructor refused the arguments")
-    if not rope.frequencies:
-        raise ValueError(f"build_table: not with angle={rope.angle!r}, which has no frequencies")
+    if not rope.inv_freqs:
+        raise ValueError(f"build_cos_sin: not with angle={rope.angle!r}, which has no frequencies")
     cdef rope_apply_desc d = rope.base  # what readers of arguments know the device and the stream by
-    cdef rope_build_table_desc t
+    cdef rope_build_cos_sin_desc t
     cdef int64_t length
     read_call_stream(stream, &d)
-    rope_build_table_desc_init(&t)
+    rope_build_cos_sin_desc_init(&t)
     t.flags, t.backend, t.num_threads, t.stream = d.flags & ROPE_FLAG_PDL, d.backend, d.num_threads, d.stream
-    t.angle, t.rotary_dim, t.table, t.attention_factor = d.angle, d.rotary_dim, rope.words, d.attention_factor
+    t.angle, t.rotary_dim, t.frequencies, t.attention_factor = d.angle, d.rotary_dim, rope.words, d.attention_factor
     t.dtype = -1 if dtype is None else choose("dtype", dtype, _DTYPES)
     t.num_rows = -1 if num_rows is None else as_count("num_rows", num_rows, 0, (1 << 31) - 1)
     if row_stride is not None:
@@ -73,9 +73,9 @@ def build_table(Rope rope, cos, sin, num_rows, offset, positions, dtype, row_str
         t.row_stride = as_integer("row_stride", row_stride)
         if t.row_stride < 1:
             raise ValueError(f"row_stride: {row_stride}, must be at least 1")
-    t.cos = read_table("cos", cos, t.rotary_dim if sin is None else t.rotary_dim // 2, &t, &d)
+    t.cos = read_place("cos", cos, t.rotary_dim if sin is None else t.rotary_dim // 2, &t, &d)
     if sin is not None:
-        t.sin = read_table("sin", sin, t.rotary_dim // 2, &t, &d)
+        t.sin = read_place("sin", sin, t.rotary_dim // 2, &t, &d)
     if t.num_rows < 0:
         raise TypeError("num_rows: required with pointers")
     if t.dtype < 0:
@@ -87,5 +87,5 @@ def build_table(Rope rope, cos, sin, num_rows, offset, positions, dtype, row_str
     t.offset = as_integer("offset", offset)
     cdef rope_status status
     with nogil:
-        status = rope_build_table(&t)
+        status = rope_build_cos_sin(&t)
     check(status)

@@ -1,5 +1,5 @@
 // Tables of cos and sin on the CPU, built for several instruction sets as rotate_loops.cpp.
-#include "build_table.h"
+#include "build_cos_sin.h"
 #include "parallel.h"
 #include "set_name.h"
 
@@ -7,7 +7,7 @@ namespace rope::cpu {
 namespace {
 
 struct Job {
-  const BuildTableParams& params;
+  const CosSinParams& params;
   const uint64_t* table;
 };
 
@@ -30,7 +30,7 @@ void build_rows(const void* context, int64_t begin, int64_t end) {
 
 template <class D, Angle kAngle>
 struct Instance {
-  static int run(const BuildTableParams& p, const uint64_t* table, const Execution& e) {
+  static int run(const CosSinParams& p, const uint64_t* table, const Execution& e) {
     const Job job{p, table};
     for_token_ranges(p.num_rows, 2 * p.pairs * int64_t(sizeof(typename D::Storage)), e.num_threads,
                      build_rows<D, kAngle>, &job);
@@ -40,6 +40,6 @@ struct Instance {
 
 }  // namespace
 
-extern const BuildTableSet ROPE_CONCAT(kBuildTable, ROPEROPE_CPU_SET) = build_table_set<Instance>();
+extern const BuildTableSet ROPE_CONCAT(kBuildTable, ROPEROPE_CPU_SET) = build_cos_sin_set<Instance>();
 
 }  // namespace rope::cpu

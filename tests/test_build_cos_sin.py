@@ -34,7 +34,7 @@ def build(rope, num_rows, dtype="float32", *, merged=False, padding=0, lead=0, *
         ids = memory.put(arguments["positions"])
         arguments["positions"] = memory.pointer(ids)
     stride = width + padding if padding else None
-    rope.build_table(*places, num_rows=num_rows, dtype=dtype, row_stride=stride, **arguments)
+    rope.build_cos_sin(*places, num_rows=num_rows, dtype=dtype, row_stride=stride, **arguments)
     tables = []
     for buffer, block in zip(buffers, blocks, strict=True):
         flat = memory.get(buffer)
@@ -156,7 +156,7 @@ def test_beyond_32_bits(device, merged):
     num_rows, stride = 2**11 + 2, 2**20
     rope = make(device, head_dim=64)
     room = Room(device, 2 * num_rows * stride)
-    rope.build_table(
+    rope.build_cos_sin(
         room.address, None if merged else room.address + 200, num_rows, dtype="bfloat16", row_stride=stride, offset=9
     )
     for row in (0, 1, 2**11 - 1, 2**11, num_rows - 1):
@@ -170,7 +170,7 @@ def test_beyond_32_bits(device, merged):
 def test_many_rows():
     num_rows = 2**31 - 1
     rope, room = make("cuda", head_dim=2), Room("cuda", 4 * num_rows)
-    rope.build_table(room.address, None, num_rows, dtype="float16", offset=5)
+    rope.build_cos_sin(room.address, None, num_rows, dtype="float16", offset=5)
     for start in (0, 2**30 - 50, num_rows - 100):
         want = np.concatenate(build(rope, 100, "float16", offset=5 + start), axis=1)
         assert equal(room.get(4 * start, want), want)
@@ -195,18 +195,18 @@ def test_arrays(device, dtype):
     want = build(rope, 7, dtype, positions=np.arange(7) * 1000)
     merged, held = on(device, np.zeros((7, 64), DTYPES[dtype]), dtype)
     ids, _ids = on(device, np.arange(7) * 1000, "int64")
-    rope.build_table(merged, positions=ids)
+    rope.build_cos_sin(merged, positions=ids)
     assert same(np.split(memory.get(held), 2, axis=1), want)
     tables = [on(device, np.zeros((7, 32), DTYPES[dtype]), dtype) for _ in range(2)]
-    rope.build_table(tables[0][0], tables[1][0], 7, positions=ids, dtype=dtype)
+    rope.build_cos_sin(tables[0][0], tables[1][0], 7, positions=ids, dtype=dtype)
     assert same([memory.get(buffer) for _, buffer in tables], want)
     empty, _empty = on(device, np.zeros((0, 64), DTYPES[dtype]), dtype)
-    rope.build_table(empty)
+    rope.build_cos_sin(empty)
 
 
 def test_strided_arrays():
     rope, room = make("cpu", head_dim=64), np.full((9, 100), 7, np.float16)
-    rope.build_table(room[1:8, 3:35], room[1:8, 40:72], offset=4)
+    rope.build_cos_sin(room[1:8, 3:35], room[1:8, 40:72], offset=4)
     want = build(rope, 7, "float16", offset=4)
     assert same([room[1:8, 3:35].copy(), room[1:8, 40:72].copy()], want)
     room[1:8, 3:35] = room[1:8, 40:72] = 7
@@ -234,7 +234,7 @@ def reader(rope, dtype="float32", **options):
         0,
         dtype=rope.dtype,
         device=rope.device,
-        angle="table",
+        angle="cos_sin",
         cos_sin_dtype=dtype,
         **shape,
         **options,
@@ -281,7 +281,7 @@ def test_chain_of_dependent_launches(rng):
     if not EMULATED:
         memory.call("cudaDeviceSynchronize")
     for i in range(50):
-        rope.build_table(place["cos"], None, 300, offset=1000 * i, stream=stream)
+        rope.build_cos_sin(place["cos"], None, 300, offset=1000 * i, stream=stream)
         by_table.apply(memory.pointer(q), None, 300, stream=stream, **place)
         cpu.apply(want.ctypes.data, None, 300, offset=1000 * i)
     if not EMULATED:
@@ -333,7 +333,7 @@ def test_refusals(device, change, error, text):
     p = SimpleNamespace(**{name: memory.pointer(buffer) for name, buffer in buffers.items()})
     p.sin = p.cos + 4 * ROWS * DIM
     with pytest.raises(error, match=f"^{text}"):
-        make(device, head_dim=DIM).build_table(**{"cos": p.cos, "sin": p.sin, "num_rows": ROWS} | change(p))
+        make(device, head_dim=DIM).build_cos_sin(**{"cos": p.cos, "sin": p.sin, "num_rows": ROWS} | change(p))
     for name, buffer in buffers.items():
         np.testing.assert_array_equal(memory.get(buffer), arrays[name], err_msg=name)
 
@@ -343,7 +343,7 @@ def test_between_the_rows_of_the_other(device):
     memory = memory_of(device)
     flat = memory.put(np.zeros((ROWS, 80), np.float32))
     at = memory.pointer(flat)
-    make(device, head_dim=DIM).build_table(at + 4 * 32, at, ROWS, row_stride=80, positions=None, offset=3)
+    make(device, head_dim=DIM).build_cos_sin(at + 4 * 32, at, ROWS, row_stride=80, positions=None, offset=3)
     got = memory.get(flat)
     assert (
         same([got[:, 32:64], got[:, :32]], build(make(device, head_dim=DIM), ROWS, offset=3)) and not got[:, 64:].any()
@@ -384,7 +384,7 @@ ARRAYS = rows(
 @pytest.mark.parametrize(("call", "error", "text"), ARRAYS)
 def test_refused_arrays(call, error, text):
     with pytest.raises(error, match=f"^{text}"):
-        make("cpu", head_dim=DIM).build_table(**call)
+        make("cpu", head_dim=DIM).build_cos_sin(**call)
     assert not any(np.any(call.get(name)) for name in ("cos", "sin"))
 
 
@@ -401,9 +401,9 @@ def test_a_dtype_without_a_name():
     buffer = memory.put(zeros(ROWS, DIM, np.uint16))
     table = Unnamed(int(memory.pointer(buffer)), (ROWS, DIM))
     with pytest.raises(TypeError, match=r"^dtype: required, cos has a type of two bytes that it does not name"):
-        rope.build_table(table)
+        rope.build_cos_sin(table)
     assert not memory.get(buffer).any()
-    rope.build_table(table, dtype="bfloat16", offset=3)
+    rope.build_cos_sin(table, dtype="bfloat16", offset=3)
     want = build(rope, ROWS, "bfloat16", offset=3, merged=True)
     assert same(np.split(memory.get(buffer), 2, axis=1), want)
 
@@ -411,18 +411,18 @@ def test_a_dtype_without_a_name():
 @pytest.mark.gpu
 def test_memory_of_the_wrong_device():
     with pytest.raises(ValueError, match=r"^cos: the array is in host memory, must be on the CUDA device"):
-        make("cuda", head_dim=DIM).build_table(zeros(ROWS, DIM))
+        make("cuda", head_dim=DIM).build_cos_sin(zeros(ROWS, DIM))
     table, _held = on("cuda", zeros(ROWS, DIM), "float32")
     with pytest.raises(ValueError, match=r"^cos: the array is on a CUDA device, must be in host memory"):
-        make("cpu", head_dim=DIM).build_table(table)
+        make("cpu", head_dim=DIM).build_cos_sin(table)
     with pytest.raises(ValueError, match=r"^stream: only allowed with device='cuda'"):
-        make("cpu", head_dim=DIM).build_table(zeros(ROWS, DIM), stream=8)
+        make("cpu", head_dim=DIM).build_cos_sin(zeros(ROWS, DIM), stream=8)
 
 
 def test_without_frequencies(device):
-    rope = pyrope.FusedRope(DIM, 1, 1, angle="table", device=device)
-    with pytest.raises(ValueError, match=r"^build_table: not with angle='table', which has no frequencies"):
-        rope.build_table(0, None, 0)
+    rope = pyrope.FusedRope(DIM, 1, 1, angle="cos_sin", device=device)
+    with pytest.raises(ValueError, match=r"^build_cos_sin: not with angle='cos_sin', which has no frequencies"):
+        rope.build_cos_sin(0, None, 0)
 
 
 @pytest.mark.skipif(EMULATED or not pyrope.device_count(), reason="tells host memory from a device's")
@@ -434,5 +434,5 @@ def test_host_pointer_on_cuda(name):
     buffers = {x: memory.put(zeros(ROWS, DIM)) for x in ("cos", "sin", "positions")}
     call = {x: memory.pointer(buffer) for x, buffer in buffers.items()} | {name: host.ctypes.data}
     with pytest.raises(ValueError, match=f"^{name}: .* is host memory, which the CUDA backend cannot read"):
-        make("cuda", head_dim=DIM).build_table(**call, num_rows=ROWS)
+        make("cuda", head_dim=DIM).build_cos_sin(**call, num_rows=ROWS)
     assert not any(memory.get(buffer).any() for buffer in buffers.values())
