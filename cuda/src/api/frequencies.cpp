@@ -1,10 +1,9 @@
-#include "../frequencies/frequencies.h"
-
 #include <cmath>
 
-#include "../float_environment.h"
+#include "../frequencies/scaling.h"
 #include "../math/annotate.h"
-#include "../params.h"
+#include "../math/float_environment.h"
+#include "../operations/call.h"
 #include "status.h"
 
 namespace rope::api {
