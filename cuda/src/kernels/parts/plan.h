@@ -2,6 +2,8 @@
 // is laid over tokens, heads and slots. Pure arithmetic, for host and device.
 #pragma once
 
+#include <initializer_list>
+
 #include "../../operations/call.h"
 
 namespace rope::cuda {
