@@ -28,7 +28,7 @@ struct CacheRotationArgs {
 
 // Stored: a dtype, or Codes, whose type is an argument.
 template <class Stored, Layout kLayout, int kVec, int kUnroll, bool kDynamic>
-__global__ void __launch_bounds__(kMaxBlock, kGeneralBlocks)
+__global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
     cache_rotation_kernel(const __grid_constant__ CacheRotationArgs args) {
   using C = Chunk<Stored, kVec>;
   constexpr bool kQuantised = std::is_same_v<Stored, Codes>;

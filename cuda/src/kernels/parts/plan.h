@@ -10,8 +10,8 @@ namespace rope::cuda {
 
 inline constexpr int32_t kMaxBlockZ = 64, kMaxGridY = 65535;
 inline constexpr int kMaxBlock = 128;  // threads that a plan gives a block, where it says nothing else
-// Blocks of code for any kind of token that must fit a multiprocessor. Without that, ptxas spills so that more do.
-inline constexpr int kGeneralBlocks = 4;
+// Blocks of long code that must fit a multiprocessor. Without that, ptxas spills so that more do.
+inline constexpr int kUnspilledBlocks = 4;
 
 // Of a call with sections, how a slot's pairs (math/pair.h) share a token's positions: all by one, or any.
 enum class SectionForm { kNone, kWhole, kAny };
