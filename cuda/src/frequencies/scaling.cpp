@@ -6,20 +6,22 @@
 namespace rope {
 namespace {
 
+using Desc = rope_frequencies_desc;
+
 // theta^(-2i / rotary_dim); RoFormer, arXiv:2104.09864, section 3.2.2.
-double none(const ScalingParams& s, DoubleDouble* inv_freq) {
+double none(const Desc& s, DoubleDouble* inv_freq) {
   const DoubleDouble ratio = DoubleDouble(1.0) / root(s.theta, s.rotary_dim / 2);
   for (int i = 0; i < s.rotary_dim / 2; ++i) inv_freq[i] = power(ratio, i);
   return 1.0;
 }
 
-double custom(const ScalingParams& s, DoubleDouble* inv_freq) {
+double custom(const Desc& s, DoubleDouble* inv_freq) {
   for (int i = 0; i < s.rotary_dim / 2; ++i) inv_freq[i] = s.inv_freq[i];
   return 1.0;
 }
 
 // Position interpolation, arXiv:2306.15595: positions, hence frequencies, divided by factor.
-double linear(const ScalingParams& s, DoubleDouble* inv_freq) {
+double linear(const Desc& s, DoubleDouble* inv_freq) {
   none(s, inv_freq);
   for (int i = 0; i < s.rotary_dim / 2; ++i) inv_freq[i] = inv_freq[i] / s.factor;
   return 1.0;
@@ -27,11 +29,11 @@ double linear(const ScalingParams& s, DoubleDouble* inv_freq) {
 
 // Llama 3.1 (apply_scaling in Meta's llama-models): a wavelength above original / low_freq_factor is divided by
 // factor, one below original / high_freq_factor kept, and between the two the frequency is interpolated.
-double llama3(const ScalingParams& s, DoubleDouble* inv_freq) {
+double llama3(const Desc& s, DoubleDouble* inv_freq) {
   none(s, inv_freq);
   for (int i = 0; i < s.rotary_dim / 2; ++i) {
     const DoubleDouble f = inv_freq[i], slow = f / s.factor;
-    const DoubleDouble rotations = f * s.original_max_position / kTwoPi;  // original / wavelength
+    const DoubleDouble rotations = f * double(s.original_max_position) / kTwoPi;  // original / wavelength
     if (rotations < s.low_freq_factor) {
       inv_freq[i] = slow;
     } else if (rotations < s.high_freq_factor) {
@@ -43,7 +45,7 @@ double llama3(const ScalingParams& s, DoubleDouble* inv_freq) {
 }
 
 // theta replaced by theta * stretch^(r / (r - 2)), so that the slowest pair, i = r/2 - 1, is divided by stretch.
-void stretch_base(const ScalingParams& s, DoubleDouble stretch, DoubleDouble* inv_freq) {
+void stretch_base(const Desc& s, DoubleDouble stretch, DoubleDouble* inv_freq) {
   none(s, inv_freq);
   if (s.rotary_dim == 2) return;  // its one pair does not depend on theta
   const DoubleDouble ratio = DoubleDouble(1.0) / root(stretch, s.rotary_dim / 2 - 1);
@@ -51,15 +53,15 @@ void stretch_base(const ScalingParams& s, DoubleDouble stretch, DoubleDouble* in
 }
 
 // NTK-aware scaling (bloc97, 2023; YaRN, arXiv:2309.00071, definition 1).
-double ntk(const ScalingParams& s, DoubleDouble* inv_freq) {
+double ntk(const Desc& s, DoubleDouble* inv_freq) {
   stretch_base(s, s.factor, inv_freq);
   return 1.0;
 }
 
 // Dynamic NTK (emozilla, 2023): stretched as far as the context has grown beyond the original one.
-double dynamic_ntk(const ScalingParams& s, DoubleDouble* inv_freq) {
-  const double grown = std::max(s.seq_len, s.original_max_position);
-  const DoubleDouble beyond = DoubleDouble(grown - s.original_max_position) / s.original_max_position;
+double dynamic_ntk(const Desc& s, DoubleDouble* inv_freq) {
+  const double original = double(s.original_max_position), grown = std::max(double(s.seq_len), original);
+  const DoubleDouble beyond = DoubleDouble(grown - original) / original;
   stretch_base(s, DoubleDouble(1.0) + beyond * s.factor, inv_freq);
   return 1.0;
 }
@@ -67,10 +69,10 @@ double dynamic_ntk(const ScalingParams& s, DoubleDouble* inv_freq) {
 // YaRN, arXiv:2309.00071, sections 3.2 and 3.4, with the ramp of its authors' code: linear in the pair's index between
 // the pairs that turn beta_fast and beta_slow times within the original context. mscale_all_dim is DeepSeek-V2's,
 // arXiv:2405.04434.
-double yarn(const ScalingParams& s, DoubleDouble* inv_freq) {
+double yarn(const Desc& s, DoubleDouble* inv_freq) {
   none(s, inv_freq);
   const auto pair_that_turns = [&](double times) {
-    return log(DoubleDouble(s.original_max_position) / (kTwoPi * times)) * (s.rotary_dim / 2) / log(s.theta);
+    return log(DoubleDouble(double(s.original_max_position)) / (kTwoPi * times)) * (s.rotary_dim / 2) / log(s.theta);
   };
   DoubleDouble low = pair_that_turns(s.beta_fast), high = pair_that_turns(s.beta_slow);
   if (!s.no_truncate) {
@@ -92,39 +94,39 @@ double yarn(const ScalingParams& s, DoubleDouble* inv_freq) {
   return (0.1 * s.mscale * growth + 1) / (0.1 * s.mscale_all_dim * growth + 1);
 }
 
-void divide(const ScalingParams& s, const double* factors, DoubleDouble* inv_freq) {
+void divide(const Desc& s, const double* factors, DoubleDouble* inv_freq) {
   none(s, inv_freq);
   for (int i = 0; i < s.rotary_dim / 2; ++i) inv_freq[i] = inv_freq[i] / factors[i];
 }
 
 // LongRoPE, arXiv:2402.13753, with the magnitude of Phi-3 (arXiv:2404.14219): sqrt(1 + ln(factor) / ln(original)).
-double longrope(const ScalingParams& s, DoubleDouble* inv_freq) {
+double longrope(const Desc& s, DoubleDouble* inv_freq) {
   divide(s, s.seq_len > s.original_max_position ? s.long_factors : s.short_factors, inv_freq);
-  return std::sqrt(1 + std::log(std::max(s.factor, 1.0)) / std::log(s.original_max_position));
+  return std::sqrt(1 + std::log(std::max(s.factor, 1.0)) / std::log(double(s.original_max_position)));
 }
 
 // rope_freqs of a GGUF file; ggml divides the angle by it.
-double pair_factors(const ScalingParams& s, DoubleDouble* inv_freq) {
+double pair_factors(const Desc& s, DoubleDouble* inv_freq) {
   divide(s, s.pair_factors, inv_freq);
   return 1.0;
 }
 
 // p-RoPE, arXiv:2410.06205, section 6: the slowest pairs carry no position.
-double proportional(const ScalingParams& s, DoubleDouble* inv_freq) {
+double proportional(const Desc& s, DoubleDouble* inv_freq) {
   linear(s, inv_freq);
   std::fill(inv_freq + int(s.proportion * s.rotary_dim / 2), inv_freq + s.rotary_dim / 2, DoubleDouble(0.0));
   return 1.0;
 }
 
-// By Scaling.
-constexpr double (*kMethods[])(const ScalingParams&, DoubleDouble*) = {none,         linear,      llama3, custom,
-                                                                       ntk,          dynamic_ntk, yarn,   longrope,
-                                                                       pair_factors, proportional};
+// By rope_scaling.
+constexpr double (*kMethods[])(const Desc&, DoubleDouble*) = {none,         linear,      llama3, custom,
+                                                              ntk,          dynamic_ntk, yarn,   longrope,
+                                                              pair_factors, proportional};
 
 }  // namespace
 
-double scaled_frequencies(const ScalingParams& s, DoubleDouble* inv_freq) {
-  return kMethods[static_cast<int>(s.scaling)](s, inv_freq);
+double scaled_frequencies(const rope_frequencies_desc& s, DoubleDouble* inv_freq) {
+  return kMethods[s.scaling](s, inv_freq);
 }
 
 uint64_t turns_per_position(DoubleDouble inv_freq) {
