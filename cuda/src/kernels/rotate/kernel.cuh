@@ -44,6 +44,25 @@ __device__ __forceinline__ Row row_of(const RotateParams& p, int64_t token, int3
           token < p.num_tokens && head < p.num_q_heads + p.num_k_heads};
 }
 
+// cos and sin of a thread's pairs. False: the token is to be left alone.
+template <SectionForm kSections, Angle kAngle, int kVec>
+__device__ __forceinline__ bool form_angles(const RotateParams& p, int64_t token, const uint64_t* word,
+                                            uint64_t streams, CosSin* angle) {
+  if constexpr (kSections != SectionForm::kNone) {
+    uint64_t phase[kVec];
+    if (!section_phases<kSections, kAngle, kVec>(p.positions, streams, token, word, phase)) return false;
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) angle[j] = scaled_angle(phase[j], p.cos_scale, p.sin_scale);
+  } else {
+    int64_t position;
+    if (!position_of(p.positions, token, &position)) return false;
+#pragma unroll
+    for (int j = 0; j < kVec; ++j)
+      angle[j] = scaled_angle(phase_at<kAngle>(position, word[j]), p.cos_scale, p.sin_scale);
+  }
+  return true;
+}
+
 }  // namespace detail
 
 // kCopy: out of place with elements that are not rotated. kEarly: positions may be read, and angles formed, before the
@@ -84,23 +103,10 @@ __global__ void __launch_bounds__(kMaxBlock) rotate_kernel(const __grid_constant
 #pragma unroll
   for (int u = 0; u < kUnroll; ++u) fold(digest, row[u].in, row[u].out, row[u].live);
 
-  int64_t position;
   bool rotates = token < p.num_tokens;
   CosSin angle[kVec];
-  const auto form_angles = [&] {
-    if constexpr (kStreams) {
-      uint64_t phase[kVec];
-      rotates = rotates && section_phases<kSections, kAngle, kVec>(p.positions, streams, token, word, phase);
-      if (!rotates) return;
-#pragma unroll
-      for (int j = 0; j < kVec; ++j) angle[j] = scaled_angle(phase[j], p.cos_scale, p.sin_scale);
-    } else {
-      rotates = rotates && position_of(p.positions, token, &position);
-      if (!rotates) return;
-#pragma unroll
-      for (int j = 0; j < kVec; ++j)
-        angle[j] = scaled_angle(phase_at<kAngle>(position, word[j]), p.cos_scale, p.sin_scale);
-    }
+  const auto take_angles = [&] {
+    rotates = rotates && detail::form_angles<kSections, kAngle, kVec>(p, token, word, streams, angle);
   };
   if (args.release_early) release_next();
   if (args.prefetch) {
@@ -112,7 +118,7 @@ __global__ void __launch_bounds__(kMaxBlock) rotate_kernel(const __grid_constant
     }
   }
   if constexpr (kEarly) {
-    form_angles();
+    take_angles();
     if (rotates) fold(digest, angle);
   }
   wait_for_previous(digest);
@@ -128,7 +134,7 @@ __global__ void __launch_bounds__(kMaxBlock) rotate_kernel(const __grid_constant
     }
   };
   load_rows();  // in flight while the position arrives
-  if constexpr (!kEarly) form_angles();
+  if constexpr (!kEarly) take_angles();
   if (!rotates) return;
 
   while (true) {
