@@ -24,7 +24,7 @@ cdef bint as_flag(str name, object value) except -1
 cdef int refuse(str name, object value, str reason) except -1
 cdef int require(str name, object value, str reason) except -1
 
-cdef int begin(int32_t backend, object stream, object num_tokens, Call* c) except -1
+cdef int begin_call(int32_t backend, object stream, object num_tokens, Call* c) except -1
 cdef bint holds(View* v, int32_t element) noexcept
 cdef str element_name(int32_t element)
 cdef tuple shape_of(View* v)

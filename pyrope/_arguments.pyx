@@ -103,7 +103,7 @@ cdef int require(str name, object value, str reason) except -1:
 # ---- memory
 
 
-cdef int begin(int32_t backend, object stream, object num_tokens, Call* c) except -1:
+cdef int begin_call(int32_t backend, object stream, object num_tokens, Call* c) except -1:
     c.backend, c.stream, c.num_tokens = backend, NULL, -1
     if stream is not None:
         c.stream = <void*>read_stream(stream)

@@ -4,7 +4,7 @@
 from libc.stdint cimport INT32_MAX, int32_t, int64_t
 
 from pyrope._arguments cimport (
-    DTYPES, Call, as_count, as_integer, as_positive, begin, choose, element_name, holds, read_array, read_elements,
+    DTYPES, Call, as_count, as_integer, as_positive, begin_call, choose, element_name, holds, read_array, read_elements,
     read_index, read_memory, refuse, refuse_dtype, refuse_read_only, require, shape_of,
 )
 from pyrope._capi cimport *
@@ -61,7 +61,7 @@ cdef int build_rows(cos, sin, num_rows, offset, positions, dtype, row_stride, st
     cdef Call c
     cdef int64_t length
     cdef rope_status status
-    begin(d.backend, stream, None, &c)
+    begin_call(d.backend, stream, None, &c)
     d.stream = c.stream
     d.dtype = -1 if dtype is None else choose("dtype", dtype, DTYPES)
     d.num_rows = -1 if num_rows is None else as_count("num_rows", num_rows, 0, INT32_MAX)

@@ -311,7 +311,7 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         rotate(&d)
 
     def inverse(self, *arguments: Any, **options: Any) -> None:
-        """:meth:`apply` with ``inverse=True``: the transposed rotation between the same stages."""
+        """The transposed rotation between the same stages, as for :class:`Rope`."""
         self.apply(*arguments, inverse=True, **options)
 
     def rotate_cache(self, k_cache: Memory, num_tokens: SupportsIndex | None = None, *,

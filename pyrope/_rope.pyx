@@ -5,7 +5,8 @@ from libc.stdint cimport INT32_MAX, int32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from pyrope._arguments cimport (
-    ANGLES, DEVICES, DTYPES, INDEX_DTYPES, LAYOUTS, Call, as_count, as_flag, as_real, begin, choose, name_of, read_pair,
+    ANGLES, DEVICES, DTYPES, INDEX_DTYPES, LAYOUTS, Call, as_count, as_flag, as_real, begin_call, choose, name_of,
+    read_pair,
 )
 from pyrope._capi cimport *
 from pyrope._cos_sin cimport build_rows
@@ -371,7 +372,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         rotate(&d)
 
     def inverse(self, *arguments: Any, **options: Any) -> None:
-        """:meth:`apply` with ``inverse=True``, which is quicker to write and half a microsecond slower to call."""
+        """The transposed rotation: :meth:`apply` with ``inverse=True``, which costs half a microsecond less."""
         self.apply(*arguments, inverse=True, **options)
 
     cdef int _begin(self, num_tokens, inverse, stream, rope_apply_desc* d, Call* c) except -1:
@@ -380,7 +381,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         d[0] = self.base
         if inverse is not False and as_flag("inverse", inverse):
             d.flags |= ROPE_FLAG_INVERSE
-        begin(d.backend, stream, num_tokens, c)
+        begin_call(d.backend, stream, num_tokens, c)
         d.stream = c.stream
         return 0
 
