@@ -20,7 +20,7 @@ import pyrope
 
 ROOT = Path(__file__).parent.parent
 HEADER = ROOT / "cuda/include/roperope/roperope.h"
-INSTALLED = Path(pyrope._core.__file__).parent
+INSTALLED = Path(pyrope._library.__file__).parent
 SEARCH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
 
 
@@ -168,11 +168,11 @@ def test_import_in_a_checkout(installed, tmp_path):
     """The sources, found first, take the compiled modules from the installed package, and say so without one."""
     shutil.copytree(ROOT / "pyrope", tmp_path / "pyrope", ignore=lambda _, names: [n for n in names if ".so" in n])
     sites = INSTALLED.parent if installed else ""
-    program = "import pyrope; print(pyrope.__file__, pyrope._core.__file__, pyrope.Rope(8, 1, 1, device='cpu'))"
+    program = "import pyrope; print(pyrope.__file__, pyrope._library.__file__, pyrope.Rope(8, 1, 1, device='cpu'))"
     done = subprocess.run([sys.executable, "-S", "-c", program], cwd=tmp_path, capture_output=True, text=True,
                           check=False, env=os.environ | {"PYTHONPATH": str(sites)})  # fmt: skip
     if installed:
-        assert done.stdout.startswith(f"{tmp_path}/pyrope/__init__.py {INSTALLED}/_core"), done.stderr
+        assert done.stdout.startswith(f"{tmp_path}/pyrope/__init__.py {INSTALLED}/_library"), done.stderr
     else:
         assert "ImportError: pyrope's compiled modules are missing; install it" in done.stderr
 
