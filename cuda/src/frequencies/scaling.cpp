@@ -118,16 +118,43 @@ double proportional(const Desc& s, DoubleDouble* inv_freq) {
   return 1.0;
 }
 
-// By rope_scaling.
-constexpr double (*kMethods[])(const Desc&, DoubleDouble*) = {none,         linear,      llama3, custom,
-                                                              ntk,          dynamic_ntk, yarn,   longrope,
-                                                              pair_factors, proportional};
+constexpr ScalingField<double> kFactor = {"factor", &Desc::factor, 0};
+constexpr ScalingField<int64_t> kOriginal = {"original_max_position", &Desc::original_max_position, 0},
+                                kLength = {"seq_len", &Desc::seq_len, -1};
 
 }  // namespace
 
-double scaled_frequencies(const rope_frequencies_desc& s, DoubleDouble* inv_freq) {
-  return kMethods[s.scaling](s, inv_freq);
-}
+const ScalingMethod kScalings[kNumScalings] = {
+    {"ROPE_SCALING_NONE", none},
+    {"ROPE_SCALING_LINEAR", linear, {kFactor}},
+    {"ROPE_SCALING_LLAMA3",
+     llama3,
+     {kFactor,
+      {"low_freq_factor", &Desc::low_freq_factor, 1},
+      {"high_freq_factor", &Desc::high_freq_factor, 4, 0, HUGE_VAL, &Desc::low_freq_factor, "low_freq_factor"}},
+     {{"original_max_position", &Desc::original_max_position, 8192}}},
+    {"ROPE_SCALING_CUSTOM", custom, {}, {}, {{"inv_freq", &Desc::inv_freq, true}}},
+    {"ROPE_SCALING_NTK", ntk, {kFactor}},
+    {"ROPE_SCALING_DYNAMIC_NTK", dynamic_ntk, {kFactor}, {kOriginal, kLength}},
+    {"ROPE_SCALING_YARN",
+     yarn,
+     {kFactor,
+      {"theta", &Desc::theta, 0, 1},
+      {"beta_slow", &Desc::beta_slow, 1},
+      {"beta_fast", &Desc::beta_fast, 32, 0, HUGE_VAL, &Desc::beta_slow, "beta_slow"},
+      {"mscale", &Desc::mscale, 1},
+      {"mscale_all_dim", &Desc::mscale_all_dim, -1}},
+     {kOriginal, {"no_truncate", &Desc::no_truncate, -1, 0, 1}}},
+    {"ROPE_SCALING_LONGROPE",
+     longrope,
+     {kFactor},
+     {{"original_max_position", &Desc::original_max_position, 0, 1}, kLength},
+     {{"short_factors", &Desc::short_factors, false}, {"long_factors", &Desc::long_factors, false}}},
+    {"ROPE_SCALING_PAIR_FACTORS", pair_factors, {}, {}, {{"pair_factors", &Desc::pair_factors, false}}},
+    {"ROPE_SCALING_PROPORTIONAL",
+     proportional,
+     {{"factor", &Desc::factor, 1}, {"proportion", &Desc::proportion, 0, 0, 1}}},
+};
 
 uint64_t turns_per_position(DoubleDouble inv_freq) {
   const DoubleDouble turns = inv_freq / kTwoPi;

@@ -172,11 +172,14 @@ ROPE_INLINE int32_t first_weight(const Norm& n, const PipelineOperand& o, int32_
   return n.across_heads ? head * o.dim : 0;
 }
 
+// What a weight that was read multiplies with.
+ROPE_INLINE float biased_weight(const Norm& n, float weight) { return weight + n.weight_bias; }
+
 template <class D>
 ROPE_INLINE float norm_weight(const Norm& n, const void* weights, int32_t i) {
   const float w = n.weight_is_f32 ? static_cast<const float*>(weights)[i]
                                   : D::widen(static_cast<const typename D::Storage*>(weights)[i]);
-  return w + n.weight_bias;
+  return biased_weight(n, w);
 }
 
 }  // namespace rope

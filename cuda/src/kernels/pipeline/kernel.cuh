@@ -60,7 +60,7 @@ __device__ __forceinline__ void reduce_heads(const Thread& t, const Pairs& pairs
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
 inline constexpr int kPlainBlocks = 7;
 #else
-inline constexpr int kPlainBlocks = 0;
+inline constexpr int kPlainBlocks = 6;
 #endif
 
 template <int kAccessBytes, bool kReduce, bool kQuantised, bool kGeneral>

@@ -50,7 +50,7 @@ __device__ __forceinline__ void load_weights(const Norm& n, const void* weights,
       (reinterpret_cast<const Chunk<D, kVec>*>(static_cast<const typename D::Storage*>(weights) + element))->widen(w);
     }
 #pragma unroll
-    for (int j = 0; j < kVec; ++j) w[j] += n.weight_bias;
+    for (int j = 0; j < kVec; ++j) w[j] = biased_weight(n, w[j]);
   }
 }
 
