@@ -52,6 +52,27 @@ def test_cuda_equals_cpu(tokens, dtype, layout, angle, rng):
         np.testing.assert_array_equal(cpu_out.view(np.uint8), cuda_out.view(np.uint8))
 
 
+@pytest.mark.parametrize("angle", ["exact", "fp32"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [1, 40, 300])
+def test_in_place_equals_out_of_place(device, tokens, dtype, layout, angle, rng):
+    """Whole heads, with what is not rotated of them: of any bit pattern, and of q beside k."""
+    for head_dim, rotary_dim, offset in SHAPES:
+        options = {"rotary_dim": rotary_dim, "rotary_offset": offset, "layout": layout, "angle": angle}
+        rope = pyrope.Rope(head_dim, 3, 1, dtype=dtype, device=device, **options)
+        tensors = {"q": Tensor(dtype, (tokens, 3, head_dim)), "k": Tensor(dtype, (tokens, 1, head_dim))}
+        for x in tensors.values():
+            x.flat[...] = rng.integers(0, 256, x.flat.size, np.uint8)
+        outs = {f"{name}_out": Tensor(dtype, x.shape) for name, x in tensors.items()}
+        positions = rng.integers(-(2**63), 2**63 - 1, tokens, endpoint=True)
+        in_place, apart = run(rope, tensors, positions=positions), run(rope, tensors | outs, positions=positions)
+        for name, x in tensors.items():
+            got, want = x.view(in_place[name]), outs[f"{name}_out"].view(apart[f"{name}_out"])
+            np.testing.assert_array_equal(*(np.ascontiguousarray(y).view(np.uint8) for y in (got, want)))
+            assert (in_place[name] != x.flat).any()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_place_and_batch_do_not_matter(device, dtype, layout, rng):
