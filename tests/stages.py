@@ -59,7 +59,10 @@ class Output:
         self.where, self.operand, self.format, self.scale = where, operand, form, None
 
 
-def call(rope, blocks, scalars, tokens, method="apply", refused=None):
+REFUSALS = (ValueError, TypeError, pyrope.UnsupportedError)
+
+
+def call(rope, blocks, scalars, tokens, method="apply", refused=None, error=REFUSALS):
     """Call with blocks moved to the rope's device; the contents of every block's buffer afterwards. `refused`: the text
     that the call is refused with, which writes nothing."""
     memory = memory_of(rope.device)
@@ -71,7 +74,7 @@ def call(rope, blocks, scalars, tokens, method="apply", refused=None):
             arguments[f"{name}_strides"] = block.strides[:2]
     function, operands = getattr(rope, method), [arguments.pop(name, None) for name in OPERANDS[method]]
     if refused:
-        with pytest.raises((ValueError, TypeError, pyrope.UnsupportedError), match=refused):
+        with pytest.raises(error, match=refused):
             function(*operands, tokens, **arguments)
     else:
         function(*operands, tokens, **arguments)

@@ -325,9 +325,24 @@ ARRAYS_ALLOWED = rows(
 
 @pytest.mark.parametrize("change", ARRAYS_ALLOWED)
 def test_arrays_allowed(change):
+    """They give what contiguous arrays give, and what lies beside them is not written."""
     a = make_arrays()
-    a.wide = np.zeros((3, 3, 80), np.float32)
-    make().apply(**{"q": a.q, "k": a.k} | change(a))
+    a.wide = np.random.default_rng(2).standard_normal((3, 3, 80)).astype(np.float32)
+    call = {"q": a.q, "k": a.k} | change(a)
+    outs = {name: call.get(f"{name}_out", call[name]) for name in ("q", "k")}
+    memory = [x if x.base is None else x.base for x in [*vars(a).values(), *call.values()]]
+    before, old, want = [x.copy() for x in memory], {name: out.copy() for name, out in outs.items()}, {}
+    for name in outs:
+        dense = call[name].reshape(-1, *call[name].shape[-2:])
+        want[name] = dense.copy()
+        make().apply(**{"q": None, name: want[name]})
+        assert (want[name] != dense).any() == bool(dense.size)
+    make().apply(**call)
+    for name, out in outs.items():
+        np.testing.assert_array_equal(out.reshape(want[name].shape), want[name])
+        out[...] = old[name]
+    for x, y in zip(memory, before, strict=True):
+        np.testing.assert_array_equal(x, y)
 
 
 @pytest.mark.skipif(not HAS_CUDA, reason="built without CUDA")

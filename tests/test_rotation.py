@@ -184,6 +184,13 @@ def test_special_values(device, dtype):
 
 
 def test_zero_tokens(device):
+    """Null pointers, as of an empty tensor of torch, or such as have memory, of which nothing is written."""
     rope = pyrope.Rope(64, 2, 1, device=device)
-    rope.apply(None, 0, 0)  # as of an empty tensor of torch
-    rope.apply(0, 0, 0, positions=0, q_out=0, k_out=1 << 16)
+    assert rope.apply(None, 0, 0) is None
+    assert rope.apply(0, 0, 0, positions=0, q_out=0, k_out=1 << 16) is None
+    names = {"q": 2, "k": 1, "q_out": 2, "k_out": 1}
+    tensors = {name: Tensor("bfloat16", (0, heads, 64), flat=Tensor("bfloat16", (1, heads, 64)).flat)
+               for name, heads in names.items()}  # fmt: skip
+    for operands in ({name: tensors[name] for name in "qk"}, tensors):
+        for name, flat in run(rope, operands, offset=5).items():
+            np.testing.assert_array_equal(flat, tensors[name].flat)

@@ -104,23 +104,18 @@ def test_dynamic_scales(device, form):
 
 @pytest.mark.parametrize("form", QUANTISED)
 def test_dynamic_scale_of_the_two_parts_of_q(device, form, rng):
-    """A head has one scale, so that of its larger part; or the call is refused."""
+    """A head has one scale, of which each part of q knows its own alone: refused, and nothing is written."""
     x, nope = rng.standard_normal((40, 3, 16)).astype(np.float32), rng.standard_normal((40, 3, 24)).astype(np.float32)
     blocks = {
+        "q": rows_block(np.float32, x.shape, "dense", x),
+        "q_out": rows_block(ref.storage(form), x.shape, "dense"),
         "q_nope": rows_block(np.float32, nope.shape, "dense", nope),
         "q_nope_out": rows_block(ref.storage(form), nope.shape, "dense"),
         "q_scale": Block(np.float32, (40, 3), (3, 1)),
     }
-    try:
-        got = on_both(device, x, blocks, form=form, q_scale_kind="dynamic", q_nope_dim=24)
-    except (ValueError, pyrope.UnsupportedError) as error:
-        assert "q_nope" in str(error)
-        return
-    scale = np.maximum(np.abs(x).max(-1), np.abs(nope).max(-1)) / np.float32(ref.FORMATS[form][2])
-    np.testing.assert_array_equal(got["q_scale"], scale)
-    for name, values in (("q", x), ("q_nope", nope)):
-        want = ref.round_to(values * (np.float32(1) / scale)[..., None], form)
-        np.testing.assert_array_equal(ref.decode(got[f"{name}_out"]), want)
+    options = {"q_out_dtype": form, "q_scale_kind": "dynamic", "q_nope_dim": 24}
+    rope = pyrope.FusedRope(16, 3, 0, dtype="float32", device=device, **options)
+    call(rope, blocks, {}, 40, refused="^q_nope: not with a dynamic scale", error=pyrope.UnsupportedError)
 
 
 @pytest.mark.parametrize("form", QUANTISED)
