@@ -8,7 +8,7 @@ import reference
 from memory import EMULATED, Tensor, memory_of, run
 from objects import Producer, equal
 from reference import DTYPES
-from refusals import T, V, rows
+from refusals import T, V, refused, rows
 from stages import Block
 from stages_reference import U, within
 from test_angle import EDGES, cos_sin_of, largest_error, make
@@ -321,7 +321,7 @@ REFUSED = rows(
     ("sin in cos", lambda p: {"sin": p.cos + 4 * 31}, V, "sin: overlaps cos in memory"),
     ("sin between rows", lambda p: {"row_stride": 64, "sin": p.cos + 4 * 33}, V, "sin: overlaps cos in memory"),
     ("positions are cos", lambda p: {"positions": p.cos}, V, "positions: overlaps cos in memory, which is written"),
-    ("positions end in sin", lambda p: {"positions": p.sin - 40}, V, "positions: overlaps (cos|sin) in memory"),
+    ("positions end in sin", lambda p: {"positions": p.sin - 40}, V, "positions: overlaps sin in memory"),
 )  # fmt: skip
 
 
@@ -332,7 +332,7 @@ def test_refusals(device, change, error, text):
     buffers = {name: memory.put(array) for name, array in arrays.items()}
     p = SimpleNamespace(**{name: memory.pointer(buffer) for name, buffer in buffers.items()})
     p.sin = p.cos + 4 * ROWS * DIM
-    with pytest.raises(error, match=f"^{text}"):
+    with refused(error, text):
         make(device, head_dim=DIM).build_cos_sin(**{"cos": p.cos, "sin": p.sin, "num_rows": ROWS} | change(p))
     for name, buffer in buffers.items():
         np.testing.assert_array_equal(memory.get(buffer), arrays[name], err_msg=name)
@@ -383,7 +383,7 @@ ARRAYS = rows(
 
 @pytest.mark.parametrize(("call", "error", "text"), ARRAYS)
 def test_refused_arrays(call, error, text):
-    with pytest.raises(error, match=f"^{text}"):
+    with refused(error, text):
         make("cpu", head_dim=DIM).build_cos_sin(**call)
     assert not any(np.any(call.get(name)) for name in ("cos", "sin"))
 
@@ -400,7 +400,7 @@ def test_a_dtype_without_a_name():
     rope, memory = make("cuda", head_dim=DIM), memory_of("cuda")
     buffer = memory.put(zeros(ROWS, DIM, np.uint16))
     table = Unnamed(int(memory.pointer(buffer)), (ROWS, DIM))
-    with pytest.raises(TypeError, match=r"^dtype: required, cos has a type of two bytes that it does not name"):
+    with refused(TypeError, r"dtype: required, cos has a type of two bytes that it does not name"):
         rope.build_cos_sin(table)
     assert not memory.get(buffer).any()
     rope.build_cos_sin(table, dtype="bfloat16", offset=3)
@@ -410,18 +410,18 @@ def test_a_dtype_without_a_name():
 
 @pytest.mark.gpu
 def test_memory_of_the_wrong_device():
-    with pytest.raises(ValueError, match=r"^cos: the array is in host memory, must be on the CUDA device"):
+    with refused(ValueError, r"cos: the array is in host memory, must be on the CUDA device"):
         make("cuda", head_dim=DIM).build_cos_sin(zeros(ROWS, DIM))
     table, _held = on("cuda", zeros(ROWS, DIM), "float32")
-    with pytest.raises(ValueError, match=r"^cos: the array is on a CUDA device, must be in host memory"):
+    with refused(ValueError, r"cos: the array is on a CUDA device, must be in host memory"):
         make("cpu", head_dim=DIM).build_cos_sin(table)
-    with pytest.raises(ValueError, match=r"^stream: only allowed with device='cuda'"):
+    with refused(ValueError, r"stream: only allowed with device='cuda'"):
         make("cpu", head_dim=DIM).build_cos_sin(zeros(ROWS, DIM), stream=8)
 
 
 def test_without_frequencies(device):
     rope = pyrope.FusedRope(DIM, 1, 1, angle="cos_sin", device=device)
-    with pytest.raises(ValueError, match=r"^build_cos_sin: not with angle='cos_sin', which has no frequencies"):
+    with refused(ValueError, r"build_cos_sin: not with angle='cos_sin', which has no frequencies"):
         rope.build_cos_sin(0, None, 0)
 
 
@@ -433,6 +433,6 @@ def test_host_pointer_on_cuda(name):
         pytest.skip("this device reads all of the host's memory")
     buffers = {x: memory.put(zeros(ROWS, DIM)) for x in ("cos", "sin", "positions")}
     call = {x: memory.pointer(buffer) for x, buffer in buffers.items()} | {name: host.ctypes.data}
-    with pytest.raises(ValueError, match=f"^{name}: .* is host memory, which the CUDA backend cannot read"):
+    with refused(ValueError, f"{name}: .* is host memory, which the CUDA backend cannot read"):
         make("cuda", head_dim=DIM).build_cos_sin(**call, num_rows=ROWS)
     assert not any(memory.get(buffer).any() for buffer in buffers.values())

@@ -1,12 +1,11 @@
 """Bad input: each refusal names the argument and what is allowed, and nothing is written. Options and pointers."""
 
-import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from memory import EMULATED, CudaMemory, memory_of
-from refusals import DIM, HAS_CUDA, K_HEADS, Q_HEADS, TOKENS, T, V, make, rows
+from refusals import DIM, HAS_CUDA, K_HEADS, Q_HEADS, TOKENS, T, V, make, refused, rows
 
 import pyrope
 
@@ -107,19 +106,23 @@ CONSTRUCTOR = rows(
     ("enable_pdl int", {"enable_pdl": 1}, T, "enable_pdl: 1 is not a bool"),
     ("positions_ready int", {"enable_pdl": True, "positions_ready": 1}, T, "positions_ready: 1 is not a bool"),
     ("positions_ready alone", {"positions_ready": True}, V, "positions_ready: True, only allowed with enable_pdl=True"),
-    ("unknown argument", {"rotary_dims": 64}, T, "rotary_dims"),
 )
 
 
 @pytest.mark.parametrize(("options", "error", "text"), CONSTRUCTOR)
 def test_constructor(options, error, text):
-    with pytest.raises(error, match=text):
+    with refused(error, text):
         make(**options)
 
 
 def test_options_are_keywords():
     with pytest.raises(TypeError, match="positional"):
         pyrope.Rope(64, 2, 1, 64)
+
+
+def test_unknown_argument():
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'rotary_dims'$"):
+        make(rotary_dims=64)
 
 
 # ---- calls with pointers
@@ -343,10 +346,10 @@ POINTERS = rows(
         "q_out: overlaps q in memory",
     ),
     ("q_out mirrored", {}, lambda p: {"q_out": p.q + 5 * ROW, "q_out_strides": (-128, -64)}, V, "q_out: overlaps q in"),
-    ("q_out is k", {}, lambda p: {"q_out": p.k}, V, "(q_out: overlaps k|k: overlaps q_out) in memory"),
+    ("q_out is k", {}, lambda p: {"q_out": p.k}, V, "k: overlaps q_out in memory"),
     ("k_out is q", {}, lambda p: {"k_out": p.q}, V, "k_out: overlaps q in memory"),
     ("k_out is q_out", {}, lambda p: {"q_out": p.q_out, "k_out": p.q_out}, V, "k_out: overlaps q_out in memory"),
-    ("outputs crossed", {}, lambda p: {"q_out": p.k, "k_out": p.q}, V, "_out: overlaps [qk] in memory"),
+    ("outputs crossed", {}, lambda p: {"q_out": p.k, "k_out": p.q}, V, "k_out: overlaps q in memory"),
     # streams
     ("stream float", {}, lambda p: {"stream": 1.0}, T, "stream: 1.0 is not a stream; pass an int, None or"),
     ("stream bool", {}, lambda p: {"stream": False}, T, "stream: False is not a stream; pass an int, None or"),
@@ -388,14 +391,14 @@ def untouched(device, arrays, buffers):
 def test_pointers(device, options, change, error, text, method):
     rope = make(device, **options)
     arrays, buffers, p = pointers(device)
-    with pytest.raises(error, match=text):
+    with refused(error, text):
         getattr(rope, method)(**{"q": p.q, "k": p.k, "num_tokens": TOKENS} | change(p))
     assert untouched(device, arrays, buffers)
 
 
 def test_no_stream_on_the_cpu():
     arrays, buffers, p = pointers("cpu")
-    with pytest.raises(ValueError, match="stream: only allowed with device='cuda'"):
+    with refused(ValueError, "stream: only allowed with device='cuda'"):
         make().apply(p.q, p.k, TOKENS, stream=1)
     assert untouched("cpu", arrays, buffers)
 
@@ -429,9 +432,7 @@ def test_allowed(device, change):
 
 @pytest.mark.skipif(HAS_CUDA, reason="built with CUDA")
 def test_built_without_cuda():
-    with pytest.raises(
-        pyrope.UnsupportedError, match=r"device: 'cuda' .* not in this build \(no CUDA;.*; pass device='cpu'"
-    ):
+    with refused(pyrope.UnsupportedError, r"device: 'cuda' .* not in this build \(no CUDA;.*; pass device='cpu'"):
         make("cuda")
 
 
@@ -459,6 +460,6 @@ def test_host_pointer_on_cuda(name):
     call = {"q": p.q, "k": p.k, "num_tokens": TOKENS, name: host.ctypes.data}
     if name in ("indptr", "offsets"):
         call = {"indptr": p.indptr, "num_requests": 2} | call
-    with pytest.raises(ValueError, match=f"{re.escape(name)}: .* is host memory, which the CUDA backend cannot read"):
+    with refused(ValueError, f"{name}: .* is host memory, which the CUDA backend cannot read"):
         make("cuda").apply(**call)
     assert untouched("cuda", arrays, buffers) and not host.any()

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import ml_dtypes
 import numpy as np
 import pytest
-from refusals import HAS_CUDA, T, V, make, rows
+from refusals import HAS_CUDA, T, V, make, refused, rows
 
 # ---- calls with arrays, which live in host memory
 
@@ -283,7 +283,7 @@ ARRAYS = rows(
         "q_out: overlaps q in memory",
     ),
     ("q_out reversed", {}, lambda a: {"q_out": a.q[::-1]}, V, "q_out: overlaps q in memory"),
-    ("q_out is k", {}, lambda a: {"q_out": a.pool[:3, :2], "k": a.pool[:3, 1:2]}, V, "overlaps (k|q_out) in memory"),
+    ("q_out is k", {}, lambda a: {"q_out": a.pool[:3, :2], "k": a.pool[:3, 1:2]}, V, "k: overlaps q_out in memory"),
 )
 
 
@@ -306,7 +306,7 @@ def test_arrays(options, change, error, text):
         call = {name: x.astype(ml_dtypes.bfloat16) if x.dtype == np.float32 else x for name, x in call.items()}
     seen = [x for x in [*vars(a).values(), *call.values()] if isinstance(x, np.ndarray)]
     before = [x.tobytes() for x in seen]
-    with pytest.raises(error, match=text):
+    with refused(error, text):
         make(**options).apply(**call)
     assert [x.tobytes() for x in seen] == before
 
@@ -350,5 +350,5 @@ def test_host_array_on_cuda():
     a = make_arrays()
     for name in ("q", "k", "positions"):
         call = {"q": 1 << 20, "k": 1 << 30, "num_tokens": 3, name: getattr(a, name)}
-        with pytest.raises(ValueError, match=f"{name}: the array is in host memory, must be on the CUDA device"):
+        with refused(ValueError, f"{name}: the array is in host memory, must be on the CUDA device"):
             make("cuda").apply(**call)

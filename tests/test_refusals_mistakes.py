@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from memory import memory_of
-from refusals import HAS_CUDA, T, V, make, rows
+from refusals import HAS_CUDA, T, V, make, refused, rows
 
 # ---- numbers, arrays and types in each other's place
 
@@ -42,7 +42,7 @@ MISPLACED = rows(
 @pytest.mark.parametrize(("change", "error", "text"), MISPLACED)
 def test_misplaced(change, error, text):
     q, k = np.ones((3, 2, 64), np.float32), np.ones((3, 1, 64), np.float32)
-    with pytest.raises(error, match=text):
+    with refused(error, text):
         make().apply(**{"q": q, "k": k} | change)
     assert (q == 1).all() and (k == 1).all()
 
@@ -51,7 +51,7 @@ def test_misplaced(change, error, text):
 @pytest.mark.parametrize("name", ["q", "k", "q_out", "positions", "indptr"])
 def test_low_addresses_on_cuda(name):
     call = {"q": 1 << 20, "k": 1 << 30, "num_tokens": 3} | ({"num_requests": 1} if name == "indptr" else {})
-    with pytest.raises(ValueError, match=f"{name}: 0x1000 {NO_ADDRESS}"):
+    with refused(ValueError, f"{name}: 0x1000 {NO_ADDRESS}"):
         make("cuda").apply(**call | {name: 4096})
 
 
@@ -59,44 +59,45 @@ def test_low_addresses_on_cuda(name):
 @pytest.mark.parametrize("shape", [(3, 2, 16), (2, 3, 16), (6, 1, 8), (3, 4, 4), (1, 6, 16), (2, 8), (48,)])
 def test_other_dimensions(shape):
     q = np.ones(shape, np.float32)
-    with pytest.raises(ValueError, match=r"q: shape .*, must be \[num_tokens, 2, 8\] or two-dimensional \[num_tokens"):
+    with refused(ValueError, r"q: shape .*, must be \[num_tokens, 2, 8\] or two-dimensional \[num_tokens"):
         make(head_dim=8, num_k_heads=0).apply(q)
     assert (q == 1).all()
 
 
 @pytest.mark.parametrize("unordered", [set, frozenset, dict.fromkeys, lambda x: dict.fromkeys(x).keys(), iter])
 def test_unordered_frequencies(unordered):
-    with pytest.raises(TypeError, match=r"inv_freq: .* is not a sequence of numbers"):
+    with refused(TypeError, r"inv_freq: .* is not a sequence of numbers"):
         make(inv_freq=unordered([1.0 / (1 + i) for i in range(32)]))
 
 
 # ---- objects that describe their memory wrongly
 
 MALFORMED = rows(
-    ("not a dict", lambda a: a["data"], "malformed array interface"),
-    ("no shape", lambda a: {k: v for k, v in a.items() if k != "shape"}, "malformed array interface .*'shape'"),
-    ("no typestr", lambda a: {k: v for k, v in a.items() if k != "typestr"}, "malformed array interface .*'typestr'"),
-    ("no data", lambda a: {k: v for k, v in a.items() if k != "data"}, "malformed array interface .*'data'"),
-    ("shape a number", lambda a: a | {"shape": 384}, "malformed array interface"),
-    ("shape of floats", lambda a: a | {"shape": (3.0, 2, 64)}, "malformed array interface"),
-    ("shape beyond 64 bits", lambda a: a | {"shape": (2**64, 2, 64)}, "malformed array interface"),
+    ("not a dict", lambda a: a["data"], "q: malformed array interface"),
+    ("no shape", lambda a: {k: v for k, v in a.items() if k != "shape"}, "q: malformed array interface .*'shape'"),
+    ("no typestr", lambda a: {k: v for k, v in a.items() if k != "typestr"},
+     "q: malformed array interface .*'typestr'"),
+    ("no data", lambda a: {k: v for k, v in a.items() if k != "data"}, "q: malformed array interface .*'data'"),
+    ("shape a number", lambda a: a | {"shape": 384}, "q: malformed array interface"),
+    ("shape of floats", lambda a: a | {"shape": (3.0, 2, 64)}, "q: malformed array interface"),
+    ("shape beyond 64 bits", lambda a: a | {"shape": (2**64, 2, 64)}, "q: malformed array interface"),
     ("shape negative", lambda a: a | {"shape": (-3, 2, 64)}, "q: shape .* is that of no array"),
     ("shape beyond memory", lambda a: a | {"shape": (2**40, 2**40, 2, 64)}, "q: shape .* is that of no array"),
-    ("data of one", lambda a: a | {"data": a["data"][:1]}, "malformed array interface"),
-    ("data a number", lambda a: a | {"data": a["data"][0]}, "malformed array interface"),
-    ("address negative", lambda a: a | {"data": (-4096, False)}, "malformed array interface"),
-    ("address a float", lambda a: a | {"data": (float(1 << 40), False)}, "malformed array interface"),
+    ("data of one", lambda a: a | {"data": a["data"][:1]}, "q: malformed array interface"),
+    ("data a number", lambda a: a | {"data": a["data"][0]}, "q: malformed array interface"),
+    ("address negative", lambda a: a | {"data": (-4096, False)}, "q: malformed array interface"),
+    ("address a float", lambda a: a | {"data": (float(1 << 40), False)}, "q: malformed array interface"),
     ("address null", lambda a: a | {"data": (0, False)}, "q: the array has no memory"),
     ("address low", lambda a: a | {"data": (1024, False)}, f"q: 0x400 {NO_ADDRESS}"),
-    ("typestr empty", lambda a: a | {"typestr": ""}, "malformed array interface"),
-    ("typestr bytes", lambda a: a | {"typestr": b"<f4"}, "malformed array interface"),
+    ("typestr empty", lambda a: a | {"typestr": ""}, "q: malformed array interface"),
+    ("typestr bytes", lambda a: a | {"typestr": b"<f4"}, "q: malformed array interface"),
     ("typestr without a size", lambda a: a | {"typestr": "<f"}, "q: dtype unknown, must be float32"),
     ("typestr of size 0", lambda a: a | {"typestr": "<f0"}, "q: dtype unknown, must be float32"),
     ("typestr of a great size", lambda a: a | {"typestr": "<f4294967300"}, "q: dtype unknown, must be float32"),
-    ("strides short", lambda a: a | {"strides": (256, 4)}, "malformed array interface .*2 strides for 3 dimensions"),
-    ("strides long", lambda a: a | {"strides": (512, 256, 4, 4)}, "malformed array interface .*4 strides for 3"),
-    ("strides of floats", lambda a: a | {"strides": (512.0, 256, 4)}, "malformed array interface"),
-    ("strides beyond 64 bits", lambda a: a | {"strides": (2**70, 256, 4)}, "malformed array interface"),
+    ("strides short", lambda a: a | {"strides": (256, 4)}, "q: malformed array interface .*2 strides for 3 dimensions"),
+    ("strides long", lambda a: a | {"strides": (512, 256, 4, 4)}, "q: malformed array interface .*4 strides for 3"),
+    ("strides of floats", lambda a: a | {"strides": (512.0, 256, 4)}, "q: malformed array interface"),
+    ("strides beyond 64 bits", lambda a: a | {"strides": (2**70, 256, 4)}, "q: malformed array interface"),
 )  # fmt: skip
 
 
@@ -107,9 +108,9 @@ def test_malformed_interface(change, text, attribute):
         pytest.skip("built without CUDA")
     q = np.ones((3, 2, 64), np.float32)
     x = SimpleNamespace(**{attribute: change(q.__array_interface__)})
-    with pytest.raises((TypeError, ValueError), match=text) as caught:
+    with refused((TypeError, ValueError), text):
         make("cpu" if attribute == "__array_interface__" else "cuda").apply(x)
-    assert str(caught.value).startswith("q: ") and (q == 1).all()
+    assert (q == 1).all()
 
 
 def test_lists_describe_memory_too():
@@ -135,7 +136,7 @@ def test_jax_arrays_are_not_written():
         ({"q": None, "k": ArrayImpl(__array_interface__=k.__array_interface__)}, "k"),
         ({"q": out.copy(), "q_out": frozen}, "q_out"),
     ):
-        with pytest.raises(TypeError, match=f"{name}: a jax.Array is immutable and cannot be written; pass [qk]_out="):
+        with refused(TypeError, f"{name}: a jax.Array is immutable and cannot be written; pass [qk]_out="):
             make().apply(**call, offset=5)
     assert (q == 1).all() and (k == 1).all()
     make().apply(frozen, offset=5, q_out=out)
@@ -202,7 +203,7 @@ def rotate_beside(device, change):
 
 @pytest.mark.parametrize(("change", "text"), OVERLAPS)
 def test_positions_that_are_written(device, change, text):
-    with pytest.raises(ValueError, match=f"{text} in memory, which is written"):
+    with refused(ValueError, f"{text} in memory, which is written"):
         rotate_beside(device, change)
 
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import reference
-from refusals import T, V, rows
+from refusals import T, V, refused, rows
 from test_angle import EDGES, cos_sin_of, largest_error, make
 
 import pyrope
@@ -264,7 +264,7 @@ REFUSED = rows(
 
 @pytest.mark.parametrize(("scaling", "error", "text"), REFUSED)
 def test_refused(scaling, error, text):
-    with pytest.raises(error, match=f"^{text}"):
+    with refused(error, text):
         make("cpu", scaling=scaling())
 
 
@@ -273,13 +273,13 @@ def test_a_sequence_of_another_length_than_it_says():
         def __len__(self):
             return PAIRS
 
-    with pytest.raises(ValueError, match=r"^inv_freq: 1000 values, must be rotary_dim / 2 = 64"):
+    with refused(ValueError, r"inv_freq: 1000 values, must be rotary_dim / 2 = 64"):
         make("cpu", inv_freq=Liar([1.0] * 1000))
 
 
 @pytest.mark.parametrize("theta", [1.0, 0.5])
 def test_yarn_needs_a_base_above_one(theta):
-    with pytest.raises(ValueError, match=f"^theta: {theta:g}, must be above 1 with YaRN"):
+    with refused(ValueError, f"theta: {theta:g}, must be above 1 with YaRN"):
         make("cpu", theta=theta, scaling=pyrope.YaRN(4.0, 4096))
 
 
