@@ -4,13 +4,14 @@ import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-import stages_reference as ref
 
-BENCH = Path(__file__).parent.parent / "bench"
+from kit import reference as ref
+from kit.library import ROOT
+
+BENCH = ROOT / "bench"
 RESULTS = BENCH / "results/h100-quick.json"
 
 
@@ -100,9 +101,9 @@ class Measured:
         """Each rounded once; those that are rotated, also in another way than they should be."""
         case, after, rotated = self.case, {}, self.case.rotated
         positions = self.positions if self.positions.ndim == 2 else np.repeat(POSITIONS[:, None], rotated // 2, axis=1)
-        cos, sin = ref.cos_sin(ref.phases(positions, angle, rotated, THETA))
+        cos, sin = ref.cos_sin_of_phases(ref.phases(positions, angle, rotated, THETA))
         for name, where in self.op.results(case).items():
-            value = ref.decode(self.parts[name]), np.zeros(self.parts[name].shape)
+            value = ref.exact(self.parts[name])
             if name in "qk":
                 if self.op.norm:
                     value = ref.rms_norm(value, self.weights[name], EPS, 0.0)

@@ -15,13 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reference import DTYPES
 
 import pyrope
+from kit.library import INSTALLED, ROOT
+from kit.reference import DTYPES
 
-ROOT = Path(__file__).parent.parent
 HEADER = ROOT / "cuda/include/roperope/roperope.h"
-INSTALLED = Path(pyrope._core.__file__).parent
 SEARCH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"])
 
 
@@ -211,11 +210,15 @@ def test_import_in_a_checkout(installed, tmp_path):
     """The sources, found first, take the compiled modules from the installed package, and say so without one."""
     shutil.copytree(ROOT / "pyrope", tmp_path / "pyrope", ignore=lambda _, names: [n for n in names if ".so" in n])
     sites = INSTALLED.parent if installed else ""
-    program = "import pyrope; print(pyrope.__file__, pyrope._core.__file__, pyrope.Rope(8, 1, 1, device='cpu'))"
+    program = """
+import sys, pyrope
+compiled = [x.__file__ for name, x in sys.modules.items() if name.startswith("pyrope.") and x.__file__.endswith(".so")]
+print(pyrope.__file__, *{path.rpartition("/")[0] for path in compiled}, pyrope.Rope(8, 1, 1, device="cpu"))
+"""
     done = subprocess.run([sys.executable, "-S", "-c", program], cwd=tmp_path, capture_output=True, text=True,
                           check=False, env=os.environ | {"PYTHONPATH": str(sites)})  # fmt: skip
     if installed:
-        assert done.stdout.startswith(f"{tmp_path}/pyrope/__init__.py {INSTALLED}/_core"), done.stderr
+        assert done.stdout.startswith(f"{tmp_path}/pyrope/__init__.py {INSTALLED} Rope("), done.stderr
     else:
         assert "ImportError: pyrope's compiled modules are missing; install it" in done.stderr
 

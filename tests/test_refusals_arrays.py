@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import ml_dtypes
 import numpy as np
 import pytest
-from refusals import HAS_CUDA, T, V, make, refused, rows
+
+from kit.memory import HAS_CUDA
+from kit.refusals import T, V, read_only, refused, rows, small
 
 # ---- calls with arrays, which live in host memory
 
@@ -27,11 +29,6 @@ class NoCapsule:
 
 def big_endian(x):
     return x.astype(x.dtype.newbyteorder(">"))
-
-
-def read_only(x):
-    x.flags.writeable = False
-    return x
 
 
 def no_address(x):
@@ -307,7 +304,7 @@ def test_arrays(options, change, error, text):
     seen = [x for x in [*vars(a).values(), *call.values()] if isinstance(x, np.ndarray)]
     before = [x.tobytes() for x in seen]
     with refused(error, text):
-        make(**options).apply(**call)
+        small(**options).apply(**call)
     assert [x.tobytes() for x in seen] == before
 
 
@@ -335,9 +332,9 @@ def test_arrays_allowed(change):
     for name in outs:
         dense = call[name].reshape(-1, *call[name].shape[-2:])
         want[name] = dense.copy()
-        make().apply(**{"q": None, name: want[name]})
+        small().apply(**{"q": None, name: want[name]})
         assert (want[name] != dense).any() == bool(dense.size)
-    make().apply(**call)
+    small().apply(**call)
     for name, out in outs.items():
         np.testing.assert_array_equal(out.reshape(want[name].shape), want[name])
         out[...] = old[name]
@@ -351,4 +348,4 @@ def test_host_array_on_cuda():
     for name in ("q", "k", "positions"):
         call = {"q": 1 << 20, "k": 1 << 30, "num_tokens": 3, name: getattr(a, name)}
         with refused(ValueError, f"{name}: the array is in host memory, must be on the CUDA device"):
-            make("cuda").apply(**call)
+            small("cuda").apply(**call)

@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from memory import memory_of
-from refusals import HAS_CUDA, T, V, make, refused, rows
+
+from kit.memory import HAS_CUDA, Buffers
+from kit.refusals import ROW, T, V, refused, rows, small
 
 # ---- numbers, arrays and types in each other's place
 
@@ -43,7 +44,7 @@ MISPLACED = rows(
 def test_misplaced(change, error, text):
     q, k = np.ones((3, 2, 64), np.float32), np.ones((3, 1, 64), np.float32)
     with refused(error, text):
-        make().apply(**{"q": q, "k": k} | change)
+        small().apply(**{"q": q, "k": k} | change)
     assert (q == 1).all() and (k == 1).all()
 
 
@@ -52,7 +53,7 @@ def test_misplaced(change, error, text):
 def test_low_addresses_on_cuda(name):
     call = {"q": 1 << 20, "k": 1 << 30, "num_tokens": 3} | ({"num_requests": 1} if name == "indptr" else {})
     with refused(ValueError, f"{name}: 0x1000 {NO_ADDRESS}"):
-        make("cuda").apply(**call | {name: 4096})
+        small("cuda").apply(**call | {name: 4096})
 
 
 # The last two dimensions, when there are three, are heads and head_dim and nothing else.
@@ -60,14 +61,14 @@ def test_low_addresses_on_cuda(name):
 def test_other_dimensions(shape):
     q = np.ones(shape, np.float32)
     with refused(ValueError, r"q: shape .*, must be \[num_tokens, 2, 8\] or two-dimensional \[num_tokens"):
-        make(head_dim=8, num_k_heads=0).apply(q)
+        small(head_dim=8, num_k_heads=0).apply(q)
     assert (q == 1).all()
 
 
 @pytest.mark.parametrize("unordered", [set, frozenset, dict.fromkeys, lambda x: dict.fromkeys(x).keys(), iter])
 def test_unordered_frequencies(unordered):
     with refused(TypeError, r"inv_freq: .* is not a sequence of numbers"):
-        make(inv_freq=unordered([1.0 / (1 + i) for i in range(32)]))
+        small(inv_freq=unordered([1.0 / (1 + i) for i in range(32)]))
 
 
 # ---- objects that describe their memory wrongly
@@ -109,16 +110,16 @@ def test_malformed_interface(change, text, attribute):
     q = np.ones((3, 2, 64), np.float32)
     x = SimpleNamespace(**{attribute: change(q.__array_interface__)})
     with refused((TypeError, ValueError), text):
-        make("cpu" if attribute == "__array_interface__" else "cuda").apply(x)
+        small("cpu" if attribute == "__array_interface__" else "cuda").apply(x)
     assert (q == 1).all()
 
 
 def test_lists_describe_memory_too():
     q, want = np.ones((3, 2, 64), np.float32), np.ones((3, 2, 64), np.float32)
-    make().apply(want, offset=5)
+    small().apply(want, offset=5)
     a = q.__array_interface__
     lists = {"shape": list(a["shape"]), "strides": [512, 256, 4], "data": list(a["data"])}
-    make().apply(SimpleNamespace(__array_interface__=a | lists), offset=5)
+    small().apply(SimpleNamespace(__array_interface__=a | lists), offset=5)
     assert (q == want).all()
 
 
@@ -137,16 +138,15 @@ def test_jax_arrays_are_not_written():
         ({"q": out.copy(), "q_out": frozen}, "q_out"),
     ):
         with refused(TypeError, f"{name}: a jax.Array is immutable and cannot be written; pass [qk]_out="):
-            make().apply(**call, offset=5)
+            small().apply(**call, offset=5)
     assert (q == 1).all() and (k == 1).all()
-    make().apply(frozen, offset=5, q_out=out)
-    make().apply(q, offset=5)
+    small().apply(frozen, offset=5, q_out=out)
+    small().apply(q, offset=5)
     assert (out == q).all()
 
 
 # ---- positions in memory that is written
 
-ROW = 64 * 4
 # Each row: what differs from apply(q=, k=, num_tokens=3), where p has the addresses, and the error.
 OVERLAPS = rows(
     ("positions on q", lambda p: {"positions": p.q}, "positions: overlaps q"),
@@ -188,36 +188,37 @@ APART = rows(
 )
 
 
-def rotate_beside(device, change):
-    """Buffers of the device with room around them, before and after a call."""
-    memory = memory_of(device)
-    host = {name: np.arange(3000, dtype=np.int32) for name in ("q", "k", "out", "ids")}
-    buffers = {name: memory.put(x) for name, x in host.items()}
-    p = SimpleNamespace(**{name: int(memory.pointer(b)) + 1024 for name, b in buffers.items()})
-    try:
-        make(device, position_dtype="int32").apply(**{"q": p.q, "k": p.k, "num_tokens": 3} | change(p))
-    finally:
-        after = {name: memory.get(b) for name, b in buffers.items()}
-    return all((after[name] == host[name]).all() for name in host)
+def buffers_with_room(device):
+    """And addresses in the middle of them."""
+    buffers = Buffers(device, {name: np.arange(3000, dtype=np.int32) for name in ("q", "k", "out", "ids")})
+    return buffers, SimpleNamespace(**{name: at + 1024 for name, at in vars(buffers.at).items()})
+
+
+def rotate_beside(device, p, change):
+    small(device, position_dtype="int32").apply(**{"q": p.q, "k": p.k, "num_tokens": 3} | change(p))
 
 
 @pytest.mark.parametrize(("change", "text"), OVERLAPS)
 def test_positions_that_are_written(device, change, text):
+    buffers, p = buffers_with_room(device)
     with refused(ValueError, f"{text} in memory, which is written"):
-        rotate_beside(device, change)
+        rotate_beside(device, p, change)
+    assert buffers.untouched()
 
 
 @pytest.mark.parametrize("change", APART)
 def test_positions_beside(device, change):
-    assert not rotate_beside(device, change)
+    buffers, p = buffers_with_room(device)
+    rotate_beside(device, p, change)
+    assert not buffers.untouched()
 
 
 def test_ragged_positions_wrap():
     top = 2**63 - 1
     q, want = np.ones((4, 2, 64), np.float32), np.ones((4, 2, 64), np.float32)
-    make().apply(q, indptr=np.array([0, 1, 4]), offsets=np.array([-(2**63), top - 1]))
-    make().apply(want, positions=np.array([-(2**63), top - 1, top, -(2**63)]))
+    small().apply(q, indptr=np.array([0, 1, 4]), offsets=np.array([-(2**63), top - 1]))
+    small().apply(want, positions=np.array([-(2**63), top - 1, top, -(2**63)]))
     assert (q == want).all()
-    make().apply(q, indptr=np.array([-(2**63), 4]), offsets=np.array([0]))
-    make().apply(want, offset=-(2**63))
+    small().apply(q, indptr=np.array([-(2**63), 4]), offsets=np.array([0]))
+    small().apply(want, offset=-(2**63))
     assert (q == want).all()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import pyrope
+from kit.library import FOLDERS, ROOT
 
 
 def python(tmp_path, *arguments):
@@ -75,9 +76,7 @@ sys.exit(__main__.main(["selftest"]))
 def test_needs_only_python(tmp_path):
     """Neither numpy nor cuda-python: without site-packages, from a folder with nothing but the package."""
     (tmp_path / "pyrope").mkdir()
-    # In a checkout, and where the package is installed as editable, the compiled modules lie elsewhere.
-    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == "pyrope"]
-    for folder in dict.fromkeys(Path(module.__file__).parent for module in modules):
+    for folder in FOLDERS:
         for path in [*folder.glob("*.py"), *folder.glob("*.so")]:
             link = tmp_path / "pyrope" / path.name
             if not link.exists():
@@ -139,7 +138,7 @@ CLASSES = pytest.mark.parametrize("cls", [pyrope.Rope, pyrope.FusedRope])
 @CLASSES
 def test_signature_of_the_constructor(cls):
     """What help() shows is written by hand into the docstring."""
-    source = "".join(path.read_text() for path in (Path(__file__).parent.parent / "pyrope").glob("*.pyx"))
+    source = "".join(path.read_text() for path in (ROOT / "pyrope").glob("*.pyx"))
     text = re.search(rf"^cdef class {cls.__name__}\b.*?def (__init__\(.*?\)):", source, re.S | re.M).group(1)
     assert parameters_of(ast.parse(f"def {text}: ...").body[0]) == real_parameters(cls)
     assert not cls.__doc__.startswith(cls.__name__)

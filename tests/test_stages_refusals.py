@@ -1,23 +1,17 @@
 """Stages that cannot be: each refusal names the argument, and nothing is written."""
 
 import functools
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from memory import memory_of
-from refusals import DIM, K_HEADS, Q_HEADS, TOKENS, T, V, refused, rows
 
 import pyrope
+from kit.memory import Buffers, memory_of
+from kit.refusals import DIM, TOKENS, T, V, refused, rows, small
 
 NAN, INF = float("nan"), float("inf")
 PAGES, PAGE_SIZE = 4, 2
 E4M3 = "float8_e4m3fn"
-
-
-def make(device="cpu", **options):
-    shape = {"head_dim": DIM, "num_q_heads": Q_HEADS, "num_k_heads": K_HEADS}
-    return pyrope.FusedRope(**shape | {"dtype": "float32", "device": device} | options)
 
 
 def norm(**options):
@@ -97,7 +91,7 @@ CONSTRUCTOR = rows(
 @pytest.mark.parametrize(("options", "error", "text"), CONSTRUCTOR)
 def test_constructor(options, error, text):
     with refused(error, text):
-        make(**options)
+        small(fused=True, **options)
 
 
 # ---- calls
@@ -247,40 +241,34 @@ CALLS = rows(
 )  # fmt: skip
 
 
-def pointers(device):
-    """Buffers of the device by name, each roomy, and their addresses."""
+def roomy_buffers(device):
+    """Of every argument, each larger than what a call touches."""
     floats = {"q": 2 * DIM, "k": DIM, "v": DIM, "q_out": 2 * DIM, "k_out": DIM, "v_out": DIM}
     arrays = {name: np.arange(2 * TOKENS * size, dtype=np.float32) for name, size in floats.items()}
     for name in ("k_cache", "v_cache"):
         arrays[name] = np.arange(PAGES * PAGE_SIZE * DIM + 64, dtype=np.float32)
     arrays |= {"weight": np.ones(4 * DIM, np.float32), "scale": np.ones(64, np.float32), "count": np.array([5, 5])}
     arrays |= {"ids": np.arange(8), "ids32": np.zeros(8, np.int32), "page_table": np.arange(8, dtype=np.int32)}
-    arrays["frequency_sets"] = np.ones(4 * DIM, np.uint64)
-    memory = memory_of(device)
-    buffers = {name: memory.put(array) for name, array in arrays.items()}
-    return arrays, buffers, SimpleNamespace(**{name: memory.pointer(b) for name, b in buffers.items()})
+    return Buffers(device, arrays | {"frequency_sets": np.ones(4 * DIM, np.uint64)})
 
 
 @pytest.mark.parametrize("method", ["apply", "inverse"])
 @pytest.mark.parametrize(("options", "change", "error", "text"), CALLS)
 def test_calls(device, options, change, error, text, method):
-    rope = make(device, **options)
-    arrays, buffers, p = pointers(device)
+    rope, buffers = small(device, fused=True, **options), roomy_buffers(device)
+    p = buffers.at
     with refused(error, text):
         getattr(rope, method)(**{"q": p.q, "k": p.k, "num_tokens": TOKENS} | change(p))
-    for name, buffer in buffers.items():
-        np.testing.assert_array_equal(memory_of(device).get(buffer), arrays[name], err_msg=name)
+    assert buffers.untouched()
 
 
 @pytest.mark.parametrize("head_dim", [4100, 8192])
 def test_heads_too_long_for_a_norm(device, head_dim):
     rope = pyrope.FusedRope(head_dim, 1, 0, rotary_dim=64, dtype="float32", device=device, **NORM)
-    memory = memory_of(device)
-    x, weight = np.arange(head_dim, dtype=np.float32), np.ones(head_dim, np.float32)
-    buffers = memory.put(x), memory.put(weight)
+    buffers = Buffers(device, {"q": np.arange(head_dim, dtype=np.float32), "weight": np.ones(head_dim, np.float32)})
     with refused(ValueError, f"head_dim of q: {head_dim}, must be 1 to 4096"):
-        rope.apply(memory.pointer(buffers[0]), None, 1, q_weight=memory.pointer(buffers[1]))
-    np.testing.assert_array_equal(memory.get(buffers[0]), x)
+        rope.apply(buffers.at.q, None, 1, q_weight=buffers.at.weight)
+    assert buffers.untouched()
 
 
 def test_too_many_heads_for_a_norm_across_them(device):

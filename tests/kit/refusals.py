@@ -4,16 +4,15 @@ import re
 
 import pytest
 
-import pyrope
+from kit.ropes import make
 
 V, T = ValueError, TypeError
-HAS_CUDA = any(row[0] == "cuda" for row in pyrope.supported())
-TOKENS, Q_HEADS, K_HEADS, DIM = 3, 2, 1, 64
+TOKENS, Q_HEADS, K_HEADS, DIM = 3, 2, 1, 64  # of the calls, which texts name
+ROW = DIM * 4  # bytes of a head
 
 
-def make(device="cpu", **options):
-    shape = {"head_dim": DIM, "num_q_heads": Q_HEADS, "num_k_heads": K_HEADS}
-    return pyrope.Rope(**shape | {"dtype": "float32", "device": device} | options)
+def small(device="cpu", **options):
+    return make(device, **{"num_q_heads": Q_HEADS, "num_k_heads": K_HEADS} | options)
 
 
 # An argument or a field of one, or two arguments.
@@ -29,3 +28,8 @@ def refused(error, text):
 def rows(*table):
     """(id, ...) rows as pytest parameters."""
     return [pytest.param(*row[1:], id=row[0]) for row in table]
+
+
+def read_only(x):
+    x.flags.writeable = False
+    return x
