@@ -1,4 +1,4 @@
-"""What bench/ refuses before it measures anything, and which results it takes for right."""
+"""What bench/ refuses before it measures anything, which results it takes for right, and the files it writes."""
 
 import importlib.util
 import json
@@ -19,6 +19,21 @@ def bench(program, *arguments):
     done = subprocess.run([sys.executable, BENCH / program, *arguments], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
     return done
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules_of_bench():
+    """They are found, as when a program of that folder is run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCH)
+        yield
+
+
+def module_of_bench(name):
+    spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize(
@@ -45,6 +60,111 @@ def test_compare_names_other_devices(field, value, tmp_path):
     assert "NOT COMPARABLE" not in bench("compare.py", other, other).stdout
 
 
+# ---- files of results
+
+
+@pytest.fixture(scope="module")
+def report():
+    return module_of_bench("report")
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.parent.glob("*.json")), ids=lambda path: path.stem)
+def test_results_are_small(report, path, tmp_path):
+    """A line a case: what it is, and three quantiles of each time or why there are none. Rewritten, it is the same."""
+    record = json.loads(path.read_text())
+    fields = [name for name in record if name != "cases"]
+    assert len(path.read_text().splitlines()) == len(record["cases"]) + len(fields) + 4
+    for case in record["cases"]:
+        assert list(case) == [*report.FIELDS, "results"]
+        for entry in case["results"].values():
+            if isinstance(entry, dict):
+                assert set(entry) <= set(report.KINDS) and all(len(times) == 3 for times in entry.values())
+                assert all(0 < low <= median <= high for low, median, high in entry.values())
+            else:
+                assert entry.startswith(("n/a: ", "wrong: ", "failed: "))
+    report.save(report.load(path), tmp_path / path.name)
+    assert (tmp_path / path.name).read_text() == path.read_text()
+    assert bench("compare.py", path, tmp_path / path.name).returncode == 0
+
+
+def measured_case(cases, **fields):
+    """As measure() returns it."""
+    case = cases.Case(**fields)
+    op = cases.OPS[case.op]
+    quantiles = {"q20": 1.4449999, "q50": 1.4850000001, "q80": 3.0, "samples": 25}
+    entry = {"status": "ok", "error": 0.9, "new_tensors": False, "cold": quantiles, "host": quantiles | {"q80": 2.5}}
+    roof = {"status": "ok", "what": "a flip", "cold": quantiles | {"q50": 1.2}, "warm": quantiles}
+    wrong = {"status": "wrong", "reason": "q at position 3: 1, should be 2"}
+    results = {
+        "ceiling": roof,
+        "copy": roof,
+        "pyrope": entry,
+        "none": {"status": "n/a", "reason": "no k"},
+        "bad": wrong,
+    }
+    sizes = {"ideal_bytes": op.ideal_bytes(case), "touched_bytes": op.touched_bytes(case)}
+    return {"title": str(case), **vars(case), "tokens": case.tokens, **sizes, "slots": 128, "results": results}
+
+
+def test_a_run_is_read_as_it_was_measured(report, tmp_path):
+    import cases
+
+    device = {"name": "a card", "clocks.sm": "1980", "clocks.mem": "2619", "temperature.gpu": "41"}
+    found = [measured_case(cases, seq_len=7, rotary_dim=20), measured_case(cases, op="append", batch_size=3)]
+    for case in found:
+        report.add_rates(case)
+    record = {
+        "date": "today",
+        "commit": None,
+        "arguments": [],
+        "versions": {"pyrope": "0"},
+        "peers": {},
+        "cases": found,
+    }
+    record |= {"device": device, "device_after": device | {"clocks.sm": "1755"}}
+    report.save(record, tmp_path / "run.json")
+    again = report.load(tmp_path / "run.json")
+    assert report.table(again) == report.table(record) and "SM 1755 MHz" in report.table(again)
+    first = again["cases"][0]
+    roof, own = (first["results"][name] for name in ("ceiling", "pyrope"))
+    assert roof["gbps"] == pytest.approx(2 * first["touched_bytes"] / 1.2e3) and roof["percent"] == 100
+    assert own["gbps"] == pytest.approx(first["ideal_bytes"] / 1.485e3) and own["ratio"] == 1
+    assert own["percent"] == pytest.approx(100 * 1.2 / 1.485) and roof["ratio"] == pytest.approx(1.2 / 1.485)
+    for case, old in zip(again["cases"], found, strict=True):
+        assert case["results"]["bad"] == old["results"]["bad"]
+        assert {name: case[name] for name in old if name not in ("slots", "results")} == {
+            name: old[name] for name in old if name not in ("slots", "results")
+        }
+
+
+def test_another_schema_is_refused(tmp_path):
+    other = tmp_path / "old.json"
+    other.write_text(json.dumps(json.loads(RESULTS.read_text()) | {"schema": 1}))
+    done = bench("compare.py", RESULTS, other)
+    assert done.returncode == 2 and "old.json: not the results of run.py: schema 1, must be 2" in done.stderr
+
+
+@pytest.mark.parametrize(("factor", "word", "status"), [(1.1, "slower", 1), (0.9, "faster", 0), (1.01, "same", 0)])
+def test_compare_finds_what_changed(report, factor, word, status, tmp_path):
+    record = json.loads(RESULTS.read_text())
+    for case in record["cases"]:
+        cold = case["results"]["pyrope"]["cold"]
+        case["results"]["pyrope"]["cold"] = [factor * time for time in cold]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(record))
+    done, count = bench("compare.py", RESULTS, other), len(record["cases"])
+    assert done.returncode == status
+    assert (f"{count} {word}" in done.stdout) == (word != "same") == (f"{word} cold: " in done.stdout)
+
+
+def test_results_are_drawn(report, tmp_path):
+    """Times and bandwidths against size, and a panel for each peer."""
+    plots = module_of_bench("plots")
+    paths = plots.draw(report.load(RESULTS), tmp_path)
+    assert {path.name for path in paths} == {"apply-01-size.png", "apply-01-ratio.png"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
 # ---- the check that every result passes before it is timed
 
 THETA, EPS = 10000.0, 1e-6
@@ -66,13 +186,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def checker():
-    """bench/reference.py, which is not the tests' own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCH)
-        spec = importlib.util.spec_from_file_location("bench_reference", BENCH / "reference.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
+    return module_of_bench("reference")
 
 
 class Measured:
