@@ -5,7 +5,7 @@ The work is done by :class:`Rope` and, with more stages in the same launch, :cla
 """
 
 try:
-    import pyrope._core  # noqa: F401
+    import pyrope._library  # noqa: F401
 except ModuleNotFoundError:
     # A checkout, which Python started there finds first: the installed package has the compiled modules.
     import pkgutil
@@ -13,8 +13,9 @@ except ModuleNotFoundError:
     __path__ = pkgutil.extend_path(__path__, __name__)
 
 try:
-    from pyrope._core import Rope, build_info, device_count, supported, version
     from pyrope._fused import FusedRope
+    from pyrope._library import build_info, device_count, supported, version
+    from pyrope._rope import Rope
 except ModuleNotFoundError:
     raise ImportError("pyrope's compiled modules are missing; install it: `pip install .` in the checkout") from None
 from pyrope.errors import CudaError, RopeError, UnsupportedError

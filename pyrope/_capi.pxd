@@ -1,7 +1,11 @@
-# The public header, as far as Python needs it. Ships in the wheel, for cimport.
+# The public header, made by tools/capi.py. Ships in the wheel, for cimport.
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 cdef extern from "roperope/roperope.h" nogil:
+    enum:
+        ROPE_VERSION_MAJOR
+        ROPE_VERSION_MINOR
+        ROPE_VERSION_PATCH
     ctypedef int32_t rope_status
     enum:
         ROPE_OK
@@ -11,28 +15,47 @@ cdef extern from "roperope/roperope.h" nogil:
         ROPE_ERR_NO_DEVICE
         ROPE_ERR_VERSION
         ROPE_ERR_INTERNAL
+    ctypedef int32_t rope_backend
     enum:
         ROPE_BACKEND_CUDA
         ROPE_BACKEND_CPU
+    ctypedef int32_t rope_dtype
     enum:
         ROPE_DTYPE_F32
         ROPE_DTYPE_F16
         ROPE_DTYPE_BF16
+    ctypedef int32_t rope_layout
     enum:
         ROPE_LAYOUT_NEOX
         ROPE_LAYOUT_GPTJ
+    ctypedef int32_t rope_angle
     enum:
         ROPE_ANGLE_EXACT
         ROPE_ANGLE_FP32
         ROPE_ANGLE_COS_SIN
+    ctypedef int32_t rope_index_dtype
     enum:
         ROPE_INDEX_INT64
         ROPE_INDEX_INT32
+    enum:
+        ROPE_MAX_HEADS
+        ROPE_MAX_HEAD_DIM
+        ROPE_MAX_FUSED_HEAD_DIM
+        ROPE_MAX_ROTARY_DIM
+        ROPE_MAX_NORM_HEADS
+        ROPE_MAX_PAGE_SIZE
+        ROPE_MAX_ROW_STRIDE
+        ROPE_MAX_XPOS_DIM
+    double ROPE_XPOS_SCALE_BASE_MIN
+    double ROPE_XPOS_SCALE_BASE_MAX
+    double ROPE_XPOS_GAMMA_MIN
+    double ROPE_XPOS_GAMMA_MAX
     enum:
         ROPE_FLAG_INVERSE
         ROPE_FLAG_PDL
         ROPE_FLAG_POSITIONS_READY
         ROPE_FLAG_IN_CACHE
+    ctypedef int32_t rope_scaling
     enum:
         ROPE_SCALING_NONE
         ROPE_SCALING_LINEAR
@@ -44,18 +67,6 @@ cdef extern from "roperope/roperope.h" nogil:
         ROPE_SCALING_LONGROPE
         ROPE_SCALING_PAIR_FACTORS
         ROPE_SCALING_PROPORTIONAL
-    enum:
-        ROPE_MAX_HEADS
-        ROPE_MAX_HEAD_DIM
-        ROPE_MAX_ROTARY_DIM
-        ROPE_MAX_NORM_HEADS
-        ROPE_MAX_PAGE_SIZE
-        ROPE_MAX_ROW_STRIDE
-        ROPE_MAX_XPOS_DIM
-    double ROPE_XPOS_SCALE_BASE_MIN
-    double ROPE_XPOS_SCALE_BASE_MAX
-    double ROPE_XPOS_GAMMA_MIN
-    double ROPE_XPOS_GAMMA_MAX
 
     ctypedef struct rope_frequencies_desc:
         uint32_t struct_size
@@ -79,31 +90,33 @@ cdef extern from "roperope/roperope.h" nogil:
         int64_t seq_len
         int64_t no_truncate
 
+    rope_status rope_frequencies(const rope_frequencies_desc* desc, uint64_t* frequencies, double* inv_freq,
+                                 double* attention_factor)
+
     ctypedef struct rope_tensor:
         void* data
         int64_t token_stride
         int64_t head_stride
 
+    ctypedef int32_t rope_out_dtype
     enum:
         ROPE_OUT_SAME
         ROPE_OUT_E4M3
         ROPE_OUT_E5M2
         ROPE_OUT_INT8
+    ctypedef int32_t rope_scale_kind
     enum:
         ROPE_SCALE_HOST
         ROPE_SCALE_TENSOR
         ROPE_SCALE_HEAD
         ROPE_SCALE_TOKEN
         ROPE_SCALE_DYNAMIC
-    enum:
-        ROPE_CACHE_NONE
-        ROPE_CACHE_SLOTS
-        ROPE_CACHE_PAGES
 
     ctypedef struct rope_quantize:
         int32_t out_dtype
         int32_t scale_kind
         float scale
+        int32_t reserved
         float* scales
 
     ctypedef struct rope_norm:
@@ -114,20 +127,25 @@ cdef extern from "roperope/roperope.h" nogil:
         float eps
         float weight_bias
         int32_t across_heads
+        int32_t reserved
+
+    ctypedef int32_t rope_cache_kind
+    enum:
+        ROPE_CACHE_NONE
+        ROPE_CACHE_SLOTS
+        ROPE_CACHE_PAGES
 
     ctypedef struct rope_cache_tensor:
         void* data
-        int64_t page_stride
-        int64_t entry_stride
-        int64_t head_stride
+        int64_t page_stride, entry_stride, head_stride
 
     ctypedef struct rope_cache:
         int32_t kind
         int32_t index_dtype
         int64_t num_pages
         int32_t page_size
-        rope_cache_tensor k
-        rope_cache_tensor v
+        int32_t reserved
+        rope_cache_tensor k, v
         const void* slots
         const int32_t* page_table
         const int32_t* page_indptr
@@ -146,6 +164,7 @@ cdef extern from "roperope/roperope.h" nogil:
         const void* cos
         const void* sin
         int32_t dtype
+        int32_t reserved
         int64_t num_rows
         int64_t row_stride
         int64_t* num_skipped
@@ -156,6 +175,7 @@ cdef extern from "roperope/roperope.h" nogil:
         const int32_t* ids
         const int32_t* ids_from
         int32_t num_sets
+        int32_t reserved
 
     ctypedef struct rope_xpos:
         double scale_base
@@ -196,6 +216,7 @@ cdef extern from "roperope/roperope.h" nogil:
         int32_t num_v_heads
         int32_t v_head_dim
         int32_t q_nope_dim
+        int32_t reserved
         rope_quantize q_quantize
         rope_quantize k_quantize
         rope_quantize v_quantize
@@ -206,6 +227,10 @@ cdef extern from "roperope/roperope.h" nogil:
         rope_frequency_sets frequency_sets
         const void* positions_from
         rope_xpos xpos
+
+    void rope_frequencies_desc_init(rope_frequencies_desc* desc)
+    void rope_apply_desc_init(rope_apply_desc* desc)
+    rope_status rope_apply(const rope_apply_desc* desc)
 
     ctypedef struct rope_build_cos_sin_desc:
         uint32_t struct_size
@@ -218,6 +243,7 @@ cdef extern from "roperope/roperope.h" nogil:
         int32_t position_dtype
         const uint64_t* frequencies
         float attention_factor
+        int32_t reserved
         int64_t num_rows
         void* cos
         void* sin
@@ -226,23 +252,16 @@ cdef extern from "roperope/roperope.h" nogil:
         int64_t offset
         void* stream
 
-    ctypedef struct rope_support_query:
-        uint32_t struct_size
-        int32_t backend
-        int32_t dtype
-        int32_t layout
-        int32_t angle
-
-    void rope_frequencies_desc_init(rope_frequencies_desc* desc)
-    void rope_apply_desc_init(rope_apply_desc* desc)
-    rope_status rope_frequencies(const rope_frequencies_desc* desc, uint64_t* frequencies, double* inv_freq,
-                                 double* attention_factor)
-    rope_status rope_apply(const rope_apply_desc* desc)
     void rope_build_cos_sin_desc_init(rope_build_cos_sin_desc* desc)
     rope_status rope_build_cos_sin(const rope_build_cos_sin_desc* desc)
+
+    ctypedef struct rope_support_query:
+        uint32_t struct_size
+        int32_t backend, dtype, layout, angle
+
     rope_status rope_query_support(const rope_support_query* query, int32_t* supported)
     int32_t rope_device_count()
     uint32_t rope_version()
     const char* rope_build_info()
-    const char* rope_status_string(rope_status status)
+    const char* rope_status_string(rope_status)
     const char* rope_last_error()

@@ -1,5 +1,7 @@
-from libc.stdint cimport int64_t
+# Ships in the wheel, for cimport.
+from pyrope._arguments cimport Call
+from pyrope._capi cimport rope_apply_desc, rope_build_cos_sin_desc
 
-from pyrope._view cimport View
-
-cdef int check_rows(str name, View* v, int64_t width, int64_t least, int64_t* rows, int64_t* stride) except -1
+cdef int build_rows(cos, sin, num_rows, offset, positions, dtype, row_stride, stream,
+                    rope_build_cos_sin_desc* d) except -1
+cdef int read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, rope_apply_desc* d, Call* c) except -1

@@ -1,16 +1,15 @@
 # cython: language_level=3, freethreading_compatible=True
-"""Rope.build_cos_sin: where the caller wants rows of cosines and sines, read and checked."""
+"""Rows of cosines and sines in the caller's memory: built by a Rope, and read by a FusedRope of angle="cos_sin"."""
 
-from libc.stdint cimport int32_t, int64_t, uintptr_t
+from libc.stdint cimport INT32_MAX, int32_t, int64_t
 
-from pyrope._capi cimport *
-from pyrope._core cimport (
-    Rope, as_count, as_integer, check, check_device, choose, element_name, holds, read_call_stream, shape_of,
+from pyrope._arguments cimport (
+    DTYPES, Call, as_count, as_integer, as_positive, begin_call, choose, element_name, holds, read_array, read_elements,
+    read_index, read_memory, refuse, refuse_dtype, refuse_read_only, require, shape_of,
 )
-from pyrope._view cimport KIND_OPAQUE, View, is_array, is_immutable, read_pointer, read_view
-
-from pyrope._core import _DTYPES
-from pyrope.errors import RopeError
+from pyrope._capi cimport *
+from pyrope._library cimport check
+from pyrope._view cimport KIND_INT, KIND_OPAQUE, View, is_array, is_immutable, read_pointer
 
 
 cdef int check_rows(str name, View* v, int64_t width, int64_t least, int64_t* rows, int64_t* stride) except -1:
@@ -29,63 +28,90 @@ cdef int check_rows(str name, View* v, int64_t width, int64_t least, int64_t* ro
     return 0
 
 
-cdef void* read_place(str name, object x, int64_t width, rope_build_cos_sin_desc* t, rope_apply_desc* d) except? NULL:
+cdef int64_t read_row_stride(str name, object stride, object cos, object sin) except -1:
+    if is_array(cos) or is_array(sin):
+        raise ValueError(f"{name}: only allowed with pointers, an array has its own")
+    return as_positive(name, stride)
+
+
+cdef void* read_target(str name, object x, int64_t width, rope_build_cos_sin_desc* d, Call* c) except? NULL:
     """Where rows go; the first array sets their dtype (where -1), number and stride."""
     if not is_array(x):
-        return <void*>read_pointer(x, name, t.num_rows == 0)
+        return <void*>read_pointer(x, name, d.num_rows == 0)
     cdef View v
     cdef int32_t element
-    read_view(x, name, <uintptr_t>d.stream, &v)
-    check_device(name, &v, d)
-    if t.dtype < 0 and v.kind == KIND_OPAQUE:
+    read_array(name, x, c, &v)
+    if d.dtype < 0 and v.kind == KIND_OPAQUE:
         raise TypeError(f"dtype: required, {name} has a type of two bytes that it does not name")
-    for element in range(len(_DTYPES)):
-        if t.dtype < 0 and holds(&v, element):
-            t.dtype = element
-    if t.dtype < 0 or not holds(&v, t.dtype):
-        allowed = ", ".join(_DTYPES) if t.dtype < 0 else element_name(t.dtype)
-        raise TypeError(f"{name}: dtype {getattr(x, 'dtype', 'unknown')}, must be {allowed}")
-    if v.read_only:
-        raise ValueError(f"{name}: the array is read-only")
+    for element in DTYPES.values():
+        if d.dtype < 0 and holds(&v, element):
+            d.dtype = element
+    if d.dtype < 0 or not holds(&v, d.dtype):
+        refuse_dtype(name, x, ", ".join(DTYPES) if d.dtype < 0 else element_name(d.dtype))
+    refuse_read_only(name, &v)
     if is_immutable(x):
         raise TypeError(f"{name}: a jax.Array is immutable and cannot be written")
-    check_rows(name, &v, width, 0, &t.num_rows, &t.row_stride)
+    check_rows(name, &v, width, 0, &d.num_rows, &d.row_stride)
     return v.data
 
 
-def build_cos_sin(Rope rope, cos, sin, num_rows, offset, positions, dtype, row_stride, stream):
-    if not rope.ready:
-        raise RopeError("this Rope was never initialised, or its constructor refused the arguments")
-    if not rope.inv_freqs:
-        raise ValueError(f"build_cos_sin: not with angle={rope.angle!r}, which has no frequencies")
-    cdef rope_apply_desc d = rope.base  # what readers of arguments know the device and the stream by
-    cdef rope_build_cos_sin_desc t
+cdef int build_rows(cos, sin, num_rows, offset, positions, dtype, row_stride, stream,
+                    rope_build_cos_sin_desc* d) except -1:
+    """d: what the Rope says."""
+    cdef Call c
     cdef int64_t length
-    read_call_stream(stream, &d)
-    rope_build_cos_sin_desc_init(&t)
-    t.flags, t.backend, t.num_threads, t.stream = d.flags & ROPE_FLAG_PDL, d.backend, d.num_threads, d.stream
-    t.angle, t.rotary_dim, t.frequencies, t.attention_factor = d.angle, d.rotary_dim, rope.words, d.attention_factor
-    t.dtype = -1 if dtype is None else choose("dtype", dtype, _DTYPES)
-    t.num_rows = -1 if num_rows is None else as_count("num_rows", num_rows, 0, (1 << 31) - 1)
-    if row_stride is not None:
-        if is_array(cos) or is_array(sin):
-            raise ValueError("row_stride: only allowed with pointers, an array has its own")
-        t.row_stride = as_integer("row_stride", row_stride)
-        if t.row_stride < 1:
-            raise ValueError(f"row_stride: {row_stride}, must be at least 1")
-    t.cos = read_place("cos", cos, t.rotary_dim if sin is None else t.rotary_dim // 2, &t, &d)
-    if sin is not None:
-        t.sin = read_place("sin", sin, t.rotary_dim // 2, &t, &d)
-    if t.num_rows < 0:
-        raise TypeError("num_rows: required with pointers")
-    if t.dtype < 0:
-        t.dtype = ROPE_DTYPE_F32
-    t.position_dtype = d.position_dtype
-    if positions is not None:
-        length = t.num_rows
-        t.positions = rope._read_index("positions", positions, &length, &t.position_dtype, &d)
-    t.offset = as_integer("offset", offset)
     cdef rope_status status
+    begin_call(d.backend, stream, None, &c)
+    d.stream = c.stream
+    d.dtype = -1 if dtype is None else choose("dtype", dtype, DTYPES)
+    d.num_rows = -1 if num_rows is None else as_count("num_rows", num_rows, 0, INT32_MAX)
+    if row_stride is not None:
+        d.row_stride = read_row_stride("row_stride", row_stride, cos, sin)
+    d.cos = read_target("cos", cos, d.rotary_dim if sin is None else d.rotary_dim // 2, d, &c)
+    if sin is not None:
+        d.sin = read_target("sin", sin, d.rotary_dim // 2, d, &c)
+    if d.num_rows < 0:
+        raise TypeError("num_rows: required with pointers")
+    if d.dtype < 0:
+        d.dtype = ROPE_DTYPE_F32
+    if positions is not None:
+        length = d.num_rows
+        d.positions = read_index("positions", positions, &length, &d.position_dtype, &c)
+    d.offset = as_integer("offset", offset)
     with nogil:
-        status = rope_build_cos_sin(&t)
-    check(status)
+        status = rope_build_cos_sin(d)
+    return check(status)
+
+
+cdef void* read_source(str name, object x, int64_t width, rope_apply_desc* d, Call* c) except? NULL:
+    """The first array sets the number of rows and their stride."""
+    if not is_array(x):
+        return <void*>read_pointer(x, name, c.num_tokens == 0)
+    cdef View v
+    read_elements(name, x, d.cos_sin.dtype, c, &v)
+    check_rows(name, &v, width, 1, &d.cos_sin.num_rows, &d.cos_sin.row_stride)
+    return v.data
+
+
+cdef int read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, rope_apply_desc* d, Call* c) except -1:
+    cdef int64_t count = 1
+    if d.angle != ROPE_ANGLE_COS_SIN:
+        d.cos_sin.dtype = 0
+        refuse("cos", cos, "only allowed with angle='cos_sin'")
+        refuse("sin", sin, "only allowed with angle='cos_sin'")
+        refuse("cos_sin_rows", cos_sin_rows, "only allowed with angle='cos_sin'")
+        refuse("cos_sin_stride", cos_sin_stride, "only allowed with angle='cos_sin'")
+        return refuse("cos_sin_skipped", cos_sin_skipped, "only allowed with angle='cos_sin'")
+    require("cos", cos, "with angle='cos_sin'")
+    d.cos_sin.num_rows = -1 if cos_sin_rows is None else as_positive("cos_sin_rows", cos_sin_rows)
+    if cos_sin_stride is not None:
+        d.cos_sin.row_stride = read_row_stride("cos_sin_stride", cos_sin_stride, cos, sin)
+    d.cos_sin.cos = read_source("cos", cos, d.rotary_dim if sin is None else d.rotary_dim // 2, d, c)
+    if sin is not None:
+        d.cos_sin.sin = read_source("sin", sin, d.rotary_dim // 2, d, c)
+    if d.cos_sin.num_rows < 0:
+        raise TypeError("cos_sin_rows: required with pointers")
+    if cos_sin_skipped is not None:
+        d.cos_sin.num_skipped = <int64_t*>read_memory("cos_sin_skipped", cos_sin_skipped, KIND_INT, 8, &count, "[1]",
+                                                      True, c)
+    return 0

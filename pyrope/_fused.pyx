@@ -1,32 +1,22 @@
-# cython: language_level=3, freethreading_compatible=True
+# cython: language_level=3, freethreading_compatible=True, annotation_typing=False
 """pyrope.FusedRope: Rope with the stages before and behind the rotation."""
 
-from libc.stdint cimport int32_t, int64_t, uintptr_t
 from libc.string cimport memset
 
-from pyrope._capi cimport *
-from pyrope._core cimport ONE_BYTE, Rope, as_count, as_integer, as_real, check, check_device, choose, shape_of
-from pyrope._stages cimport (
-    read_cos_sin, read_memory, read_page_table, read_pages, read_scale, read_frequency_sets, read_weight, refuse, require,
+from pyrope._arguments cimport (
+    ANGLES, DTYPES, Call, as_count, as_flag, choose, name_of, read_pair, refuse, require,
 )
-from pyrope._view cimport KIND_INT, View, is_array, read_pointer, read_view
-
-from pyrope._core import _ANGLES as _ROPE_ANGLES, _DTYPES, _INDEX_DTYPES
-from pyrope.errors import RopeError
-from pyrope.stages import PagedCache, RMSNorm, XPos
-
-_ANGLES = _ROPE_ANGLES | {"cos_sin": ROPE_ANGLE_COS_SIN}
-_OUT_DTYPES = {"float8_e4m3fn": ROPE_OUT_E4M3, "float8_e5m2": ROPE_OUT_E5M2, "int8": ROPE_OUT_INT8}
-_SCALE_KINDS = {
-    "tensor": ROPE_SCALE_TENSOR, "head": ROPE_SCALE_HEAD, "token": ROPE_SCALE_TOKEN, "dynamic": ROPE_SCALE_DYNAMIC,
-}
-_CACHE_LAYOUTS = {"NHD": False, "HND": True}
+from pyrope._cache cimport read_cache, read_num_tokens, set_cache
+from pyrope._capi cimport *
+from pyrope._cos_sin cimport read_cos_sin
+from pyrope._positions cimport read_positions, read_positions_from, read_streams
+from pyrope._rope cimport Rope, read_rotated, rotate
+from pyrope._stages cimport (
+    read_frequency_sets, read_scale, read_weights, set_norm, set_quantize, set_sections, set_xpos,
+)
 
 
-cdef bint as_flag(str name, object value) except -1:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}: {value!r} is not a bool")
-    return value
+_ANGLES = ANGLES | {"cos_sin": ROPE_ANGLE_COS_SIN}
 
 
 cdef class FusedRope(Rope):
@@ -103,21 +93,30 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
     ...            slots=np.array([5, 6, 7]), offset=7)
     """
 
-    cdef readonly tuple sections
+    cdef readonly str cos_sin_dtype  # type: DType
+    cdef readonly tuple sections  # type: tuple[int, ...] | None
     cdef readonly bint sections_interleaved
-    cdef readonly object xpos, norm, cache
-    cdef readonly str q_out_dtype, k_out_dtype, v_out_dtype
-    cdef readonly str q_scale_kind, k_scale_kind, v_scale_kind
-    cdef readonly str cos_sin_dtype
+    cdef readonly object xpos  # type: XPos | None
     cdef readonly int num_v_heads, v_head_dim, q_nope_dim
-    cdef bint heads_first
+    cdef readonly object norm  # type: RMSNorm | None
+    cdef readonly str q_out_dtype, k_out_dtype, v_out_dtype  # type: OutDType | None
+    cdef readonly str q_scale_kind, k_scale_kind, v_scale_kind  # type: ScaleKind | None
+    cdef readonly object cache  # type: PagedCache | None
+    cdef bint heads_first  # the cache's layout
 
-    def __init__(self, head_dim, num_q_heads, num_k_heads, *, angle="exact", cos_sin_dtype="float32", sections=None,
-                 sections_interleaved=False, xpos=None, num_v_heads=None, v_head_dim=None, q_nope_dim=0, norm=None,
-                 q_out_dtype=None, k_out_dtype=None, v_out_dtype=None, q_scale_kind=None, k_scale_kind=None,
-                 v_scale_kind=None, cache=None, rotary_dim=None, rotary_offset=0, theta=10000.0, scaling=None,
-                 inv_freq=None, attention_factor=None, layout="neox", dtype="bfloat16", device="cuda",
-                 position_dtype="int64", num_threads=0, enable_pdl=False, positions_ready=False):
+    def __init__(self, head_dim: SupportsIndex, num_q_heads: SupportsIndex, num_k_heads: SupportsIndex, *,
+                 angle: FusedAngle = "exact", cos_sin_dtype: DTypeLike = "float32", sections: Sections | None = None,
+                 sections_interleaved: bool = False, xpos: XPos | None = None,
+                 num_v_heads: SupportsIndex | None = None, v_head_dim: SupportsIndex | None = None,
+                 q_nope_dim: SupportsIndex = 0, norm: RMSNorm | None = None, q_out_dtype: OutDTypeLike | None = None,
+                 k_out_dtype: OutDTypeLike | None = None, v_out_dtype: OutDTypeLike | None = None,
+                 q_scale_kind: ScaleKind | None = None, k_scale_kind: ScaleKind | None = None,
+                 v_scale_kind: ScaleKind | None = None, cache: PagedCache | None = None,
+                 rotary_dim: SupportsIndex | None = None, rotary_offset: SupportsIndex = 0,
+                 theta: SupportsFloat = 10000.0, scaling: Scaling | None = None, inv_freq: Numbers | None = None,
+                 attention_factor: SupportsFloat | None = None, layout: Layout = "neox", dtype: DTypeLike = "bfloat16",
+                 device: Device = "cuda", position_dtype: IndexDTypeLike = "int64", num_threads: SupportsIndex = 0,
+                 enable_pdl: bool = False, positions_ready: bool = False) -> None:
         cdef rope_apply_desc* d = &self.base
         cdef bint given_cos_sin = choose("angle", angle, _ANGLES) == ROPE_ANGLE_COS_SIN
         if given_cos_sin and (theta != 10000.0 or scaling is not None or inv_freq is not None):
@@ -129,31 +128,29 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
                       position_dtype=position_dtype, num_threads=num_threads, enable_pdl=enable_pdl,
                       positions_ready=positions_ready)
         self.ready = False
-        d.cos_sin.dtype = choose("cos_sin_dtype", cos_sin_dtype, _DTYPES)
-        self.cos_sin_dtype = list(_DTYPES)[d.cos_sin.dtype]
+        d.cos_sin.dtype = choose("cos_sin_dtype", cos_sin_dtype, DTYPES)
+        self.cos_sin_dtype = name_of(DTYPES, d.cos_sin.dtype)
         if given_cos_sin:
             d.angle, self.angle, self.theta, self.inv_freqs = ROPE_ANGLE_COS_SIN, "cos_sin", None, ()
 
-        self.num_v_heads = d.num_k_heads if num_v_heads is None else as_count("num_v_heads", num_v_heads, 1, ROPE_MAX_HEADS)
-        self.v_head_dim = d.head_dim if v_head_dim is None else as_count("v_head_dim", v_head_dim, 1, ROPE_MAX_HEAD_DIM)
+        self.num_v_heads, self.v_head_dim = d.num_k_heads, d.head_dim
+        if num_v_heads is not None:
+            self.num_v_heads = as_count("num_v_heads", num_v_heads, 1, ROPE_MAX_HEADS)
+        if v_head_dim is not None:
+            self.v_head_dim = as_count("v_head_dim", v_head_dim, 1, ROPE_MAX_HEAD_DIM)
         self.q_nope_dim = as_count("q_nope_dim", q_nope_dim, 0, ROPE_MAX_HEAD_DIM)
-        self.q_out_dtype = self._set_quantize("q", q_out_dtype, q_scale_kind, &d.q_quantize)
-        self.k_out_dtype = self._set_quantize("k", k_out_dtype, k_scale_kind, &d.k_quantize)
-        self.v_out_dtype = self._set_quantize("v", v_out_dtype, v_scale_kind, &d.v_quantize)
-        self.q_scale_kind = None if q_scale_kind is None else list(_SCALE_KINDS)[d.q_quantize.scale_kind - 1]
-        self.k_scale_kind = None if k_scale_kind is None else list(_SCALE_KINDS)[d.k_quantize.scale_kind - 1]
-        self.v_scale_kind = None if v_scale_kind is None else list(_SCALE_KINDS)[d.v_quantize.scale_kind - 1]
+        self.q_out_dtype, self.q_scale_kind = set_quantize("q", q_out_dtype, q_scale_kind, &d.q_quantize)
+        self.k_out_dtype, self.k_scale_kind = set_quantize("k", k_out_dtype, k_scale_kind, &d.k_quantize)
+        self.v_out_dtype, self.v_scale_kind = set_quantize("v", v_out_dtype, v_scale_kind, &d.v_quantize)
         self.sections_interleaved = as_flag("sections_interleaved", sections_interleaved)
-        if sections is not None:
-            self._set_sections(sections, d)
-        elif self.sections_interleaved:
-            raise ValueError("sections_interleaved: True, only allowed with sections")
+        self.sections = set_sections(sections, self.sections_interleaved, d)
         if xpos is not None:
-            self._set_xpos(xpos, d)
+            set_xpos(xpos, d)
         if norm is not None:
-            self._set_norm(norm, d)
+            set_norm(norm, self.dtype, d)
         if cache is not None:
-            self._set_cache(cache, d)
+            self.heads_first = set_cache(cache, self.num_v_heads, self.v_head_dim, d)
+        self.xpos, self.norm, self.cache = xpos, norm, cache
         self.ready = True
 
     def __reduce__(self):
@@ -171,92 +168,6 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
             del options["inv_freq"]
         return partial(type(self), **options), arguments
 
-    cdef str _set_quantize(self, str x, out_dtype, scale_kind, rope_quantize* z):
-        if out_dtype is None:
-            refuse(f"{x}_scale_kind", scale_kind, f"only allowed with {x}_out_dtype")
-            return None
-        z.out_dtype = choose(f"{x}_out_dtype", out_dtype, _OUT_DTYPES)
-        z.scale_kind = choose(f"{x}_scale_kind", "tensor" if scale_kind is None else scale_kind, _SCALE_KINDS)
-        return list(_OUT_DTYPES)[z.out_dtype - 1]
-
-    cdef int _set_sections(self, sections, rope_apply_desc* d) except -1:
-        cdef int pairs = d.rotary_dim // 2
-        if not isinstance(sections, (tuple, list)) or not 2 <= len(sections) <= 4:
-            raise TypeError(f"sections: {sections!r}, must be 2 to 4 numbers of pairs")
-        for i, count in enumerate(sections):
-            d.sections.sizes[i] = as_count("sections", count, 0, pairs)
-        d.sections.num_streams = len(sections)
-        d.sections.interleaved = self.sections_interleaved
-        self.sections = tuple([d.sections.sizes[i] for i in range(d.sections.num_streams)])
-        if sum(self.sections) != pairs:
-            raise ValueError(f"sections: {self.sections}, their sum must be rotary_dim / 2 = {pairs}")
-        return 0
-
-    cdef int _set_xpos(self, xpos, rope_apply_desc* d) except -1:
-        if not isinstance(xpos, XPos):
-            raise TypeError(f"xpos: {xpos!r} is not a pyrope.XPos")
-        if d.angle == ROPE_ANGLE_COS_SIN:
-            raise ValueError("xpos: not allowed with angle='cos_sin', whose rows q and k share")
-        if d.rotary_dim > ROPE_MAX_XPOS_DIM:
-            raise ValueError(f"rotary_dim: {d.rotary_dim}, must be at most {ROPE_MAX_XPOS_DIM} with xpos")
-        d.xpos.scale_base = as_real("scale_base", xpos.scale_base)
-        d.xpos.gamma = as_real("gamma", xpos.gamma)
-        d.xpos.center = as_integer("center", xpos.center)
-        if not ROPE_XPOS_SCALE_BASE_MIN <= d.xpos.scale_base <= ROPE_XPOS_SCALE_BASE_MAX:
-            raise ValueError(f"scale_base: {xpos.scale_base}, must be {ROPE_XPOS_SCALE_BASE_MIN:g} to "
-                             f"{ROPE_XPOS_SCALE_BASE_MAX:g}")
-        if not ROPE_XPOS_GAMMA_MIN <= d.xpos.gamma <= ROPE_XPOS_GAMMA_MAX:
-            raise ValueError(f"gamma: {xpos.gamma}, must be {ROPE_XPOS_GAMMA_MIN:g} to {ROPE_XPOS_GAMMA_MAX:g}")
-        self.xpos = xpos
-        return 0
-
-    cdef int _set_norm(self, norm, rope_apply_desc* d) except -1:
-        if not isinstance(norm, RMSNorm):
-            raise TypeError(f"norm: {norm!r} is not a pyrope.RMSNorm")
-        d.norm.eps = <float>as_real("eps", norm.eps)
-        d.norm.weight_bias = <float>as_real("weight_bias", norm.weight_bias)
-        if not 0 <= d.norm.eps < 3.0e38:
-            raise ValueError(f"eps: {norm.eps}, must be at least 0 and finite as a float32")
-        if not -3.0e38 < d.norm.weight_bias < 3.0e38:
-            raise ValueError(f"weight_bias: {norm.weight_bias}, must be finite as a float32")
-        if norm.weight_dtype is not None:
-            d.norm.weight_is_f32 = choose("weight_dtype", norm.weight_dtype, {self.dtype: 0, "float32": 1})
-        d.norm.after = as_flag("after", norm.after)
-        d.norm.across_heads = as_flag("across_heads", norm.across_heads)
-        self.norm = norm
-        return 0
-
-    cdef int _set_cache(self, cache, rope_apply_desc* d) except -1:
-        if not isinstance(cache, PagedCache):
-            raise TypeError(f"cache: {cache!r} is not a pyrope.PagedCache")
-        d.cache.page_size = as_count("page_size", cache.page_size, 1, ROPE_MAX_PAGE_SIZE)
-        d.cache.num_pages = as_integer("num_pages", cache.num_pages)
-        if d.cache.num_pages < 1:
-            raise ValueError(f"num_pages: {cache.num_pages}, must be at least 1")
-        d.cache.index_dtype = choose("index_dtype", cache.index_dtype, _INDEX_DTYPES)
-        self.heads_first = choose("layout", cache.layout, _CACHE_LAYOUTS)
-        self._set_pages("k_strides", cache.k_strides, d.num_k_heads, d.head_dim, &d.cache.k)
-        self._set_pages("v_strides", cache.v_strides, self.num_v_heads, self.v_head_dim, &d.cache.v)
-        self.cache = cache
-        return 0
-
-    cdef int _set_pages(self, str name, strides, int64_t heads, int64_t dim, rope_cache_tensor* pages) except -1:
-        cdef int64_t page_size = self.base.cache.page_size
-        if strides is None:
-            pages.page_stride = page_size * heads * dim
-            pages.entry_stride = dim if self.heads_first else heads * dim
-            pages.head_stride = page_size * dim if self.heads_first else dim
-            return 0
-        if not isinstance(strides, (tuple, list)) or len(strides) != 3:
-            raise TypeError(f"{name}: {strides!r}, must be (page stride, entry stride, head stride) in elements")
-        pages.page_stride = as_integer(name, strides[0])
-        pages.entry_stride = as_integer(name, strides[1])
-        pages.head_stride = as_integer(name, strides[2])
-        for stride in strides:
-            if stride < dim:
-                raise ValueError(f"{name}: {tuple(strides)!r}, each must be at least the elements of a head, {dim}")
-        return 0
-
     def __repr__(self):
         text = super().__repr__()
         stages = [f"{name}={getattr(self, name)!r}" for name in (
@@ -264,15 +175,25 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
             "v_out_dtype", "q_scale_kind", "k_scale_kind", "v_scale_kind", "cache") if getattr(self, name)]
         return f"FusedRope{text[4:-1]}{''.join(', ' + stage for stage in stages)})"
 
-    def apply(self, q, k=None, num_tokens=None, *, positions=None, offset=0, indptr=None, offsets=None,
-              num_requests=None, q_out=None, k_out=None, q_strides=None, k_strides=None, q_out_strides=None,
-              k_out_strides=None, stream=None, positions_stride=None, positions_from=None, v=None, v_out=None,
-              v_strides=None, v_out_strides=None, q_nope=None, q_nope_out=None, q_nope_strides=None,
-              q_nope_out_strides=None, q_weight=None, k_weight=None, q_scale=None, k_scale=None, v_scale=None,
-              k_cache=None, v_cache=None, slots=None, page_table=None, page_indptr=None, page_table_stride=None,
-              request_ids=None, cache_positions=None, cache_skipped=None, cos=None, sin=None, cos_sin_rows=None,
-              cos_sin_stride=None, cos_sin_skipped=None, frequency_sets=None, set_ids=None, set_ids_from=None,
-              set_factors=None, num_sets=None):
+    def apply(self, q: Memory | None, k: Memory | None = None, num_tokens: SupportsIndex | None = None, *,
+              positions: Memory | None = None, offset: SupportsIndex = 0, indptr: Memory | None = None,
+              offsets: Memory | None = None, num_requests: SupportsIndex | None = None, q_out: Memory | None = None,
+              k_out: Memory | None = None, q_strides: Strides | None = None, k_strides: Strides | None = None,
+              q_out_strides: Strides | None = None, k_out_strides: Strides | None = None, inverse: bool = False,
+              stream: Stream | None = None, positions_stride: SupportsIndex | None = None,
+              positions_from: Memory | None = None, v: Memory | None = None, v_out: Memory | None = None,
+              v_strides: Strides | None = None, v_out_strides: Strides | None = None, q_nope: Memory | None = None,
+              q_nope_out: Memory | None = None, q_nope_strides: Strides | None = None,
+              q_nope_out_strides: Strides | None = None, q_weight: Memory | None = None,
+              k_weight: Memory | None = None, q_scale: Scale | None = None, k_scale: Scale | None = None,
+              v_scale: Scale | None = None, k_cache: Memory | None = None, v_cache: Memory | None = None,
+              slots: Memory | None = None, page_table: Memory | None = None, page_indptr: Memory | None = None,
+              page_table_stride: SupportsIndex | None = None, request_ids: Memory | None = None,
+              cache_positions: Memory | None = None, cache_skipped: Memory | None = None, cos: Memory | None = None,
+              sin: Memory | None = None, cos_sin_rows: SupportsIndex | None = None,
+              cos_sin_stride: SupportsIndex | None = None, cos_sin_skipped: Memory | None = None,
+              frequency_sets: Memory | None = None, set_ids: Memory | None = None, set_ids_from: Memory | None = None,
+              set_factors: Memory | None = None, num_sets: SupportsIndex | None = None) -> None:
         """Rotate q and k, and pass q, k and v through the stages.
 
         Memory is given as to :meth:`Rope.apply`: as a pointer, or as an array of the shape and dtype below. An array of
@@ -280,8 +201,9 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
 
         Parameters
         ----------
-        q, k, num_tokens, offset, indptr, offsets, num_requests, stream
-            As for :meth:`Rope.apply`. ``offset`` and ``indptr`` are not allowed with ``sections``.
+        q, k, num_tokens, offset, indptr, offsets, num_requests, inverse, stream
+            As for :meth:`Rope.apply`. ``offset`` and ``indptr`` are not allowed with ``sections``, and ``inverse``
+            leaves the other stages as they are.
         q_out, k_out : pointer or array, optional
             As for :meth:`Rope.apply`. Required where they are quantised; with a cache there is no ``k_out``.
         positions : pointer or array, optional
@@ -331,8 +253,8 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
             ``[1]`` int64, incremented for every token whose position is no row.
         frequency_sets, set_ids : pointer or array, optional
             Frequencies for every token: ``frequency_sets`` ``[num_sets, rotary_dim / 2]`` uint64, rows from
-            :attr:`Rope.frequencies` of Ropes with the same ``angle``, and ``set_ids`` ``[num_tokens]`` int32. A token whose
-            id is no row is left alone.
+            :attr:`Rope.frequencies` of Ropes with the same ``angle``, and ``set_ids`` ``[num_tokens]`` int32. A token
+            whose id is no row is left alone.
         set_ids_from : pointer or array, optional
             With ``positions_from``: ``[num_tokens]`` int32, the sets the tokens were rotated with. Default:
             ``set_ids``.
@@ -354,36 +276,57 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         pyrope.CudaError
             There is no CUDA device, or the launch failed.
         """
-        self._fuse(0, q, k, num_tokens, positions, offset, indptr, offsets, num_requests, q_out, k_out, q_strides,
-                   k_strides, q_out_strides, k_out_strides, stream, positions_stride, positions_from, v, v_out,
-                   v_strides, v_out_strides, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, q_weight, k_weight,
-                   q_scale, k_scale, v_scale, k_cache, v_cache, slots, page_table, page_indptr, page_table_stride,
-                   request_ids, cache_positions, cache_skipped, cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped,
-                   frequency_sets, set_ids, set_ids_from, set_factors, num_sets)
+        cdef rope_apply_desc d
+        cdef Call c
+        self._begin(num_tokens, inverse, stream, &d, &c)
+        if self.cache is not None and (k is not None or v is not None):
+            d.cache.kind = ROPE_CACHE_PAGES if slots is None else ROPE_CACHE_SLOTS
+            refuse("k_out", k_out, "not allowed with a cache, which k is appended to")
+            refuse("v_out", v_out, "not allowed with a cache, which v is appended to")
+        else:
+            memset(&d.cache, 0, sizeof(d.cache))
+        if q is None:
+            memset(&d.q_quantize, 0, sizeof(d.q_quantize))
+        elif d.q_quantize.out_dtype:
+            require("q_out", q_out, "with q_out_dtype")
+        if k is None:
+            memset(&d.k_quantize, 0, sizeof(d.k_quantize))
+        elif d.k_quantize.out_dtype and not d.cache.kind:
+            require("k_out", k_out, "with k_out_dtype")
+        if v is None:
+            memset(&d.v_quantize, 0, sizeof(d.v_quantize))
 
-    def inverse(self, q, k=None, num_tokens=None, *, positions=None, offset=0, indptr=None, offsets=None,
-                num_requests=None, q_out=None, k_out=None, q_strides=None, k_strides=None, q_out_strides=None,
-                k_out_strides=None, stream=None, positions_stride=None, positions_from=None, v=None, v_out=None,
-                v_strides=None, v_out_strides=None, q_nope=None, q_nope_out=None, q_nope_strides=None,
-                q_nope_out_strides=None, q_weight=None, k_weight=None, q_scale=None, k_scale=None, v_scale=None,
-                k_cache=None, v_cache=None, slots=None, page_table=None, page_indptr=None, page_table_stride=None,
-                request_ids=None, cache_positions=None, cache_skipped=None, cos=None, sin=None, cos_sin_rows=None,
-                cos_sin_stride=None, cos_sin_skipped=None, frequency_sets=None, set_ids=None, set_ids_from=None,
-                set_factors=None, num_sets=None):
-        """The transposed rotation between the same stages, with the arguments of :meth:`apply`."""
-        self._fuse(ROPE_FLAG_INVERSE, q, k, num_tokens, positions, offset, indptr, offsets, num_requests, q_out, k_out,
-                   q_strides, k_strides, q_out_strides, k_out_strides, stream, positions_stride, positions_from, v,
-                   v_out, v_strides, v_out_strides, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, q_weight,
-                   k_weight, q_scale, k_scale, v_scale, k_cache, v_cache, slots, page_table, page_indptr,
-                   page_table_stride, request_ids, cache_positions, cache_skipped, cos, sin, cos_sin_rows,
-                   cos_sin_stride, cos_sin_skipped, frequency_sets, set_ids, set_ids_from, set_factors, num_sets)
+        read_rotated(q, k, q_out, k_out, q_strides, k_strides, q_out_strides, k_out_strides, &d, &c)
+        self._read_positions(positions, offset, indptr, offsets, num_requests, positions_stride, positions_from, &d, &c)
+        self._read_v(v, v_out, v_strides, v_out_strides, &d, &c)
+        self._read_q_nope(q, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, &d, &c)
+        read_weights(q, k, q_weight, k_weight, self.norm, &d, &c)
+        read_scale("q_scale", q_scale, self.q_scale_kind, d.num_q_heads, False, &d.q_quantize, &d, &c)
+        read_scale("k_scale", k_scale, self.k_scale_kind, d.num_k_heads, d.cache.kind, &d.k_quantize, &d, &c)
+        read_scale("v_scale", v_scale, self.v_scale_kind, self.num_v_heads, d.cache.kind, &d.v_quantize, &d, &c)
+        read_cache(k, v, k_cache, v_cache, slots, page_table, page_indptr, page_table_stride, request_ids,
+                   cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
+        read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d, &c)
+        read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from, &d, &c)
+        rotate(&d)
 
-    def rotate_cache(self, k_cache, num_tokens=None, *, positions=None, offset=0, indptr=None, offsets=None,
-                     num_requests=None, positions_stride=None, positions_from=None, slots=None, page_table=None,
-                     page_indptr=None, page_table_stride=None, request_ids=None, cache_positions=None,
-                     cache_skipped=None, k_scale=None, cos=None, sin=None, cos_sin_rows=None, cos_sin_stride=None,
-                     cos_sin_skipped=None, frequency_sets=None, set_ids=None, set_ids_from=None, set_factors=None,
-                     num_sets=None, inverse=False, stream=None):
+    def inverse(self, *arguments: Any, **options: Any) -> None:
+        """The transposed rotation between the same stages, as for :class:`Rope`."""
+        self.apply(*arguments, inverse=True, **options)
+
+    def rotate_cache(self, k_cache: Memory, num_tokens: SupportsIndex | None = None, *,
+                     positions: Memory | None = None, offset: SupportsIndex = 0, indptr: Memory | None = None,
+                     offsets: Memory | None = None, num_requests: SupportsIndex | None = None,
+                     positions_stride: SupportsIndex | None = None, positions_from: Memory | None = None,
+                     slots: Memory | None = None, page_table: Memory | None = None, page_indptr: Memory | None = None,
+                     page_table_stride: SupportsIndex | None = None, request_ids: Memory | None = None,
+                     cache_positions: Memory | None = None, cache_skipped: Memory | None = None,
+                     k_scale: Scale | None = None, cos: Memory | None = None, sin: Memory | None = None,
+                     cos_sin_rows: SupportsIndex | None = None, cos_sin_stride: SupportsIndex | None = None,
+                     cos_sin_skipped: Memory | None = None, frequency_sets: Memory | None = None,
+                     set_ids: Memory | None = None, set_ids_from: Memory | None = None,
+                     set_factors: Memory | None = None, num_sets: SupportsIndex | None = None, inverse: bool = False,
+                     stream: Stream | None = None) -> None:
         """Rotate keys where they lie in the cache: a context that shifts, a prefix used elsewhere, other frequencies.
 
         The keys of every token are found as they were appended, turned, and stored back in the same place: those of
@@ -431,235 +374,52 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         pyrope.CudaError
             There is no CUDA device, or the launch failed.
         """
-        if not self.ready:
-            raise RopeError("this FusedRope was never initialised, or its constructor refused the arguments")
-        cdef rope_apply_desc d = self.base
+        cdef rope_apply_desc d
+        cdef Call c
+        self._begin(num_tokens, inverse, stream, &d, &c)
         if self.cache is None:
             raise ValueError("k_cache: only allowed with cache=pyrope.PagedCache(...)")
-        if self.norm is not None and self.norm.after:
+        if d.norm.after:
             raise ValueError("norm: after=True, not allowed with rotate_cache: behind a norm keys cannot be turned")
         require("k_cache", k_cache, "with rotate_cache")
+        d.flags |= ROPE_FLAG_IN_CACHE
+        d.cache.kind = ROPE_CACHE_PAGES if slots is None else ROPE_CACHE_SLOTS
         memset(&d.norm, 0, sizeof(d.norm))
         memset(&d.q_quantize, 0, sizeof(d.q_quantize))
         memset(&d.v_quantize, 0, sizeof(d.v_quantize))
-        d.cache.kind = ROPE_CACHE_SLOTS if slots is not None else ROPE_CACHE_PAGES
-        self._read_launch(ROPE_FLAG_IN_CACHE | (ROPE_FLAG_INVERSE if as_flag("inverse", inverse) else 0), num_tokens,
-                          stream, &d)
-        if slots is not None:
-            self._read_count("slots", slots, &d)
-        elif cache_positions is not None:
-            self._read_count("cache_positions", cache_positions, &d)
-        if d.num_tokens < 0:
-            raise TypeError("num_tokens: required with pointers")
-        self._read_positions(None if self.sections is not None else positions, offset, indptr, offsets, num_requests,
-                             &d)
-        self._read_streams(positions, positions_stride, indptr, offset, &d)
-        if positions_from is not None:
-            self._read_positions_from(positions_from, positions, &d)
-        read_scale("k_scale", k_scale, &d.k_quantize, self.k_scale_kind, d.num_k_heads, True, &d)
-        self._read_cache(k_cache, None, k_cache, None, slots, page_table, page_indptr, page_table_stride, request_ids,
-                         cache_positions, cache_skipped, &d)
-        read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d)
-        read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from, &d)
-        cdef rope_status status
-        with nogil:
-            status = rope_apply(&d)
-        check(status)
 
-    cdef int _read_count(self, str name, object x, rope_apply_desc* d) except -1:
-        """num_tokens, where an array of one index a token brings it."""
-        cdef View v
-        if d.num_tokens >= 0 or not is_array(x):
-            return 0
-        read_view(x, name, <uintptr_t>d.stream, &v)
-        if v.ndim != 1:
-            raise ValueError(f"{name}: shape {shape_of(&v)}, must be contiguous [num_tokens]")
-        d.num_tokens = v.shape[0]
-        return 0
+        read_num_tokens(slots, cache_positions, &c)
+        d.num_tokens = c.num_tokens
+        self._read_positions(positions, offset, indptr, offsets, num_requests, positions_stride, positions_from, &d, &c)
+        read_scale("k_scale", k_scale, self.k_scale_kind, d.num_k_heads, True, &d.k_quantize, &d, &c)
+        read_cache(k_cache, None, k_cache, None, slots, page_table, page_indptr, page_table_stride, request_ids,
+                   cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
+        read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d, &c)
+        read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from, &d, &c)
+        rotate(&d)
 
-    cdef int _fuse(self, int flags, q, k, num_tokens, positions, offset, indptr, offsets, num_requests, q_out, k_out,
-                   q_strides, k_strides, q_out_strides, k_out_strides, stream, positions_stride, positions_from, v,
-                   v_out, v_strides, v_out_strides, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, q_weight,
-                   k_weight, q_scale, k_scale, v_scale, k_cache, v_cache, slots, page_table, page_indptr,
-                   page_table_stride, request_ids, cache_positions, cache_skipped, cos, sin, cos_sin_rows,
-                   cos_sin_stride, cos_sin_skipped, frequency_sets, set_ids, set_ids_from, set_factors,
-                   num_sets) except -1:
-        if not self.ready:
-            raise RopeError("this FusedRope was never initialised, or its constructor refused the arguments")
-        cdef rope_apply_desc d = self.base
-        cdef bint cached = self.cache is not None
-        if cached and (k is not None or v is not None):
-            d.cache.kind = ROPE_CACHE_SLOTS if slots is not None else ROPE_CACHE_PAGES
-            refuse("k_out", k_out, "not allowed with a cache, which k is appended to")
-            refuse("v_out", v_out, "not allowed with a cache, which v is appended to")
-        else:
-            memset(&d.cache, 0, sizeof(d.cache))
-        if q is None:
-            memset(&d.q_quantize, 0, sizeof(d.q_quantize))
-        elif d.q_quantize.out_dtype:
-            require("q_out", q_out, "with q_out_dtype")
-        if k is None:
-            memset(&d.k_quantize, 0, sizeof(d.k_quantize))
-        elif d.k_quantize.out_dtype and not cached:
-            require("k_out", k_out, "with k_out_dtype")
-        if v is None:
-            memset(&d.v_quantize, 0, sizeof(d.v_quantize))
+    cdef int _read_positions(self, positions, offset, indptr, offsets, num_requests, positions_stride, positions_from,
+                             rope_apply_desc* d, Call* c) except -1:
+        read_positions(positions if self.sections is None else None, offset, indptr, offsets, num_requests, d, c)
+        read_streams(positions, positions_stride, indptr, offset, d, c)
+        return read_positions_from(positions_from, positions, d, c)
 
-        self._read_call(&d, flags, q, k, num_tokens, None if self.sections is not None else positions, offset, indptr,
-                        offsets, num_requests, q_out, k_out, q_strides, k_strides, q_out_strides, k_out_strides, stream)
-        self._read_streams(positions, positions_stride, indptr, offset, &d)
-        if positions_from is not None:
-            self._read_positions_from(positions_from, positions, &d)
-        self._read_stored(v, v_out, v_strides, v_out_strides, q, q_nope, q_nope_out, q_nope_strides,
-                          q_nope_out_strides, &d)
-        self._read_norm(q, k, q_weight, k_weight, &d)
-        read_scale("q_scale", q_scale, &d.q_quantize, self.q_scale_kind, d.num_q_heads, False, &d)
-        read_scale("k_scale", k_scale, &d.k_quantize, self.k_scale_kind, d.num_k_heads, d.cache.kind, &d)
-        read_scale("v_scale", v_scale, &d.v_quantize, self.v_scale_kind, self.num_v_heads, d.cache.kind, &d)
-        self._read_cache(k, v, k_cache, v_cache, slots, page_table, page_indptr, page_table_stride, request_ids,
-                         cache_positions, cache_skipped, &d)
-        read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d)
-        read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from, &d)
-        cdef rope_status status
-        with nogil:
-            status = rope_apply(&d)
-        check(status)
-        return 0
-
-    cdef int _read_streams(self, positions, positions_stride, indptr, offset, rope_apply_desc* d) except -1:
-        """[sections, num_tokens] positions."""
-        cdef View v
-        if self.sections is None:
-            return refuse("positions_stride", positions_stride, "only allowed with sections")
-        refuse("indptr", indptr, "not allowed with sections")
-        if d.offset:
-            raise ValueError(f"offset: {offset}, not allowed with sections")
-        require("positions", positions, "with sections, [number of sections, num_tokens]")
-        if not is_array(positions):
-            d.positions = <void*>read_pointer(positions, "positions", d.num_tokens == 0)
-            if positions_stride is not None:
-                d.sections.stream_stride = as_integer("positions_stride", positions_stride)
-                if d.sections.stream_stride == 0:
-                    raise ValueError("positions_stride: 0, a stride must not be 0")
-            return 0
-        refuse("positions_stride", positions_stride, "only allowed with pointers, an array has its own")
-        read_view(positions, "positions", <uintptr_t>d.stream, &v)
-        check_device("positions", &v, d)
-        if v.kind != KIND_INT or v.itemsize not in (4, 8):
-            raise TypeError(f"positions: dtype {getattr(positions, 'dtype', 'unknown')}, must be int32 or int64")
-        if (v.ndim != 2 or v.shape[0] != d.sections.num_streams or v.shape[1] != d.num_tokens
-                or (v.shape[1] > 1 and v.strides[1] != 1)):
-            raise ValueError(f"positions: shape {shape_of(&v)}, must be [{d.sections.num_streams}, {d.num_tokens}] "
-                             "with contiguous rows")
-        if v.strides[0] == 0 and d.num_tokens:
-            raise ValueError("positions: a broadcast array (stride 0) is not supported")
-        d.sections.stream_stride = v.strides[0]
-        d.position_dtype = ROPE_INDEX_INT32 if v.itemsize == 4 else ROPE_INDEX_INT64
-        d.positions = v.data
-        return 0
-
-    cdef int _read_positions_from(self, positions_from, positions, rope_apply_desc* d) except -1:
-        cdef int32_t dtype = d.position_dtype
-        cdef int64_t length = d.num_tokens
-        if self.sections is not None:
-            raise ValueError("positions_from: not allowed with sections")
-        require("positions", positions, "with positions_from")
-        d.positions_from = self._read_index("positions_from", positions_from, &length, &dtype, d)
-        if dtype != d.position_dtype:
-            raise TypeError("positions_from: must have the dtype of positions")
-        return 0
-
-    cdef int _read_stored(self, v, v_out, v_strides, v_out_strides, q, q_nope, q_nope_out, q_nope_strides,
-                          q_nope_out_strides, rope_apply_desc* d) except -1:
-        """What is stored and not rotated."""
+    cdef int _read_v(self, v, v_out, v_strides, v_out_strides, rope_apply_desc* d, Call* c) except -1:
         if v is not None:
             d.num_v_heads, d.v_head_dim = self.num_v_heads, self.v_head_dim
-            self._read_heads("v", v, v_strides, self.num_v_heads, self.v_head_dim, d.dtype, False, d, &d.v)
             if not d.cache.kind:
                 require("v_out", v_out, "with v where there is no cache")
-        else:
-            refuse("v_strides", v_strides, "given without v")
-            refuse("v_out", v_out, "given without v")
-        if v_out is not None:
-            self._read_heads("v_out", v_out, v_out_strides, self.num_v_heads, self.v_head_dim,
-                             ONE_BYTE if d.v_quantize.out_dtype else d.dtype, True, d, &d.v_out)
-        else:
-            refuse("v_out_strides", v_out_strides, "given without v_out")
-        if q_nope is None:
-            refuse("q_nope_out", q_nope_out, "given without q_nope")
-            refuse("q_nope_strides", q_nope_strides, "given without q_nope")
-            return refuse("q_nope_out_strides", q_nope_out_strides, "given without q_nope")
-        if self.q_nope_dim == 0:
-            raise ValueError("q_nope: only allowed with q_nope_dim")
-        require("q", q, "with q_nope")
-        require("q_nope_out", q_nope_out, "with q_nope")
-        d.q_nope_dim = self.q_nope_dim
-        self._read_heads("q_nope", q_nope, q_nope_strides, d.num_q_heads, d.q_nope_dim, d.dtype, False, d, &d.q_nope)
-        return self._read_heads("q_nope_out", q_nope_out, q_nope_out_strides, d.num_q_heads, d.q_nope_dim,
-                                ONE_BYTE if d.q_quantize.out_dtype else d.dtype, True, d, &d.q_nope_out)
+        return read_pair("v", "v_out", v, v_strides, v_out, v_out_strides, self.num_v_heads, self.v_head_dim, d.dtype,
+                         d.v_quantize.out_dtype != ROPE_OUT_SAME, False, c, &d.v, &d.v_out)
 
-    cdef int _read_norm(self, q, k, q_weight, k_weight, rope_apply_desc* d) except -1:
-        if self.norm is None:
-            refuse("q_weight", q_weight, "only allowed with norm=pyrope.RMSNorm(...)")
-            return refuse("k_weight", k_weight, "only allowed with norm=pyrope.RMSNorm(...)")
-        if q_weight is None and k_weight is None:
-            raise TypeError("q_weight and k_weight: both None, at least one is required with norm")
-        if q_weight is not None:
-            require("q", q, "with q_weight")
-            d.norm.q_weight = read_weight("q_weight", q_weight, d.num_q_heads, d)
-        if k_weight is not None:
-            require("k", k, "with k_weight")
-            d.norm.k_weight = read_weight("k_weight", k_weight, d.num_k_heads, d)
-        return 0
-
-    cdef int _read_cache(self, k, v, k_cache, v_cache, slots, page_table, page_indptr, page_table_stride, request_ids,
-                         cache_positions, cache_skipped, rope_apply_desc* d) except -1:
-        cdef int64_t count = d.num_tokens
-        cdef str reason
-        if not d.cache.kind:
-            reason = "only allowed with cache=pyrope.PagedCache(...)" if self.cache is None else "given without k and v"
-            refuse("k_cache", k_cache, reason)
-            refuse("v_cache", v_cache, reason)
-            refuse("slots", slots, reason)
-            refuse("page_table", page_table, reason)
-            refuse("page_indptr", page_indptr, reason)
-            refuse("page_table_stride", page_table_stride, reason)
-            refuse("request_ids", request_ids, reason)
-            refuse("cache_positions", cache_positions, reason)
-            return refuse("cache_skipped", cache_skipped, reason)
-        if k is not None:
-            require("k_cache", k_cache, "with k and a cache")
-            read_pages("k_cache", k_cache, d.num_k_heads, d.head_dim, d.k_quantize.out_dtype, self.heads_first, d,
-                       &d.cache.k)
-        else:
-            refuse("k_cache", k_cache, "given without k")
-            memset(&d.cache.k, 0, sizeof(d.cache.k))
-        if v is not None:
-            require("v_cache", v_cache, "with v and a cache")
-            read_pages("v_cache", v_cache, self.num_v_heads, self.v_head_dim, d.v_quantize.out_dtype,
-                       self.heads_first, d, &d.cache.v)
-        else:
-            refuse("v_cache", v_cache, "given without v")
-            memset(&d.cache.v, 0, sizeof(d.cache.v))
-        if d.cache.kind == ROPE_CACHE_SLOTS:
-            refuse("page_table", page_table, "not allowed together with slots")
-            refuse("page_indptr", page_indptr, "not allowed together with slots")
-            refuse("page_table_stride", page_table_stride, "not allowed together with slots")
-            refuse("request_ids", request_ids, "not allowed together with slots")
-            refuse("cache_positions", cache_positions, "not allowed together with slots")
-            d.cache.slots = self._read_index("slots", slots, &count, &d.cache.index_dtype, d)
-        else:
-            if page_table is None:
-                raise TypeError("slots and page_table: both None, one of them is required with a cache")
-            require("request_ids", request_ids, "with page_table")
-            require("cache_positions", cache_positions, "with page_table")
-            d.cache.cache_positions = self._read_index("cache_positions", cache_positions, &count,
-                                                       &d.cache.index_dtype, d)
-            d.cache.request_ids = <int32_t*>read_memory("request_ids", request_ids, KIND_INT, 4, &count, "[num_tokens]",
-                                                        False, d)
-            read_page_table(page_table, page_indptr, page_table_stride, d)
-        if cache_skipped is not None:
-            count = 1
-            d.cache.num_skipped = <int64_t*>read_memory("cache_skipped", cache_skipped, KIND_INT, 8, &count, "[1]",
-                                                        True, d)
-        return 0
+    cdef int _read_q_nope(self, q, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, rope_apply_desc* d,
+                          Call* c) except -1:
+        if q_nope is not None:
+            if self.q_nope_dim == 0:
+                raise ValueError("q_nope: only allowed with q_nope_dim")
+            require("q", q, "with q_nope")
+            require("q_nope_out", q_nope_out, "with q_nope")
+            d.q_nope_dim = self.q_nope_dim
+        return read_pair("q_nope", "q_nope_out", q_nope, q_nope_strides, q_nope_out, q_nope_out_strides, d.num_q_heads,
+                         self.q_nope_dim, d.dtype, d.q_quantize.out_dtype != ROPE_OUT_SAME, False, c, &d.q_nope,
+                         &d.q_nope_out)

@@ -12,17 +12,12 @@ __all__ = ["NTK", "DynamicNTK", "Linear", "Llama3", "LongRoPE", "PairFactors", "
 
 
 class Scaling(Frozen):
-    """Base class. ``kind`` is the ``ROPE_SCALING_*`` value of roperope.h; attributes have the descriptor's names, and
-    None means its default.
-    """
-
-    kind: int
+    """Base class. Attributes have the names that roperope.h has in rope_frequencies_desc; None means its default."""
 
 
 class Linear(Scaling):
     """Position interpolation (Chen et al., arXiv:2306.15595): every frequency divided by ``factor`` (> 0)."""
 
-    kind = 1
     factor: float
 
     def __init__(self, factor: float) -> None:
@@ -36,7 +31,6 @@ class Llama3(Scaling):
     ``factor``, those that turn more than ``high_freq_factor`` times are kept, and those between are interpolated.
     """
 
-    kind = 2
     factor: float
     low_freq_factor: float
     high_freq_factor: float
@@ -64,7 +58,6 @@ class NTK(Scaling):
     ``factor``, the fastest kept.
     """
 
-    kind = 4
     factor: float
 
     def __init__(self, factor: float) -> None:
@@ -78,7 +71,6 @@ class DynamicNTK(Scaling):
     ``seq_len``; keys rotated for another must be rotated anew.
     """
 
-    kind = 5
     factor: float
     original_max_position: int
     seq_len: int | None
@@ -96,7 +88,6 @@ class YaRN(Scaling):
     ``(0.1 * mscale * log(factor) + 1) / (0.1 * mscale_all_dim * log(factor) + 1)``.
     """
 
-    kind = 6
     factor: float
     original_max_position: int
     beta_fast: float
@@ -134,7 +125,6 @@ class LongRoPE(Scaling):
     ``factor`` is how many times longer than that a context may be. As with DynamicNTK, a Rope is for one ``seq_len``.
     """
 
-    kind = 7
     short_factors: tuple[float, ...]
     long_factors: tuple[float, ...]
     factor: float
@@ -161,7 +151,6 @@ class LongRoPE(Scaling):
 class PairFactors(Scaling):
     """Pair ``i`` divided by ``pair_factors[i]``, as the tensor ``rope_freqs`` of a GGUF file holds them."""
 
-    kind = 8
     pair_factors: tuple[float, ...]
 
     def __init__(self, pair_factors: Iterable[float]) -> None:
@@ -175,7 +164,6 @@ class Proportional(Scaling):
     are divided by ``factor``.
     """
 
-    kind = 9
     proportion: float
     factor: float
 

@@ -346,7 +346,7 @@ static void test_in_cache(void) {
   CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "cache.k: NULL, required");
   d = in_cache(slots);
   d.num_k_heads = 0;
-  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "heads of k: 0");
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "num_k_heads: 0");
   d = in_cache(slots);
   d.k_quantize.out_dtype = 99;
   CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "k_quantize: 99");

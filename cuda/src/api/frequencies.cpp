@@ -1,19 +1,14 @@
-#include "../frequencies/frequencies.h"
-
 #include <cmath>
 
-#include "../float_environment.h"
+#include "../frequencies/scaling.h"
 #include "../math/annotate.h"
-#include "../params.h"
+#include "../math/float_environment.h"
 #include "status.h"
 
 namespace rope::api {
 namespace {
 
-static_assert(kMaxRotaryDim == ROPE_MAX_ROTARY_DIM);
-
 using Desc = rope_frequencies_desc;
-using Params = ScalingParams;
 
 rope_status check_positive(const char* name, double value) {
   if (std::isfinite(value) && value > 0) return ROPE_OK;
@@ -23,69 +18,66 @@ rope_status check_positive(const char* name, double value) {
 // What a scaling reads: a number above 0, and what 0 means. A default of 0: it is required.
 template <class T>
 struct Field {
-  Scaling scaling;
+  int32_t scaling;
   const char* name;
   T Desc::* field;
-  double Params::* parameter;
-  double otherwise;
+  T otherwise;
 };
 
 constexpr Field<double> kReals[] = {
-    {Scaling::kLinear, "factor", &Desc::factor, &Params::factor, 0},
-    {Scaling::kLlama3, "factor", &Desc::factor, &Params::factor, 0},
-    {Scaling::kLlama3, "low_freq_factor", &Desc::low_freq_factor, &Params::low_freq_factor, 1},
-    {Scaling::kLlama3, "high_freq_factor", &Desc::high_freq_factor, &Params::high_freq_factor, 4},
-    {Scaling::kNtk, "factor", &Desc::factor, &Params::factor, 0},
-    {Scaling::kDynamicNtk, "factor", &Desc::factor, &Params::factor, 0},
-    {Scaling::kYarn, "factor", &Desc::factor, &Params::factor, 0},
-    {Scaling::kYarn, "beta_fast", &Desc::beta_fast, &Params::beta_fast, 32},
-    {Scaling::kYarn, "beta_slow", &Desc::beta_slow, &Params::beta_slow, 1},
-    {Scaling::kYarn, "mscale", &Desc::mscale, &Params::mscale, 1},
-    {Scaling::kLongRope, "factor", &Desc::factor, &Params::factor, 0},
-    {Scaling::kProportional, "factor", &Desc::factor, &Params::factor, 1},
-    {Scaling::kProportional, "proportion", &Desc::proportion, &Params::proportion, 0},
+    {ROPE_SCALING_LINEAR, "factor", &Desc::factor, 0},
+    {ROPE_SCALING_LLAMA3, "factor", &Desc::factor, 0},
+    {ROPE_SCALING_LLAMA3, "low_freq_factor", &Desc::low_freq_factor, 1},
+    {ROPE_SCALING_LLAMA3, "high_freq_factor", &Desc::high_freq_factor, 4},
+    {ROPE_SCALING_NTK, "factor", &Desc::factor, 0},
+    {ROPE_SCALING_DYNAMIC_NTK, "factor", &Desc::factor, 0},
+    {ROPE_SCALING_YARN, "factor", &Desc::factor, 0},
+    {ROPE_SCALING_YARN, "beta_fast", &Desc::beta_fast, 32},
+    {ROPE_SCALING_YARN, "beta_slow", &Desc::beta_slow, 1},
+    {ROPE_SCALING_YARN, "mscale", &Desc::mscale, 1},
+    {ROPE_SCALING_LONGROPE, "factor", &Desc::factor, 0},
+    {ROPE_SCALING_PROPORTIONAL, "factor", &Desc::factor, 1},
+    {ROPE_SCALING_PROPORTIONAL, "proportion", &Desc::proportion, 0},
 };
 
 constexpr Field<int64_t> kIntegers[] = {
-    {Scaling::kLlama3, "original_max_position", &Desc::original_max_position, &Params::original_max_position, 8192},
-    {Scaling::kDynamicNtk, "original_max_position", &Desc::original_max_position, &Params::original_max_position, 0},
-    {Scaling::kYarn, "original_max_position", &Desc::original_max_position, &Params::original_max_position, 0},
-    {Scaling::kLongRope, "original_max_position", &Desc::original_max_position, &Params::original_max_position, 0},
+    {ROPE_SCALING_LLAMA3, "original_max_position", &Desc::original_max_position, 8192},
+    {ROPE_SCALING_DYNAMIC_NTK, "original_max_position", &Desc::original_max_position, 0},
+    {ROPE_SCALING_YARN, "original_max_position", &Desc::original_max_position, 0},
+    {ROPE_SCALING_LONGROPE, "original_max_position", &Desc::original_max_position, 0},
 };
 
 struct List {
-  Scaling scaling;
+  int32_t scaling;
   const char *name, *scaling_name;
   const double* Desc::* field;
-  const double* Params::* parameter;
 };
 
 constexpr List kLists[] = {
-    {Scaling::kCustom, "inv_freq", "ROPE_SCALING_CUSTOM", &Desc::inv_freq, &Params::inv_freq},
-    {Scaling::kPairFactors, "pair_factors", "ROPE_SCALING_PAIR_FACTORS", &Desc::pair_factors, &Params::pair_factors},
-    {Scaling::kLongRope, "short_factors", "ROPE_SCALING_LONGROPE", &Desc::short_factors, &Params::short_factors},
-    {Scaling::kLongRope, "long_factors", "ROPE_SCALING_LONGROPE", &Desc::long_factors, &Params::long_factors},
+    {ROPE_SCALING_CUSTOM, "inv_freq", "ROPE_SCALING_CUSTOM", &Desc::inv_freq},
+    {ROPE_SCALING_PAIR_FACTORS, "pair_factors", "ROPE_SCALING_PAIR_FACTORS", &Desc::pair_factors},
+    {ROPE_SCALING_LONGROPE, "short_factors", "ROPE_SCALING_LONGROPE", &Desc::short_factors},
+    {ROPE_SCALING_LONGROPE, "long_factors", "ROPE_SCALING_LONGROPE", &Desc::long_factors},
 };
 
 template <class T, size_t N>
-rope_status read_fields(const Field<T> (&fields)[N], const Desc& d, Params* s) {
+rope_status read_fields(const Field<T> (&fields)[N], Desc* d) {
   for (const Field<T>& f : fields) {
-    if (f.scaling != s->scaling) continue;
-    const double value = double(d.*f.field);
-    s->*f.parameter = value == 0 ? f.otherwise : value;
-    ROPE_TRY(check_positive(f.name, s->*f.parameter));
+    if (f.scaling != d->scaling) continue;
+    T& value = d->*f.field;
+    if (value == 0) value = f.otherwise;
+    ROPE_TRY(check_positive(f.name, double(value)));
   }
   return ROPE_OK;
 }
 
-rope_status read_lists(const Desc& d, Params* s) {
+rope_status check_lists(const Desc& d) {
   for (const List& list : kLists) {
     const double* values = d.*list.field;
-    if ((list.scaling == s->scaling) != (values != nullptr))
+    if ((list.scaling == d.scaling) != (values != nullptr))
       return fail(ROPE_ERR_INVALID_ARG, "%s: %s %s", list.name, values ? "only allowed with" : "NULL, required with",
                   list.scaling_name);
-    s->*list.parameter = values;
-    if (!values || s->scaling == Scaling::kCustom) continue;
+    if (!values || d.scaling == ROPE_SCALING_CUSTOM) continue;
     for (int i = 0; i < d.rotary_dim / 2; ++i)
       if (!(std::isfinite(values[i]) && values[i] > 0))
         return fail(ROPE_ERR_INVALID_ARG, "%s: value %d is %g, must be a finite number above 0", list.name, i,
@@ -95,58 +87,53 @@ rope_status read_lists(const Desc& d, Params* s) {
 }
 
 // What concerns more than one field, or allows more or less than a number above 0.
-rope_status check_scaling(const Desc& d, Params* s) {
-  switch (s->scaling) {
-    case Scaling::kLlama3:
-      if (s->high_freq_factor < s->low_freq_factor)
+rope_status check_scaling(const Desc& d) {
+  switch (d.scaling) {
+    case ROPE_SCALING_LLAMA3:
+      if (d.high_freq_factor < d.low_freq_factor)
         return fail(ROPE_ERR_INVALID_ARG, "high_freq_factor: %g, must be at least low_freq_factor, %g",
-                    s->high_freq_factor, s->low_freq_factor);
+                    d.high_freq_factor, d.low_freq_factor);
       break;
-    case Scaling::kYarn:
-      if (s->theta <= 1) return fail(ROPE_ERR_INVALID_ARG, "theta: %g, must be above 1 with YaRN", s->theta);
-      if (s->beta_fast < s->beta_slow)
-        return fail(ROPE_ERR_INVALID_ARG, "beta_fast: %g, must be at least beta_slow, %g", s->beta_fast, s->beta_slow);
-      s->mscale_all_dim = d.mscale_all_dim;
-      if (s->mscale_all_dim != 0) ROPE_TRY(check_positive("mscale_all_dim", s->mscale_all_dim));
+    case ROPE_SCALING_YARN:
+      if (d.theta <= 1) return fail(ROPE_ERR_INVALID_ARG, "theta: %g, must be above 1 with YaRN", d.theta);
+      if (d.beta_fast < d.beta_slow)
+        return fail(ROPE_ERR_INVALID_ARG, "beta_fast: %g, must be at least beta_slow, %g", d.beta_fast, d.beta_slow);
+      if (d.mscale_all_dim != 0) ROPE_TRY(check_positive("mscale_all_dim", d.mscale_all_dim));
       if (d.no_truncate != 0 && d.no_truncate != 1)
         return fail(ROPE_ERR_INVALID_ARG, "no_truncate: %lld, must be 0 or 1", (long long)d.no_truncate);
-      s->no_truncate = d.no_truncate == 1;
       break;
-    case Scaling::kLongRope:
-      if (s->original_max_position <= 1)
-        return fail(ROPE_ERR_INVALID_ARG, "original_max_position: %g, must be above 1 with LongRoPE",
-                    s->original_max_position);
+    case ROPE_SCALING_LONGROPE:
+      if (d.original_max_position <= 1)
+        return fail(ROPE_ERR_INVALID_ARG, "original_max_position: %lld, must be above 1 with LongRoPE",
+                    (long long)d.original_max_position);
       [[fallthrough]];
-    case Scaling::kDynamicNtk:
+    case ROPE_SCALING_DYNAMIC_NTK:
       if (d.seq_len < 0) return fail(ROPE_ERR_INVALID_ARG, "seq_len: %lld, must not be negative", (long long)d.seq_len);
-      s->seq_len = double(d.seq_len);
       break;
-    case Scaling::kProportional:
-      if (s->proportion > 1)
-        return fail(ROPE_ERR_INVALID_ARG, "proportion: %g, must be above 0 and at most 1", s->proportion);
+    case ROPE_SCALING_PROPORTIONAL:
+      if (d.proportion > 1)
+        return fail(ROPE_ERR_INVALID_ARG, "proportion: %g, must be above 0 and at most 1", d.proportion);
       break;
     default: break;
   }
   return ROPE_OK;
 }
 
-rope_status validate(const Desc& d, Params* s) {
-  if (d.scaling < ROPE_SCALING_NONE || d.scaling > ROPE_SCALING_PROPORTIONAL)
+// Checks the descriptor and fills its defaults in.
+rope_status validate(Desc* d) {
+  if (d->scaling < ROPE_SCALING_NONE || d->scaling > ROPE_SCALING_PROPORTIONAL)
     return fail(ROPE_ERR_INVALID_ARG,
-                "scaling: %d, must be one of ROPE_SCALING_NONE (0) to ROPE_SCALING_PROPORTIONAL (9)", d.scaling);
-  if (d.angle != ROPE_ANGLE_EXACT && d.angle != ROPE_ANGLE_FP32)
-    return fail(ROPE_ERR_INVALID_ARG, "angle: %d, must be one of ROPE_ANGLE_EXACT (0), ROPE_ANGLE_FP32 (1)", d.angle);
-  if (d.rotary_dim < 2 || d.rotary_dim > kMaxRotaryDim || d.rotary_dim % 2)
-    return fail(ROPE_ERR_INVALID_ARG, "rotary_dim: %d, must be even and 2 to %d", d.rotary_dim, kMaxRotaryDim);
-  *s = {};
-  s->scaling = static_cast<Scaling>(d.scaling);
-  s->rotary_dim = d.rotary_dim;
-  s->theta = d.theta == 0 ? 10000.0 : d.theta;
-  ROPE_TRY(check_positive("theta", s->theta));
-  ROPE_TRY(read_fields(kReals, d, s));
-  ROPE_TRY(read_fields(kIntegers, d, s));
-  ROPE_TRY(read_lists(d, s));
-  return check_scaling(d, s);
+                "scaling: %d, must be one of ROPE_SCALING_NONE (0) to ROPE_SCALING_PROPORTIONAL (9)", d->scaling);
+  if (d->angle != ROPE_ANGLE_EXACT && d->angle != ROPE_ANGLE_FP32)
+    return fail(ROPE_ERR_INVALID_ARG, "angle: %d, must be one of ROPE_ANGLE_EXACT (0), ROPE_ANGLE_FP32 (1)", d->angle);
+  if (d->rotary_dim < 2 || d->rotary_dim > ROPE_MAX_ROTARY_DIM || d->rotary_dim % 2)
+    return fail(ROPE_ERR_INVALID_ARG, "rotary_dim: %d, must be even and 2 to %d", d->rotary_dim, ROPE_MAX_ROTARY_DIM);
+  if (d->theta == 0) d->theta = 10000.0;
+  ROPE_TRY(check_positive("theta", d->theta));
+  ROPE_TRY(read_fields(kReals, d));
+  ROPE_TRY(read_fields(kIntegers, d));
+  ROPE_TRY(check_lists(*d));
+  return check_scaling(*d);
 }
 
 rope_status frequencies(const rope_frequencies_desc* desc, uint64_t* words, double* inv_freq,
@@ -155,10 +142,9 @@ rope_status frequencies(const rope_frequencies_desc* desc, uint64_t* words, doub
   ROPE_TRY(read_descriptor(desc, offsetof(rope_frequencies_desc, factor), "rope_frequencies_desc", &d));
   if (!words) return fail(ROPE_ERR_INVALID_ARG, "frequencies: NULL");
   const DefaultFloatEnvironment environment;
-  ScalingParams s;
-  ROPE_TRY(validate(d, &s));
-  DoubleDouble exact[kMaxRotaryDim / 2] = {};
-  const double magnitude = scaled_frequencies(s, exact);
+  ROPE_TRY(validate(&d));
+  DoubleDouble exact[ROPE_MAX_ROTARY_DIM / 2] = {};
+  const double magnitude = scaled_frequencies(d, exact);
   for (int i = 0; i < d.rotary_dim / 2; ++i)
     if (!(std::fabs(exact[i].high) < 0x1p30))
       return fail(ROPE_ERR_INVALID_ARG, "%s: frequency %d is %g, must be finite and below 2^30 in magnitude",

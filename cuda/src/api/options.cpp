@@ -1,32 +1,69 @@
-// The options of a pipeline that are not its tensors': checked and turned into parameters.
 #include "options.h"
 
 #include <cmath>
 
-#include "../float_environment.h"
+#include "../math/float_environment.h"
 
 namespace rope::api {
 namespace {
 
-static_assert(2 * kMaxXPosPairs == ROPE_MAX_XPOS_DIM);
+static_assert(2 * kMaxXPosPairs == ROPE_MAX_XPOS_DIM && kMaxNormHeads == ROPE_MAX_NORM_HEADS);
 
-rope_status check_between(const char* name, double value, double low, double high) {
-  if (value >= low && value <= high) return ROPE_OK;
-  return fail(ROPE_ERR_INVALID_ARG, "%s: %g, must be %g to %g", name, value, low, high);
+rope_status read_sections(const rope_apply_desc& d, Sections* s) {
+  const rope_sections& from = d.sections;
+  if (!from.num_streams) {
+    if (from.interleaved || from.stream_stride || from.sizes[0] || from.sizes[1] || from.sizes[2] || from.sizes[3])
+      return fail(ROPE_ERR_INVALID_ARG, "sections.num_streams: 0, but sections has other fields set");
+    return ROPE_OK;
+  }
+  ROPE_TRY(check_range("sections.num_streams", from.num_streams, 2, 4));
+  ROPE_TRY(check_range("sections.interleaved", from.interleaved, 0, 1));
+  if (!d.positions) return fail(ROPE_ERR_INVALID_ARG, "positions: NULL, required with sections");
+  *s = {from.num_streams, from.interleaved != 0, {}, from.stream_stride ? from.stream_stride : d.num_tokens};
+  int64_t sum = 0;
+  for (int32_t i = 0; i < 4; ++i) {
+    const int32_t size = s->sizes[i] = from.sizes[i];
+    if (size < 0 || (i >= from.num_streams && size))
+      return fail(ROPE_ERR_INVALID_ARG, "sections.sizes[%d]: %d, must be 0 or more, and 0 behind num_streams", i, size);
+    sum += size;
+  }
+  if (sum != d.rotary_dim / 2)
+    return fail(ROPE_ERR_INVALID_ARG, "sections.sizes: their sum is %lld, must be rotary_dim / 2 = %d",
+                static_cast<long long>(sum), d.rotary_dim / 2);
+  return ROPE_OK;
 }
 
 }  // namespace
 
-rope_status check_pointer(const rope_apply_desc& d, const char* name, const void* pointer, int64_t bytes) {
-  if (!pointer) return ROPE_OK;
-  ROPE_TRY(check_address(name, pointer, bytes));
-  return d.backend == ROPE_BACKEND_CUDA ? check_device_pointer(name, pointer) : ROPE_OK;
-}
-
-rope_status require_pointer(const rope_apply_desc& d, const char* name, const void* pointer, int64_t bytes,
-                            const char* when) {
-  if (!pointer) return fail(ROPE_ERR_INVALID_ARG, "%s: NULL, required %s", name, when);
-  return check_pointer(d, name, pointer, bytes);
+rope_status read_positions(const rope_apply_desc& d, Positions* p) {
+  ROPE_TRY(check_index_dtype("position_dtype", d.position_dtype));
+  const bool is_int32 = d.position_dtype == ROPE_INDEX_INT32;
+  if (d.positions && d.indptr) return fail(ROPE_ERR_INVALID_ARG, "indptr: not allowed together with positions");
+  if (d.offset && (d.positions || d.indptr))
+    return fail(ROPE_ERR_INVALID_ARG, "offset: %lld, must be 0 with positions or indptr",
+                static_cast<long long>(d.offset));
+  if (d.offsets && !d.indptr) return fail(ROPE_ERR_INVALID_ARG, "offsets: only allowed with indptr");
+  if (!d.indptr && d.num_requests)
+    return fail(ROPE_ERR_INVALID_ARG, "num_requests: %lld, must be 0 without indptr",
+                static_cast<long long>(d.num_requests));
+  *p = {PositionKind::kOffset, 0, d.offset, nullptr, nullptr, {}};
+  ROPE_TRY(read_sections(d, &p->sections));
+  if (d.positions) {
+    ROPE_TRY(check_pointer(d.backend, "positions", d.positions, index_bytes(d.position_dtype)));
+    p->kind = is_int32 ? PositionKind::kIds32 : PositionKind::kIds64;
+    p->ids = d.positions;
+  } else if (d.indptr) {
+    if (d.num_requests < 1 || d.num_requests > INT32_MAX)
+      return fail(ROPE_ERR_INVALID_ARG, "num_requests: %lld, must be 1 to %d with indptr",
+                  static_cast<long long>(d.num_requests), INT32_MAX);
+    ROPE_TRY(check_pointer(d.backend, "indptr", d.indptr, index_bytes(d.position_dtype)));
+    ROPE_TRY(check_pointer(d.backend, "offsets", d.offsets, index_bytes(d.position_dtype)));
+    p->kind = is_int32 ? PositionKind::kRagged32 : PositionKind::kRagged64;
+    p->num_requests = int32_t(d.num_requests);
+    p->ids = d.indptr;
+    p->offsets = d.offsets;
+  }
+  return ROPE_OK;
 }
 
 rope_status read_norm(const rope_apply_desc& d, Norm* n) {
@@ -47,8 +84,8 @@ rope_status read_norm(const rope_apply_desc& d, Norm* n) {
   if (!std::isfinite(from.weight_bias))
     return fail(ROPE_ERR_INVALID_ARG, "norm.weight_bias: %g, must be finite", double(from.weight_bias));
   const int64_t bytes = n->weight_is_f32 ? 4 : dtype_bytes(d.dtype);
-  ROPE_TRY(check_pointer(d, "norm.q_weight", from.q_weight, bytes));
-  return check_pointer(d, "norm.k_weight", from.k_weight, bytes);
+  ROPE_TRY(check_pointer(d.backend, "norm.q_weight", from.q_weight, bytes));
+  return check_pointer(d.backend, "norm.k_weight", from.k_weight, bytes);
 }
 
 rope_status read_cache(const rope_apply_desc& d, CacheMap* c) {
@@ -62,7 +99,7 @@ rope_status read_cache(const rope_apply_desc& d, CacheMap* c) {
   ROPE_TRY(check_range("cache.index_dtype", from.index_dtype, ROPE_INDEX_INT64, ROPE_INDEX_INT32));
   ROPE_TRY(check_range("cache.page_size", from.page_size, 1, ROPE_MAX_PAGE_SIZE));
   ROPE_TRY(check_range("cache.num_pages", from.num_pages, 1, INT64_MAX / 4 / ROPE_MAX_PAGE_SIZE));
-  ROPE_TRY(check_pointer(d, "cache.num_skipped", from.num_skipped, 8));
+  ROPE_TRY(check_pointer(d.backend, "cache.num_skipped", from.num_skipped, 8));
   const bool shifts = (from.page_size & (from.page_size - 1)) == 0;
   *c = {from.index_dtype == ROPE_INDEX_INT32,
         from.page_size,
@@ -79,16 +116,17 @@ rope_status read_cache(const rope_apply_desc& d, CacheMap* c) {
   if (from.kind == ROPE_CACHE_SLOTS) {
     if (from.page_table || from.page_indptr || from.request_ids || from.cache_positions || from.page_table_stride)
       return fail(ROPE_ERR_INVALID_ARG, "cache.page_table: not allowed with ROPE_CACHE_SLOTS");
-    return require_pointer(d, "cache.slots", from.slots, index_bytes(from.index_dtype), "with ROPE_CACHE_SLOTS");
+    return require_pointer(d.backend, "cache.slots", from.slots, index_bytes(from.index_dtype),
+                           "with ROPE_CACHE_SLOTS");
   }
   if (from.slots) return fail(ROPE_ERR_INVALID_ARG, "cache.slots: not allowed with ROPE_CACHE_PAGES");
-  ROPE_TRY(require_pointer(d, "cache.page_table", from.page_table, 4, "with ROPE_CACHE_PAGES"));
-  ROPE_TRY(require_pointer(d, "cache.request_ids", from.request_ids, 4, "with ROPE_CACHE_PAGES"));
-  ROPE_TRY(require_pointer(d, "cache.cache_positions", from.cache_positions, index_bytes(from.index_dtype),
+  ROPE_TRY(require_pointer(d.backend, "cache.page_table", from.page_table, 4, "with ROPE_CACHE_PAGES"));
+  ROPE_TRY(require_pointer(d.backend, "cache.request_ids", from.request_ids, 4, "with ROPE_CACHE_PAGES"));
+  ROPE_TRY(require_pointer(d.backend, "cache.cache_positions", from.cache_positions, index_bytes(from.index_dtype),
                            "with ROPE_CACHE_PAGES"));
   if (from.page_indptr && from.page_table_stride)
     return fail(ROPE_ERR_INVALID_ARG, "cache.page_table_stride: not allowed with page_indptr");
-  if (from.page_indptr) return check_pointer(d, "cache.page_indptr", from.page_indptr, 4);
+  if (from.page_indptr) return check_pointer(d.backend, "cache.page_indptr", from.page_indptr, 4);
   return check_range("cache.page_table_stride", from.page_table_stride, 1, INT32_MAX);
 }
 
@@ -101,9 +139,9 @@ rope_status read_angles(const rope_apply_desc& d, PipelineParams* p) {
   if (given) {
     ROPE_TRY(check_range("cos_sin.dtype", c.dtype, ROPE_DTYPE_F32, ROPE_DTYPE_BF16));
     const int64_t bytes = dtype_bytes(c.dtype);
-    ROPE_TRY(require_pointer(d, "cos_sin.cos", c.cos, bytes, "with ROPE_ANGLE_COS_SIN"));
-    ROPE_TRY(check_pointer(d, "cos_sin.sin", c.sin, bytes));
-    ROPE_TRY(check_pointer(d, "cos_sin.num_skipped", c.num_skipped, 8));
+    ROPE_TRY(require_pointer(d.backend, "cos_sin.cos", c.cos, bytes, "with ROPE_ANGLE_COS_SIN"));
+    ROPE_TRY(check_pointer(d.backend, "cos_sin.sin", c.sin, bytes));
+    ROPE_TRY(check_pointer(d.backend, "cos_sin.num_skipped", c.num_skipped, 8));
     ROPE_TRY(check_range("cos_sin.num_rows", c.num_rows, 1, INT64_MAX >> 24));
     const int64_t row = c.sin ? d.rotary_dim / 2 : d.rotary_dim;
     if (c.row_stride) ROPE_TRY(check_range("cos_sin.row_stride", c.row_stride, row, ROPE_MAX_ROW_STRIDE));
@@ -117,7 +155,7 @@ rope_status read_angles(const rope_apply_desc& d, PipelineParams* p) {
   if (d.positions_from) {
     if (!d.positions || p->positions.sections.streams)
       return fail(ROPE_ERR_INVALID_ARG, "positions_from: only allowed with positions, one for each token");
-    ROPE_TRY(check_pointer(d, "positions_from", d.positions_from, index_bytes(d.position_dtype)));
+    ROPE_TRY(check_pointer(d.backend, "positions_from", d.positions_from, index_bytes(d.position_dtype)));
   }
   const rope_frequency_sets& s = d.frequency_sets;
   if (!s.words) {
@@ -127,10 +165,10 @@ rope_status read_angles(const rope_apply_desc& d, PipelineParams* p) {
       return fail(ROPE_ERR_INVALID_ARG, "frequencies: NULL, must be what rope_frequencies filled");
     return ROPE_OK;
   }
-  ROPE_TRY(check_pointer(d, "frequency_sets.words", s.words, 8));
-  ROPE_TRY(check_pointer(d, "frequency_sets.factors", s.factors, 4));
-  ROPE_TRY(require_pointer(d, "frequency_sets.ids", s.ids, 4, "with frequency_sets.words"));
-  ROPE_TRY(check_pointer(d, "frequency_sets.ids_from", s.ids_from, 4));
+  ROPE_TRY(check_pointer(d.backend, "frequency_sets.words", s.words, 8));
+  ROPE_TRY(check_pointer(d.backend, "frequency_sets.factors", s.factors, 4));
+  ROPE_TRY(require_pointer(d.backend, "frequency_sets.ids", s.ids, 4, "with frequency_sets.words"));
+  ROPE_TRY(check_pointer(d.backend, "frequency_sets.ids_from", s.ids_from, 4));
   if (s.ids_from && !d.positions_from)
     return fail(ROPE_ERR_INVALID_ARG, "frequency_sets.ids_from: only allowed with positions_from");
   ROPE_TRY(check_range("frequency_sets.num_sets", s.num_sets, 1, INT32_MAX));

@@ -1,19 +1,18 @@
-// Rotations in a cache on the CPU, built for several instruction sets as rotate_loops.cpp. No two tokens have one slot,
+// Rotations in a cache on the CPU, built for several instruction sets (sets.h). No two tokens have one slot,
 // so they may run in any order.
 #include <type_traits>
 
-#include "../stages.h"
-#include "cache_rotation.h"
+#include "../operations/token.h"
 #include "parallel.h"
 #include "rows.h"
-#include "set_name.h"
+#include "sets.h"
 
 namespace rope::cpu {
 namespace {
 
 struct Job {
   const PipelineParams& params;
-  const PairTable& table;
+  const PairData& pairs;
 };
 
 // One head of a quantised cache, in float32 between its old and its new codes.
@@ -25,7 +24,9 @@ void rotate_codes(const PipelineParams& p, uint8_t* codes, const ScalePlace& sca
   float scale = scales.scales ? scales.scales[head * scales.head_step] : q.scale;
   const int32_t begin = keys.whole ? 0 : p.rotary_offset, end = keys.whole ? keys.dim : p.rotary_offset + p.rotary_dim;
   F32::Storage x[kMaxPipelineDim];
-  for (int32_t i = begin; i < end; ++i) x[i] = bit_cast<F32::Storage>(dequantize(q.type, codes[i]) * scale);
+  for_code(q.type, [&](auto code) {
+    for (int32_t i = begin; i < end; ++i) x[i] = bit_cast<F32::Storage>(code.decode(codes[i]) * scale);
+  });
   Row<F32, kLayout>::rotate(x + p.rotary_offset, x + p.rotary_offset, p.rotary_dim / 2, angles);
   if (q.kind == ScaleKind::kDynamic) {
     float largest = 0.0f;
@@ -33,14 +34,16 @@ void rotate_codes(const PipelineParams& p, uint8_t* codes, const ScalePlace& sca
     scale = scales.scales[head] = dynamic_scale(q.type, largest);
   }
   const float factor = scales.scales ? 1.0f / scale : q.factor;
-  for (int32_t i = begin; i < end; ++i) codes[i] = uint8_t(quantize2(q.type, F32::widen(x[i]) * factor, 0.0f));
+  for_code(q.type, [&](auto code) {
+    for (int32_t i = begin; i < end; ++i) codes[i] = uint8_t(code.encode2(F32::widen(x[i]) * factor, 0.0f));
+  });
 }
 
 template <class Stored, Layout kLayout>
 void rotate_tokens(const void* context, int64_t begin, int64_t end) {
-  constexpr bool kQuantised = std::is_same_v<Stored, U8>;
+  constexpr bool kQuantised = std::is_same_v<Stored, Codes>;
   using Keys = Row<std::conditional_t<kQuantised, F32, Stored>, kLayout>;
-  const auto& [p, table] = *static_cast<const Job*>(context);
+  const auto& [p, pair_data] = *static_cast<const Job*>(context);
   const PipelineOperand& keys = p.operands[0];
   const int32_t pairs = p.rotary_dim / 2;
   alignas(64) float cos[kMaxRotaryDim / 2], sin[kMaxRotaryDim / 2];
@@ -52,7 +55,7 @@ void rotate_tokens(const void* context, int64_t begin, int64_t end) {
     if (!token_state(p, token, true, &state)) continue;
     if (!cache_place<true>(p.cache, cache_index(p.cache, token), true, &place)) continue;
     for (int32_t i = 0; i < pairs; ++i) {
-      const CosSin a = pair_angle(p, table, keys.xpos_sign, state, token, i);
+      const CosSin a = pair_angle(p, pair_data, keys.xpos_sign, state, token, i);
       cos[i] = a.cos;
       sin[i] = a.sin;
     }
@@ -70,23 +73,30 @@ void rotate_tokens(const void* context, int64_t begin, int64_t end) {
   }
 }
 
+// Stored: a dtype, or Codes.
 template <class Stored>
-struct ForStored {
-  template <Layout kLayout>
-  struct Instance {
-    static int run(const PipelineParams& p, const PairTable& table, const Execution& e) {
-      const PipelineOperand& keys = p.operands[0];
-      const int32_t elements = keys.whole ? keys.dim : p.rotary_dim;
-      const Job job{p, table};
-      for_token_ranges(p.num_tokens, int64_t(keys.heads) * elements * int64_t(sizeof(typename Stored::Storage)),
-                       e.num_threads, rotate_tokens<Stored, kLayout>, &job);
-      return 0;
-    }
-  };
-};
+Outcome rotate_stored(const PipelineParams& p, const PairData& pairs, const Execution& e) {
+  const PipelineOperand& keys = p.operands[0];
+  const int64_t elements = int64_t(keys.heads) * (keys.whole ? keys.dim : p.rotary_dim);
+  const Job job{p, pairs};
+  return for_layout(p.layout, [&](auto layout) {
+    for_token_ranges(p.num_tokens, elements * int64_t(sizeof(typename Stored::Storage)), e.num_threads,
+                     rotate_tokens<Stored, layout.value>, &job);
+    return Outcome{};
+  });
+}
 
 }  // namespace
 
-extern const CacheRotationTable ROPE_CONCAT(kCacheRotation, ROPEROPE_CPU_SET) = cache_rotation_table<ForStored>();
+template <class Set, class D>
+Outcome rotate_cache(const PipelineParams& p, const PairData& pairs, const Execution& e) {
+  return p.operands[0].quantize.type == OutType::kSame ? rotate_stored<D>(p, pairs, e)
+                                                       : rotate_stored<Codes>(p, pairs, e);
+}
+
+#define ROPE_INSTANCE(D) \
+  template Outcome rotate_cache<ThisSet, D>(const PipelineParams&, const PairData&, const Execution&);
+ROPE_FOR_EACH_DTYPE(ROPE_INSTANCE)
+#undef ROPE_INSTANCE
 
 }  // namespace rope::cpu

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <atomic>
 
-#include "../float_environment.h"
+#include "../math/float_environment.h"
 
 namespace rope::cpu {
 namespace {

@@ -1,18 +1,17 @@
-// The pipeline on the CPU, built for several instruction sets as rotate_loops.cpp: a head at a time, in float32.
+// The pipeline on the CPU, built for several instruction sets (sets.h): a head at a time, in float32.
 #include <algorithm>
 #include <cstring>
 
-#include "../stages.h"
+#include "../operations/token.h"
 #include "parallel.h"
-#include "pipeline.h"
-#include "set_name.h"
+#include "sets.h"
 
 namespace rope::cpu {
 namespace {
 
 struct Job {
   const PipelineParams& params;
-  const PairTable& table;
+  const PairData& pairs;
 };
 
 // The sum of `count` values, which are overwritten.
@@ -52,7 +51,7 @@ void rotate_row(const PipelineParams& p, const float* cos, const float* sin, flo
   for (int32_t i = 0; i < half; ++i) {
     const int32_t first = kLayout == Layout::kNeox ? i : 2 * i,
                   second = kLayout == Layout::kNeox ? i + half : 2 * i + 1;
-    const Pair y = rotate({x[first], x[second]}, {cos[i], sin[i]});
+    const Pair y = rotate_pair({x[first], x[second]}, {cos[i], sin[i]});
     x[first] = y.first;
     x[second] = y.second;
   }
@@ -114,12 +113,14 @@ void one_head(const PipelineParams& p, const PipelineOperand& o, int64_t token, 
     return;
   }
   const float factor = quantize_factor(p, o, token, head, place, x);
-  for (int32_t i = 0; i < o.dim; ++i) out[i] = char(quantize2(o.quantize.type, x[i] * factor, 0.0f));
+  for_code(o.quantize.type, [&](auto code) {
+    for (int32_t i = 0; i < o.dim; ++i) out[i] = char(code.encode2(x[i] * factor, 0.0f));
+  });
 }
 
 template <class D, Layout kLayout>
 void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
-  const auto& [p, table] = *static_cast<const Job*>(context);
+  const auto& [p, pairs] = *static_cast<const Job*>(context);
   float cos[kMaxRotaryDim / 2], sin[kMaxRotaryDim / 2];
   for (int64_t token = begin; token < end; ++token) {
     TokenState state;
@@ -133,7 +134,7 @@ void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
       if (o.rotated && !(turned && turned->xpos_sign == o.xpos_sign)) {
         turned = &o;
         for (int32_t j = 0; j < p.rotary_dim / 2; ++j) {
-          const CosSin a = pair_angle(p, table, o.xpos_sign, state, token, j);
+          const CosSin a = pair_angle(p, pairs, o.xpos_sign, state, token, j);
           cos[j] = a.cos;
           sin[j] = a.sin;
         }
@@ -146,27 +147,23 @@ void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
   }
 }
 
-template <class D>
-struct ForDtype {
-  template <Layout kLayout>
-  struct Instance {
-    static int run(const PipelineParams& p, const PairTable& table, const Execution& e) {
-      int64_t row = 0;
-      for (int32_t i = 0; i < p.num_operands; ++i)
-        row += int64_t(p.operands[i].heads) * p.operands[i].dim * int64_t(sizeof(typename D::Storage));
-      const Job job{p, table};
-      for_token_ranges(p.num_tokens, row, e.num_threads, pipeline_tokens<D, kLayout>, &job);
-      return 0;
-    }
-  };
-};
-
 }  // namespace
 
-extern const PipelineSet ROPE_CONCAT(kPipeline, ROPEROPE_CPU_SET) = {{
-#define ROPE_TABLE(dtype) pipeline_table<ForDtype<dtype>::Instance>(),
-    ROPE_FOR_EACH_DTYPE(ROPE_TABLE)
-#undef ROPE_TABLE
-}};
+template <class Set, class D>
+Outcome pipeline(const PipelineParams& p, const PairData& pairs, const Execution& e) {
+  int64_t row = 0;
+  for (int32_t i = 0; i < p.num_operands; ++i)
+    row += int64_t(p.operands[i].heads) * p.operands[i].dim * int64_t(sizeof(typename D::Storage));
+  const Job job{p, pairs};
+  return for_layout(p.layout, [&](auto layout) {
+    for_token_ranges(p.num_tokens, row, e.num_threads, pipeline_tokens<D, layout.value>, &job);
+    return Outcome{};
+  });
+}
+
+#define ROPE_INSTANCE(D) \
+  template Outcome pipeline<ThisSet, D>(const PipelineParams&, const PairData&, const Execution&);
+ROPE_FOR_EACH_DTYPE(ROPE_INSTANCE)
+#undef ROPE_INSTANCE
 
 }  // namespace rope::cpu

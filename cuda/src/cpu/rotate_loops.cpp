@@ -1,12 +1,10 @@
-// The rotation on the CPU. Built several times, for ROPEROPE_CPU_SET = Baseline, V3 (AVX2, FMA, F16C) and V4 (AVX-512);
-// the results are the same bits, since every operation is written out (math/).
+// The rotation on the CPU, built for several instruction sets (sets.h).
 #include <algorithm>
 #include <cstring>
 
 #include "parallel.h"
-#include "rotate.h"
 #include "rows.h"
-#include "set_name.h"
+#include "sets.h"
 
 namespace rope::cpu {
 namespace {
@@ -21,7 +19,7 @@ ROPE_INLINE void prefetch(const void* at, int64_t ahead, int32_t bytes) {
 
 struct Job {
   const RotateParams& params;
-  const uint64_t* table;
+  const uint64_t* words;
 };
 
 template <class D, Layout kLayout>
@@ -45,7 +43,7 @@ void rotate_heads(const RotateParams& p, const Heads& x, int32_t heads, int64_t 
 
 template <class D, Layout kLayout, Angle kAngle>
 void rotate_tokens(const void* context, int64_t begin, int64_t end) {
-  const auto& [p, table] = *static_cast<const Job*>(context);
+  const auto& [p, words] = *static_cast<const Job*>(context);
   const int32_t pairs = p.rotary_dim / 2;
   alignas(64) float cos[kMaxRotaryDim / 2], sin[kMaxRotaryDim / 2];
   for (int32_t i = pairs; i % kAnglePadding; ++i) cos[i] = sin[i] = 0.0f;
@@ -56,7 +54,7 @@ void rotate_tokens(const void* context, int64_t begin, int64_t end) {
     if (!position_of(p.positions, token, &position)) continue;
     for (int32_t i = 0; i < pairs; ++i) {
       if (sections.streams) position = stream_position(p.positions, token, stream_of(sections, i));
-      const CosSin a = scaled_angle(phase_at<kAngle>(position, table[i]), p.cos_scale, p.sin_scale);
+      const CosSin a = scaled_angle(phase_at<kAngle>(position, words[i]), p.cos_scale, p.sin_scale);
       cos[i] = a.cos;
       sin[i] = a.sin;
     }
@@ -66,27 +64,23 @@ void rotate_tokens(const void* context, int64_t begin, int64_t end) {
   }
 }
 
-template <class D>
-struct ForDtype {
-  template <Layout kLayout, Angle kAngle>
-  struct Instance {
-    static int run(const RotateParams& p, const uint64_t* table, const Execution& e) {
-      const int64_t row = int64_t(p.head_dim) * int64_t(sizeof(typename D::Storage));
-      const Job job{p, table};
-      for_token_ranges(p.num_tokens, row * (int64_t(p.num_q_heads) + p.num_k_heads), e.num_threads,
-                       rotate_tokens<D, kLayout, kAngle>, &job);
-      return 0;
-    }
-  };
-};
-
 }  // namespace
 
-extern const RotateSet ROPE_CONCAT(kRotate, ROPEROPE_CPU_SET) = {ROPE_STRING(ROPEROPE_CPU_SET),
-                                                                 {
-#define ROPE_TABLE(dtype) rotate_table<ForDtype<dtype>::Instance>(),
-                                                                     ROPE_FOR_EACH_DTYPE(ROPE_TABLE)
-#undef ROPE_TABLE
-                                                                 }};
+template <class Set, class D>
+Outcome rotate(const RotateParams& p, const PairData& pairs, const Execution& e) {
+  const int64_t row = int64_t(p.head_dim) * int64_t(sizeof(typename D::Storage));
+  const Job job{p, pairs.words};
+  return for_layout(p.layout, [&](auto layout) {
+    return for_angle(p.angle, [&](auto angle) {
+      for_token_ranges(p.num_tokens, row * (int64_t(p.num_q_heads) + p.num_k_heads), e.num_threads,
+                       rotate_tokens<D, layout.value, angle.value>, &job);
+      return Outcome{};
+    });
+  });
+}
+
+#define ROPE_INSTANCE(D) template Outcome rotate<ThisSet, D>(const RotateParams&, const PairData&, const Execution&);
+ROPE_FOR_EACH_DTYPE(ROPE_INSTANCE)
+#undef ROPE_INSTANCE
 
 }  // namespace rope::cpu

@@ -3,8 +3,8 @@
 #pragma once
 
 #include "../math/dtype.h"
-#include "../math/rotate.h"
-#include "../params.h"
+#include "../math/pair.h"
+#include "../operations/call.h"
 
 namespace rope::cpu {
 
@@ -136,7 +136,7 @@ struct VectorRow {
     store(out + i, C::narrow(x), extent);
   }
 
-  // math/rotate.h
+  // math/pair.h
   ROPE_INLINE_MEMBER static void turn(Floats* first, Floats* second, const float* cos, const float* sin) {
     const Floats c = Lanes::load_floats(cos), s = Lanes::load_floats(sin), x = *first;
     *first = Lanes::multiply_subtract(x, c, Lanes::multiply(*second, s));

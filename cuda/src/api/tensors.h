@@ -1,0 +1,16 @@
+// The tensors of a rope_apply_desc and what becomes of each.
+#pragma once
+
+#include "checks.h"
+
+namespace rope::api {
+
+// Reads q, k, v and the nope part of q, with their outputs, into p's operands; the options are there already. Fails
+// where memory that is written overlaps what else the call has.
+rope_status read_tensors(const rope_apply_desc& d, PipelineParams* p);
+
+// Whether that is a rotation of q and k, with nothing around it; and if so, as one.
+bool is_rotation(const PipelineParams& p);
+RotateParams rotation_of(const rope_apply_desc& d, const PipelineParams& p);
+
+}  // namespace rope::api

@@ -1,0 +1,47 @@
+// Rows of cos and sin on the CPU, built for several instruction sets (sets.h).
+#include "parallel.h"
+#include "sets.h"
+
+namespace rope::cpu {
+namespace {
+
+struct Job {
+  const CosSinParams& params;
+  const uint64_t* words;
+};
+
+template <class D, Angle kAngle>
+void build_rows(const void* context, int64_t begin, int64_t end) {
+  using Storage = typename D::Storage;
+  const auto& [p, words] = *static_cast<const Job*>(context);
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t position = simple_position(p.positions, row);
+    auto* cos = reinterpret_cast<Storage*>(p.cos + row * p.row_stride);
+    auto* sin = reinterpret_cast<Storage*>(p.sin + row * p.row_stride);
+#pragma GCC ivdep  // cos, sin and the words are apart
+    for (int32_t i = 0; i < p.pairs; ++i) {
+      const CosSin a = scaled_angle(phase_at<kAngle>(position, words[i]), p.scale, p.scale);
+      cos[i] = D::narrow(a.cos);
+      sin[i] = D::narrow(a.sin);
+    }
+  }
+}
+
+}  // namespace
+
+template <class Set, class D>
+Outcome build_cos_sin(const CosSinParams& p, const PairData& pairs, const Execution& e) {
+  const Job job{p, pairs.words};
+  return for_angle(p.angle, [&](auto angle) {
+    for_token_ranges(p.num_rows, 2 * p.pairs * int64_t(sizeof(typename D::Storage)), e.num_threads,
+                     build_rows<D, angle.value>, &job);
+    return Outcome{};
+  });
+}
+
+#define ROPE_INSTANCE(D) \
+  template Outcome build_cos_sin<ThisSet, D>(const CosSinParams&, const PairData&, const Execution&);
+ROPE_FOR_EACH_DTYPE(ROPE_INSTANCE)
+#undef ROPE_INSTANCE
+
+}  // namespace rope::cpu

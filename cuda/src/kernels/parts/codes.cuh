@@ -1,0 +1,55 @@
+// Rows of codes, chunk by chunk, and the scales that are computed for them.
+#pragma once
+
+#include "../../operations/token.h"
+#include "chunk.h"
+#include "launch.h"
+#include "slot.h"
+
+namespace rope::cuda {
+
+template <class Code, int kVec>
+__device__ __forceinline__ void store_codes(char* at, float factor, const float* x) {
+  static_assert(Code::kBits == 8, "a code is a byte");
+  if constexpr (kVec == 1) {
+    *at = char(Code::encode2(x[0] * factor, 0.0f));
+  } else {
+    struct alignas(kVec) Bytes {
+      uint16_t two[kVec / 2];
+    } bytes;
+#pragma unroll
+    for (int j = 0; j < kVec / 2; ++j) bytes.two[j] = uint16_t(Code::encode2(x[2 * j] * factor, x[2 * j + 1] * factor));
+    *reinterpret_cast<Bytes*>(at) = bytes;
+  }
+}
+
+// x * factor, rounded, to the two chunks of a slot.
+template <int kVec>
+__device__ __forceinline__ void store_codes(OutType type, char* row, const Slot& s, float factor, const float* x) {
+#pragma unroll
+  for (int c = 0; c < 2; ++c)
+    for_code(type, [&](auto code) {
+      store_codes<decltype(code), kVec>(row + (c ? s.second : s.first), factor, x + c * kVec);
+    });
+}
+
+template <int kVec>
+__device__ __forceinline__ void widen_codes(OutType type, const Chunk<Codes, kVec>& codes, float scale, float* x) {
+  using C = Chunk<Codes, kVec>;
+  for_code(type, [&](auto code) {
+#pragma unroll
+    for (int j = 0; j < kVec; ++j)
+      x[j] = code.decode(uint8_t(codes.word[j / C::kPerWord] >> (j % C::kPerWord * 8))) * scale;
+  });
+}
+
+// What a head is multiplied with whose scale is computed from its largest magnitude; one of its threads `stores` it.
+__device__ __forceinline__ float renew_scale(const PipelineParams& p, const PipelineOperand& o, int64_t token,
+                                             const CachePlace& place, int32_t head, float largest_magnitude,
+                                             bool stores) {
+  const float scale = dynamic_scale(o.quantize.type, largest_magnitude);
+  if (stores) o.quantize.scales[scale_row(p, o, token, place) * o.heads + head] = scale;
+  return 1.0f / scale;
+}
+
+}  // namespace rope::cuda

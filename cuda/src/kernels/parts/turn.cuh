@@ -1,0 +1,21 @@
+// A thread's pairs, turned.
+#pragma once
+
+#include "../../math/pair.h"
+#include "launch.h"
+
+namespace rope::cuda {
+
+// x: the two chunks of a slot, one behind the other.
+template <Layout kLayout, int kVec>
+__device__ __forceinline__ void turn_pairs(const CosSin* angle, float* x) {
+  using Map = PairMap<kLayout, kVec>;
+#pragma unroll
+  for (int j = 0; j < kVec; ++j) {
+    const Pair y = rotate_pair({x[Map::element0(j)], x[Map::element1(j)]}, angle[j]);
+    x[Map::element0(j)] = y.first;
+    x[Map::element1(j)] = y.second;
+  }
+}
+
+}  // namespace rope::cuda

@@ -1,0 +1,3 @@
+#include "../launch.cuh"
+
+template rope::Outcome rope::cuda::rotate<rope::BF16>(const RotateParams&, const PairData&, const Execution&);

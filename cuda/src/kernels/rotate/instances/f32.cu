@@ -1,0 +1,3 @@
+#include "../launch.cuh"
+
+template rope::Outcome rope::cuda::rotate<rope::F32>(const RotateParams&, const PairData&, const Execution&);

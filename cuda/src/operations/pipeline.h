@@ -1,0 +1,86 @@
+// The pipeline's parameters, validated: load -> [RMS norm] -> rotate -> [quantise] -> store or append. What all of it
+// is for one token is in token.h; plain rotations have their own, faster way (rotate.h). A rotation of keys in a cache
+// is a pipeline of one operand that reads where it writes.
+#pragma once
+
+#include "../math/codes.h"
+#include "call.h"
+
+namespace rope {
+
+inline constexpr int kMaxOperands = 4;        // q, k, v, the nope part of q
+inline constexpr int kMaxPipelineDim = 4096;  // of a head
+inline constexpr int kMaxNormHeads = 1024;    // that are normalised together
+
+enum class ScaleKind : int32_t { kHost = 0, kTensor = 1, kHead = 2, kToken = 3, kDynamic = 4 };
+
+struct Quantize {
+  OutType type;
+  ScaleKind kind;
+  float factor, scale;  // kHost: 1 / scale, scale
+  float* scales;
+};
+
+// A tensor on its way. Strides in bytes. In a cache the out strides are those of an entry of a page.
+struct PipelineOperand {
+  const char* in;  // null: in the cache
+  char* out;
+  int64_t in_token_stride, in_head_stride;
+  int64_t out_token_stride, out_head_stride, out_page_stride;
+  const void* weight;  // of the norm, or null
+  Quantize quantize;
+  int32_t heads, dim;
+  bool rotated, cached;
+  bool whole;        // elements that are not rotated are stored too: not in place, normalised, or under a new scale
+  int8_t xpos_sign;  // of the exponent of xPos: 1 for q, -1 for k; 0: no xPos
+};
+
+struct CacheMap {
+  bool index_is_int32;
+  int32_t page_size, page_shift;  // page_shift: log2 of the page size, or -1 if it is no power of two
+  int64_t num_pages;
+  const void* indices;  // of a token: its slot, or with a page table its position in its request; null: no cache
+  const int32_t *page_table, *page_indptr, *request_ids;
+  int64_t page_table_stride;
+  int64_t* num_skipped;
+};
+
+struct CosSinRows {
+  const void *cos, *sin;
+  Dtype dtype;
+  int64_t rows, stride;
+  int64_t* num_skipped;
+};
+
+struct FrequencySets {
+  const uint64_t* words;  // null: the one in the call
+  const float* factors;
+  const int32_t *ids, *ids_from;
+  int32_t count;
+};
+
+struct Norm {
+  bool on, after, weight_is_f32;
+  bool wide_weights;  // on a multiple of 16 bytes
+  bool across_heads;  // one norm for all heads of a token, with weights for each
+  float eps, weight_bias, inverse_dim;
+};
+
+struct PipelineParams {
+  PipelineOperand operands[kMaxOperands];
+  int32_t num_operands;
+  int64_t num_tokens;
+  int32_t rotary_dim, rotary_offset;
+  float cos_scale, sin_scale;
+  Layout layout;
+  Angle angle;
+  Positions positions;
+  const void* positions_from;
+  CosSinRows cos_sin;
+  FrequencySets sets;
+  Norm norm;
+  CacheMap cache;
+  bool dynamic;  // a scale is computed
+};
+
+}  // namespace rope

@@ -1,0 +1,42 @@
+# Ships in the wheel, for cimport.
+from libc.stdint cimport int32_t, int64_t
+
+from pyrope._capi cimport rope_tensor
+from pyrope._view cimport ElementKind, View
+
+cdef enum:
+    ONE_BYTE = -1  # beside rope_dtype: an element of which only the size is known
+
+cdef struct Call:
+    int32_t backend
+    void* stream
+    int64_t num_tokens  # -1: arrays are to bring it
+
+cdef dict DTYPES, LAYOUTS, ANGLES, DEVICES, INDEX_DTYPES  # the names of the header's numbers
+
+cdef int32_t choose(str name, object value, dict allowed) except -1
+cdef str name_of(dict names, int32_t number)
+cdef int64_t as_integer(str name, object value) except? -1
+cdef int64_t as_positive(str name, object value) except -1
+cdef int32_t as_count(str name, object value, int64_t low, int64_t high) except? -1
+cdef double as_real(str name, object value) except? -1
+cdef bint as_flag(str name, object value) except -1
+cdef int refuse(str name, object value, str reason) except -1
+cdef int require(str name, object value, str reason) except -1
+
+cdef int begin_call(int32_t backend, object stream, object num_tokens, Call* c) except -1
+cdef bint holds(View* v, int32_t element) noexcept
+cdef str element_name(int32_t element)
+cdef tuple shape_of(View* v)
+cdef bint is_contiguous(View* v) noexcept
+cdef int read_array(str name, object x, Call* c, View* v) except -1
+cdef int read_elements(str name, object x, int32_t element, Call* c, View* v) except -1
+cdef int32_t index_dtype(str name, object x, View* v) except -1
+cdef int refuse_dtype(str name, object x, str allowed) except -1
+cdef int refuse_read_only(str name, View* v) except -1
+cdef int read_pair(str name, str out_name, object x, object strides, object out, object out_strides, int64_t heads,
+                   int64_t dim, int32_t dtype, bint quantised, bint in_place, Call* c, rope_tensor* tensor,
+                   rope_tensor* out_tensor) except -1
+cdef void* read_index(str name, object x, int64_t* length, int32_t* dtype, Call* c) except? NULL
+cdef void* read_memory(str name, object x, ElementKind kind, int itemsize, int64_t* count, str shape, bint written,
+                       Call* c) except? NULL

@@ -1,0 +1,297 @@
+# cython: language_level=3, freethreading_compatible=True
+"""Arguments read into plain C values: numbers, names, flags, and memory of the shape and dtype that is asked for.
+
+An error names the argument and says what is allowed.
+"""
+
+from operator import index
+
+from cpython.long cimport PyLong_AsLongLongAndOverflow
+from libc.stdint cimport int32_t, int64_t, uintptr_t
+
+from pyrope._capi cimport *
+from pyrope._view cimport (
+    KIND_BFLOAT, KIND_FLOAT, KIND_INT, KIND_OPAQUE, KIND_UINT, ElementKind, View, is_array, is_immutable, read_pointer,
+    read_stream, read_view,
+)
+
+DTYPES = {"float32": ROPE_DTYPE_F32, "float16": ROPE_DTYPE_F16, "bfloat16": ROPE_DTYPE_BF16}
+LAYOUTS = {"neox": ROPE_LAYOUT_NEOX, "gptj": ROPE_LAYOUT_GPTJ}
+ANGLES = {"exact": ROPE_ANGLE_EXACT, "fp32": ROPE_ANGLE_FP32}
+DEVICES = {"cuda": ROPE_BACKEND_CUDA, "cpu": ROPE_BACKEND_CPU}
+INDEX_DTYPES = {"int64": ROPE_INDEX_INT64, "int32": ROPE_INDEX_INT32}
+
+# ---- names, numbers, flags
+
+
+cdef int32_t choose(str name, object value, dict allowed) except -1:
+    key = value
+    if not isinstance(value, str):  # also torch.bfloat16, numpy.float32, ...
+        key = getattr(value, "__name__", None) or str(value).rpartition(".")[2]
+    try:
+        return allowed[key]
+    except KeyError:
+        raise ValueError(f"{name}: {value!r}, must be one of {', '.join(map(repr, allowed))}") from None
+
+
+cdef str name_of(dict names, int32_t number):
+    """The name that `choose` makes the number of."""
+    return next(name for name, value in names.items() if value == number)
+
+
+cdef int64_t as_integer(str name, object value) except? -1:
+    cdef int overflow = 0
+    cdef long long number
+    if type(value) is int:
+        number = PyLong_AsLongLongAndOverflow(value, &overflow)
+        if overflow == 0:
+            return number
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        value = index(value)
+    except TypeError:
+        shown = f"{type(value).__name__}" if hasattr(value, "shape") else repr(value)
+        hint = "; positions are passed as positions=" if name in ("num_tokens", "offset") else ""
+        raise TypeError(f"{name}: {shown} is not an integer{hint}") from None
+    if not -(1 << 63) <= value < 1 << 63:
+        raise ValueError(f"{name}: {value} does not fit 64 bits")
+    return value
+
+
+cdef int64_t as_positive(str name, object value) except -1:
+    cdef int64_t number = as_integer(name, value)
+    if number < 1:
+        raise ValueError(f"{name}: {value}, must be at least 1")
+    return number
+
+
+cdef int32_t as_count(str name, object value, int64_t low, int64_t high) except? -1:
+    cdef int64_t number = as_integer(name, value)
+    if not low <= number <= high:
+        raise ValueError(f"{name}: {number}, must be {low} to {high}")
+    return <int32_t>number
+
+
+cdef double as_real(str name, object value) except? -1:
+    try:
+        if not isinstance(value, bool):
+            return value
+    except (TypeError, OverflowError):
+        pass
+    raise TypeError(f"{name}: {value!r}, must be a real number")
+
+
+cdef bint as_flag(str name, object value) except -1:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: {value!r} is not a bool")
+    return value
+
+
+cdef int refuse(str name, object value, str reason) except -1:
+    if value is not None:
+        raise ValueError(f"{name}: {reason}")
+    return 0
+
+
+cdef int require(str name, object value, str reason) except -1:
+    if value is None:
+        raise TypeError(f"{name}: required {reason}")
+    return 0
+
+
+# ---- memory
+
+
+cdef int begin_call(int32_t backend, object stream, object num_tokens, Call* c) except -1:
+    c.backend, c.stream, c.num_tokens = backend, NULL, -1
+    if stream is not None:
+        c.stream = <void*>read_stream(stream)
+        if c.stream != NULL and backend == ROPE_BACKEND_CPU:
+            raise ValueError("stream: only allowed with device='cuda'")
+    if num_tokens is not None:
+        c.num_tokens = as_integer("num_tokens", num_tokens)
+        if c.num_tokens < 0:
+            raise ValueError(f"num_tokens: {num_tokens}, must be 0 to 2**31 - 1")
+    return 0
+
+
+cdef bint holds(View* v, int32_t element) noexcept:
+    """Whether an array's elements are of that dtype, or may be."""
+    if element == ONE_BYTE:
+        return v.itemsize == 1
+    return v.itemsize == (4 if element == ROPE_DTYPE_F32 else 2) and (
+        v.kind == KIND_OPAQUE or v.kind == (KIND_BFLOAT if element == ROPE_DTYPE_BF16 else KIND_FLOAT))
+
+
+cdef str element_name(int32_t element):
+    return "of one byte" if element == ONE_BYTE else name_of(DTYPES, element)
+
+
+cdef tuple shape_of(View* v):
+    return tuple([v.shape[i] for i in range(v.ndim)])
+
+
+cdef bint is_contiguous(View* v) noexcept:
+    """Whether elements follow each other; true of an array without any."""
+    cdef int64_t total = 1
+    cdef bint contiguous = True
+    cdef int i
+    for i in range(v.ndim - 1, -1, -1):
+        contiguous = contiguous and (v.shape[i] == 1 or v.strides[i] == total)
+        total *= v.shape[i]
+    return contiguous or total == 0
+
+
+cdef int read_array(str name, object x, Call* c, View* v) except -1:
+    """An array that the call's device can reach."""
+    read_view(x, name, <uintptr_t>c.stream, v)
+    if c.backend == ROPE_BACKEND_CUDA and not v.on_cuda:
+        raise ValueError(f"{name}: the array is in host memory, must be on the CUDA device (device='cuda')")
+    if c.backend == ROPE_BACKEND_CPU and not v.on_cpu:
+        raise ValueError(f"{name}: the array is on a CUDA device, must be in host memory (device='cpu')")
+    return 0
+
+
+cdef int read_elements(str name, object x, int32_t element, Call* c, View* v) except -1:
+    """An array of that dtype."""
+    read_array(name, x, c, v)
+    return 0 if holds(v, element) else refuse_dtype(name, x, element_name(element))
+
+
+cdef int32_t index_dtype(str name, object x, View* v) except -1:
+    if v.kind != KIND_INT or v.itemsize not in (4, 8):
+        refuse_dtype(name, x, "int32 or int64")
+    return ROPE_INDEX_INT32 if v.itemsize == 4 else ROPE_INDEX_INT64
+
+
+cdef int refuse_dtype(str name, object x, str allowed) except -1:
+    raise TypeError(f"{name}: dtype {getattr(x, 'dtype', 'unknown')}, must be {allowed}")
+
+
+cdef int refuse_read_only(str name, View* v) except -1:
+    if v.read_only:
+        raise ValueError(f"{name}: the array is read-only")
+    return 0
+
+
+cdef int read_strides(str name, object strides, rope_tensor* tensor) except -1:
+    """(token stride, head stride) in elements."""
+    if not isinstance(strides, (tuple, list)) or len(strides) != 2:
+        raise TypeError(f"{name}: {strides!r}, must be (token stride, head stride) in elements")
+    tensor.token_stride = as_integer(name, strides[0])
+    tensor.head_stride = as_integer(name, strides[1])
+    if tensor.token_stride == 0 or tensor.head_stride == 0:
+        raise ValueError(f"{name}: {tuple(strides)!r}, a stride must not be 0")
+    return 0
+
+
+cdef int64_t fold_tokens(str name, View* v, int leading, int64_t* stride) except -1:
+    """How many tokens the leading dimensions are, and the one stride between them."""
+    cdef int64_t tokens = 1
+    cdef int i
+    stride[0] = 0
+    for i in range(leading - 1, -1, -1):
+        if v.shape[i] == 1:
+            continue
+        if tokens == 1:
+            stride[0] = v.strides[i]
+        elif tokens and v.strides[i] != stride[0] * tokens:
+            raise ValueError(f"{name}: the leading dimensions do not fold into one dimension of tokens; "
+                             "call once for each index of the outer ones")
+        tokens *= v.shape[i]
+    return tokens
+
+
+cdef int read_tensor(str name, object x, object strides, int64_t heads, int64_t dim, int32_t element, bint written,
+                     Call* c, rope_tensor* tensor) except -1:
+    """Rows of heads, which bring num_tokens where it is not known: [..., heads, dim] or [num_tokens, heads * dim]."""
+    if heads == 0:
+        raise ValueError(f"{name}: given, but the Rope has num_{name[0]}_heads=0")
+    if not is_array(x):
+        tensor.data = <void*>read_pointer(x, name, c.num_tokens == 0)
+        return 0 if strides is None else read_strides(name + "_strides", strides, tensor)
+    if strides is not None:
+        raise ValueError(f"{name}_strides: only allowed with pointers, an array has its own")
+    cdef View v
+    read_elements(name, x, element, c, &v)
+    if written:
+        refuse_read_only(name, &v)
+        if is_immutable(x):
+            raise TypeError(f"{name}: a jax.Array is immutable and cannot be written; pass {name[0]}_out= elsewhere")
+
+    cdef int leading = v.ndim - 2
+    tensor.head_stride = dim
+    if v.ndim >= 3 and v.shape[v.ndim - 2] == heads and v.shape[v.ndim - 1] == dim:
+        if heads > 1:
+            tensor.head_stride = v.strides[v.ndim - 2]
+    elif v.ndim == 2 and v.shape[1] == heads * dim:
+        leading = 1
+    else:
+        raise ValueError(f"{name}: shape {shape_of(&v)}, must be "
+                         f"[num_tokens, {heads}, {dim}] or two-dimensional [num_tokens, {heads * dim}]")
+    if v.strides[v.ndim - 1] != 1:
+        raise ValueError(f"{name}: the last dimension has stride {v.strides[v.ndim - 1]}, must be contiguous (1)")
+    cdef int64_t tokens = fold_tokens(name, &v, leading, &tensor.token_stride)
+    if (tokens > 1 and tensor.token_stride == 0) or tensor.head_stride == 0:
+        raise ValueError(f"{name}: a broadcast array (stride 0) is not supported")
+    tensor.data = v.data
+    if c.num_tokens >= 0 and tokens != c.num_tokens:
+        raise ValueError(f"{name}: {tokens} tokens, must be {c.num_tokens} as num_tokens or the other arguments")
+    c.num_tokens = tokens
+    return 0
+
+
+cdef int read_pair(str name, str out_name, object x, object strides, object out, object out_strides, int64_t heads,
+                   int64_t dim, int32_t dtype, bint quantised, bint in_place, Call* c, rope_tensor* tensor,
+                   rope_tensor* out_tensor) except -1:
+    """A tensor and its output; in_place: without one it is written itself."""
+    if x is not None:
+        read_tensor(name, x, strides, heads, dim, dtype, in_place and out is None, c, tensor)
+    elif strides is not None:
+        raise ValueError(f"{name}_strides: given without {name}")
+    if out is not None:
+        if x is None:
+            raise ValueError(f"{out_name}: given without {name}")
+        read_tensor(out_name, out, out_strides, heads, dim, ONE_BYTE if quantised else dtype, True, c, out_tensor)
+    elif out_strides is not None:
+        raise ValueError(f"{out_name}_strides: given without {out_name}")
+    return 0
+
+
+cdef void* read_index(str name, object x, int64_t* length, int32_t* dtype, Call* c) except? NULL:
+    """A pointer to `length` integers; an array's own dtype and length (where -1) replace those given."""
+    if not is_array(x):
+        return <void*>read_pointer(x, name, length[0] == 0)
+    cdef View v
+    read_array(name, x, c, &v)
+    dtype[0] = index_dtype(name, x, &v)
+    must = f"must be contiguous [{length[0] if length[0] >= 0 else 'num_requests + 1'}]"
+    if v.ndim != 1 or (v.shape[0] != length[0] and length[0] >= 0):
+        raise ValueError(f"{name}: shape {shape_of(&v)}, {must}")
+    if v.shape[0] > 1 and v.strides[0] != 1:
+        raise ValueError(f"{name}: stride {v.strides[0]}, {must} (stride 1)")
+    length[0] = v.shape[0]
+    return v.data
+
+
+cdef void* read_memory(str name, object x, ElementKind kind, int itemsize, int64_t* count, str shape, bint written,
+                       Call* c) except? NULL:
+    """A pointer to `count` elements; -1 becomes what an array has."""
+    if not is_array(x):
+        return <void*>read_pointer(x, name, c.num_tokens == 0)
+    cdef View v
+    cdef int64_t total = 1
+    cdef int i
+    read_array(name, x, c, &v)
+    if v.itemsize != itemsize or v.kind != kind:
+        refuse_dtype(name, x, f"{ {KIND_INT: 'int', KIND_UINT: 'uint', KIND_FLOAT: 'float'}[kind]}{8 * itemsize}")
+    for i in range(v.ndim):
+        total *= v.shape[i]
+    if (count[0] >= 0 and total != count[0]) or not is_contiguous(&v):
+        raise ValueError(f"{name}: shape {shape_of(&v)}, must be contiguous {shape}"
+                         + (f", {count[0]} elements" if count[0] >= 0 else ""))
+    if written:
+        refuse_read_only(name, &v)
+    count[0] = total
+    return v.data
