@@ -6,13 +6,12 @@ than --least. The ceiling is compared as well: where it moved, the machine did. 
 """
 
 import argparse
-import json
 import pathlib
 import sys
 
+import report
 from cases import FIELDS
-
-KINDS = ("cold", "warm", "host")
+from report import KINDS
 
 
 def verdict(a: dict, b: dict, least: float) -> str | None:
@@ -27,7 +26,7 @@ def verdict(a: dict, b: dict, least: float) -> str | None:
 def load(path: pathlib.Path) -> tuple[dict, dict]:
     """(the record, its cases by identity)."""
     try:
-        record = json.loads(path.read_text())
+        record = report.load(path)
         return record, {tuple(case[field] for field in FIELDS): case for case in record["cases"]}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path}: not the results of run.py: {error}") from None

@@ -9,6 +9,7 @@ from cases import OPS, Case
 from memory import THETA, Inputs
 from peers import PEERS, Peer, brief
 from reference import WrongResultError, check
+from report import add_rates
 from timing import TURNS, interleave, plan, quantiles
 
 CHECKED_TOKENS = 128  # of a case, evenly spread
@@ -165,11 +166,7 @@ def measure(device, case: Case, present: list[Peer], failed: dict, seed: int, ti
     gc.collect()
     device.free()
 
-    ideal, touched = op.ideal_bytes(case), op.touched_bytes(case)
-    own, roof = results["pyrope"]["cold"]["q50"], results["ceiling"]["cold"]["q50"]
-    for name, entry in results.items():
-        if "cold" in entry:
-            took, moved = entry["cold"]["q50"], 2 * touched if name in ("ceiling", "copy") else ideal
-            entry |= {"gbps": moved / took / 1e3, "percent": 100 * roof / took, "ratio": took / own}
-    return {"title": str(case), **dataclasses.asdict(case), "tokens": case.tokens, "ideal_bytes": ideal,
-            "touched_bytes": touched, "slots": slots, "results": results}  # fmt: skip
+    found = {"title": str(case), **dataclasses.asdict(case), "tokens": case.tokens, "ideal_bytes": op.ideal_bytes(case),
+             "touched_bytes": op.touched_bytes(case), "slots": slots, "results": results}  # fmt: skip
+    add_rates(found)
+    return found

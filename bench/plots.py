@@ -4,6 +4,7 @@ import math
 import pathlib
 
 from cases import FIELDS
+from report import ROOFS
 
 try:
     import matplotlib
@@ -45,7 +46,7 @@ def size(case: dict) -> str:
 def timed(cases: list[dict]) -> list[str]:
     """Implementations that have a time in any of the cases, the roofs left out."""
     names = dict.fromkeys(name for case in cases for name, entry in case["results"].items() if "cold" in entry)
-    return [name for name in names if name not in ("ceiling", "copy")]
+    return [name for name in names if name not in ROOFS]
 
 
 def against_size(record: dict, cases: list[dict], path: pathlib.Path) -> None:

@@ -1,7 +1,10 @@
 """The table that is printed and the JSON file."""
 
+import itertools
 import json
 import pathlib
+
+from cases import FIELDS, OPS, Case
 
 NOTES = """\
 GB/s: each rotated element (out of place, or with stages: each element) once read, each result once written; positions,
@@ -62,6 +65,79 @@ def table(record: dict) -> str:
     return "\n".join(lines).lstrip("\n")
 
 
+def add_rates(case: dict) -> None:
+    """What follows from the cold medians of a case: GB/s, percent of the ceiling, and times pyrope's time."""
+    results = case["results"]
+    own, roof = results["pyrope"]["cold"]["q50"], results["ceiling"]["cold"]["q50"]
+    for name, entry in results.items():
+        if "cold" in entry:
+            took = entry["cold"]["q50"]
+            moved = 2 * case["touched_bytes"] if name in ROOFS else case["ideal_bytes"]
+            entry |= {"gbps": moved / took / 1e3, "percent": 100 * roof / took, "ratio": took / own}
+
+
+# ---- the file: a line for each field and for each case, of which only what was measured is kept
+
+SCHEMA = 2
+ROOFS = ("ceiling", "copy")
+KINDS = ("cold", "warm", "host")
+QUANTILES = ("q20", "q50", "q80")
+DIGITS = 10  # of which a table shows the same figures, those half-way between two among them
+
+
+def pack(record: dict) -> dict:
+    """A run as it is written: times as [q20, q50, q80] in microseconds, why there are none as text."""
+
+    def brief(entry: dict) -> dict | str:
+        if entry["status"] != "ok":
+            return f"{entry['status']}: {entry['reason']}"
+        times = {kind: [entry[kind][q] for q in QUANTILES] for kind in KINDS if kind in entry}
+        return {kind: [float(f"{t:.{DIGITS}g}") for t in values] for kind, values in times.items()}
+
+    cases = record["cases"]
+    what = {name: sorted({case["results"][name]["what"] for case in cases}) for name in ROOFS}
+    header = {name: value for name, value in record.items() if name not in ("schema", "device_after", "roofs", "cases")}
+    if after := record.get("device_after"):
+        header["device_after"] = {name: x for name, x in after.items() if record["device"].get(name) != x}
+    return {"schema": SCHEMA} | header | {
+        "roofs": {name: ", ".join(names) for name, names in what.items()},
+        "cases": [{field: case[field] for field in FIELDS}
+                  | {"results": {name: brief(entry) for name, entry in case["results"].items()}} for case in cases],
+    }  # fmt: skip
+
+
+def unpack(record: dict) -> dict:
+    """The run again, with all that follows from what is written."""
+    if record["schema"] != SCHEMA:
+        raise ValueError(f"schema {record['schema']}, must be {SCHEMA}")
+
+    def full(name: str, brief: dict | str) -> dict:
+        if isinstance(brief, str):
+            return dict(zip(("status", "reason"), brief.split(": ", 1), strict=True))
+        entry = {kind: dict(zip(QUANTILES, times, strict=True)) for kind, times in brief.items()}
+        return {"status": "ok", **({"what": record["roofs"][name]} if name in ROOFS else {}), **entry}
+
+    cases = []
+    for packed in record["cases"]:
+        case = Case(**{field: packed[field] for field in FIELDS})
+        op, results = OPS[case.op], {name: full(name, brief) for name, brief in packed["results"].items()}
+        found = {"title": str(case), **packed, "tokens": case.tokens, "ideal_bytes": op.ideal_bytes(case),
+                 "touched_bytes": op.touched_bytes(case), "results": results}  # fmt: skip
+        add_rates(found)
+        cases.append(found)
+    after = {"device_after": record["device"] | record["device_after"]} if "device_after" in record else {}
+    return record | after | {"cases": cases}
+
+
 def save(record: dict, path: pathlib.Path) -> None:
     """Write a run as JSON."""
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    packed = pack(record)
+    fields = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in packed.items() if name != "cases"]
+    cases = ",\n".join(map(json.dumps, packed["cases"]))
+    lines = ",\n".join(itertools.chain(fields, [f'"cases": [\n{cases}\n]']))
+    path.write_text(f"{{\n{lines}\n}}\n")
+
+
+def load(path: pathlib.Path) -> dict:
+    """A run that was written."""
+    return unpack(json.loads(path.read_text()))

@@ -164,7 +164,7 @@ def describe(device, argv: list[str]) -> dict:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         commit = None
-    return {"schema": 1, "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "commit": commit,
+    return {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "commit": commit,
             "arguments": argv, "versions": versions, "device": device.info()}  # fmt: skip
 
 

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
-from memory import REQUIRE_GPU
 
-import pyrope
+pytest.register_assert_rewrite("kit")
+
+import pyrope  # noqa: E402
+from kit.memory import REQUIRE_GPU  # noqa: E402
 
 
 def pytest_collection_modifyitems(items):

@@ -1,13 +1,17 @@
-"""What bench/ refuses before it measures anything."""
+"""What bench/ refuses before it measures anything, which results it takes for right, and the files it writes."""
 
+import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
+import numpy as np
 import pytest
 
-BENCH = Path(__file__).parent.parent / "bench"
+from kit import reference as ref
+from kit.library import ROOT
+
+BENCH = ROOT / "bench"
 RESULTS = BENCH / "results/h100-quick.json"
 
 
@@ -15,6 +19,21 @@ def bench(program, *arguments):
     done = subprocess.run([sys.executable, BENCH / program, *arguments], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
     return done
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules_of_bench():
+    """They are found, as when a program of that folder is run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCH)
+        yield
+
+
+def module_of_bench(name):
+    spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize(
@@ -39,3 +58,251 @@ def test_compare_names_other_devices(field, value, tmp_path):
     other.write_text(json.dumps(record))
     assert f"NOT COMPARABLE: the device's {field}: " in bench("compare.py", RESULTS, other).stdout
     assert "NOT COMPARABLE" not in bench("compare.py", other, other).stdout
+
+
+# ---- files of results
+
+
+@pytest.fixture(scope="module")
+def report():
+    return module_of_bench("report")
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.parent.glob("*.json")), ids=lambda path: path.stem)
+def test_results_are_small(report, path, tmp_path):
+    """A line a case: what it is, and three quantiles of each time or why there are none. Rewritten, it is the same."""
+    record = json.loads(path.read_text())
+    fields = [name for name in record if name != "cases"]
+    assert len(path.read_text().splitlines()) == len(record["cases"]) + len(fields) + 4
+    for case in record["cases"]:
+        assert list(case) == [*report.FIELDS, "results"]
+        for entry in case["results"].values():
+            if isinstance(entry, dict):
+                assert set(entry) <= set(report.KINDS) and all(len(times) == 3 for times in entry.values())
+                assert all(0 < low <= median <= high for low, median, high in entry.values())
+            else:
+                assert entry.startswith(("n/a: ", "wrong: ", "failed: "))
+    report.save(report.load(path), tmp_path / path.name)
+    assert (tmp_path / path.name).read_text() == path.read_text()
+    assert bench("compare.py", path, tmp_path / path.name).returncode == 0
+
+
+def measured_case(cases, **fields):
+    """As measure() returns it."""
+    case = cases.Case(**fields)
+    op = cases.OPS[case.op]
+    quantiles = {"q20": 1.4449999, "q50": 1.4850000001, "q80": 3.0, "samples": 25}
+    entry = {"status": "ok", "error": 0.9, "new_tensors": False, "cold": quantiles, "host": quantiles | {"q80": 2.5}}
+    roof = {"status": "ok", "what": "a flip", "cold": quantiles | {"q50": 1.2}, "warm": quantiles}
+    wrong = {"status": "wrong", "reason": "q at position 3: 1, should be 2"}
+    results = {
+        "ceiling": roof,
+        "copy": roof,
+        "pyrope": entry,
+        "none": {"status": "n/a", "reason": "no k"},
+        "bad": wrong,
+    }
+    sizes = {"ideal_bytes": op.ideal_bytes(case), "touched_bytes": op.touched_bytes(case)}
+    return {"title": str(case), **vars(case), "tokens": case.tokens, **sizes, "slots": 128, "results": results}
+
+
+def test_a_run_is_read_as_it_was_measured(report, tmp_path):
+    import cases
+
+    device = {"name": "a card", "clocks.sm": "1980", "clocks.mem": "2619", "temperature.gpu": "41"}
+    found = [measured_case(cases, seq_len=7, rotary_dim=20), measured_case(cases, op="append", batch_size=3)]
+    for case in found:
+        report.add_rates(case)
+    record = {
+        "date": "today",
+        "commit": None,
+        "arguments": [],
+        "versions": {"pyrope": "0"},
+        "peers": {},
+        "cases": found,
+    }
+    record |= {"device": device, "device_after": device | {"clocks.sm": "1755"}}
+    report.save(record, tmp_path / "run.json")
+    again = report.load(tmp_path / "run.json")
+    assert report.table(again) == report.table(record) and "SM 1755 MHz" in report.table(again)
+    first = again["cases"][0]
+    roof, own = (first["results"][name] for name in ("ceiling", "pyrope"))
+    assert roof["gbps"] == pytest.approx(2 * first["touched_bytes"] / 1.2e3) and roof["percent"] == 100
+    assert own["gbps"] == pytest.approx(first["ideal_bytes"] / 1.485e3) and own["ratio"] == 1
+    assert own["percent"] == pytest.approx(100 * 1.2 / 1.485) and roof["ratio"] == pytest.approx(1.2 / 1.485)
+    for case, old in zip(again["cases"], found, strict=True):
+        assert case["results"]["bad"] == old["results"]["bad"]
+        assert {name: case[name] for name in old if name not in ("slots", "results")} == {
+            name: old[name] for name in old if name not in ("slots", "results")
+        }
+
+
+def test_another_schema_is_refused(tmp_path):
+    other = tmp_path / "old.json"
+    other.write_text(json.dumps(json.loads(RESULTS.read_text()) | {"schema": 1}))
+    done = bench("compare.py", RESULTS, other)
+    assert done.returncode == 2 and "old.json: not the results of run.py: schema 1, must be 2" in done.stderr
+
+
+@pytest.mark.parametrize(("factor", "word", "status"), [(1.1, "slower", 1), (0.9, "faster", 0), (1.01, "same", 0)])
+def test_compare_finds_what_changed(report, factor, word, status, tmp_path):
+    record = json.loads(RESULTS.read_text())
+    for case in record["cases"]:
+        cold = case["results"]["pyrope"]["cold"]
+        case["results"]["pyrope"]["cold"] = [factor * time for time in cold]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(record))
+    done, count = bench("compare.py", RESULTS, other), len(record["cases"])
+    assert done.returncode == status
+    assert (f"{count} {word}" in done.stdout) == (word != "same") == (f"{word} cold: " in done.stdout)
+
+
+def test_results_are_drawn(report, tmp_path):
+    """Times and bandwidths against size, and a panel for each peer."""
+    plots = module_of_bench("plots")
+    paths = plots.draw(report.load(RESULTS), tmp_path)
+    assert {path.name for path in paths} == {"apply-01-size.png", "apply-01-ratio.png"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+# ---- the check that every result passes before it is timed
+
+THETA, EPS = 10000.0, 1e-6
+POSITIONS = np.array([1, 300, 8191, 20_000, 73_727])  # up to the largest that is measured
+SMALL = {"num_heads": 3, "num_kv_heads": 2, "seq_len": len(POSITIONS)}
+CASES = {
+    **{f"{dtype} {layout}": {"dtype": dtype, "layout": layout}
+       for dtype in ("float32", "float16", "bfloat16") for layout in ("neox", "gptj")},
+    "partial": {"rotary_dim": 64},
+    "partial, out of place": {"rotary_dim": 32, "in_place": False},
+    "no k": {"num_kv_heads": 0},
+    "mrope": {"op": "mrope"},
+    "append": {"op": "append"},
+    "norm-append": {"op": "norm-append", "in_place": False},
+    "append-fp8": {"op": "append-fp8", "in_place": False},
+    "mla-fp8": {"op": "mla-fp8", "in_place": False, "head_dim": 64, "num_kv_heads": 1},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checker():
+    return module_of_bench("reference")
+
+
+class Measured:
+    """A case of the benchmark with random inputs, and its results by the tests' own reference."""
+
+    def __init__(self, checker, fields):
+        import cases
+
+        self.checker, self.case = checker, cases.Case(**SMALL | fields)
+        self.op, rng = cases.OPS[self.case.op], np.random.default_rng(1)
+        shapes = self.op.tensors(self.case)
+        self.form = {name: ref.storage(self.op.dtypes.get(name, self.case.dtype)) for name in shapes}
+        self.before = {name: rng.standard_normal(shapes[name]).astype(self.form[name])
+                       for name in self.op.inputs if name in shapes}  # fmt: skip
+        self.parts = dict(self.before)
+        if "qkv" in self.parts:
+            ends = np.cumsum([self.case.num_heads, self.case.num_kv_heads])
+            self.parts = dict(zip("qkv", np.split(self.parts["qkv"], ends, axis=1), strict=True))
+        self.weights = {x: rng.standard_normal(self.case.head_dim).astype(np.float32) for x in "qk"}
+        self.positions = POSITIONS
+        if self.op.sections:
+            streams = np.stack([POSITIONS, POSITIONS[::-1], POSITIONS // 3])
+            self.positions = np.repeat(streams, self.op.sections, axis=0).T
+
+    def results(self, layout=None, angle="exact"):
+        """Each rounded once; those that are rotated, also in another way than they should be."""
+        case, after, rotated = self.case, {}, self.case.rotated
+        positions = self.positions if self.positions.ndim == 2 else np.repeat(POSITIONS[:, None], rotated // 2, axis=1)
+        cos, sin = ref.cos_sin_of_phases(ref.phases(positions, angle, rotated, THETA))
+        for name, where in self.op.results(case).items():
+            value = ref.exact(self.parts[name])
+            if name in "qk":
+                if self.op.norm:
+                    value = ref.rms_norm(value, self.weights[name], EPS, 0.0)
+                value = ref.rotate(value, cos, sin, layout or case.layout, rotated, 0)
+            form = self.form[where]
+            limit = float(ref.ml_dtypes.finfo(form).max)
+            after[name] = np.clip(value[0], -limit, limit).astype(form)
+        return after
+
+    def check(self, after, angle=0.0):
+        return self.checker.check(self.case, self.before, after, self.positions, self.weights, THETA, angle)
+
+    def refused(self, after, text=""):
+        with pytest.raises(self.checker.WrongResultError, match=text):
+            self.check(after)
+
+
+@pytest.fixture
+def measured(request, checker):
+    return Measured(checker, CASES[request.param])
+
+
+def each_case(names=tuple(CASES)):
+    return pytest.mark.parametrize("measured", names, indirect=True)
+
+
+EIGHT_BITS = ("append-fp8", "mla-fp8")
+WIDE = [name for name in CASES if name not in EIGHT_BITS]
+
+
+@each_case()
+def test_right_results_pass(measured):
+    assert measured.check(measured.results()) <= 1
+
+
+@each_case()
+@pytest.mark.parametrize("token", range(len(POSITIONS)))
+def test_one_wrong_element_does_not_pass(measured, token):
+    """The largest of a head, by few units in its last place; by any, where elements are only stored."""
+    for name, y in measured.results().items():
+        steps = {4: 32, 2: 2, 1: 2}[y.itemsize] if name in "qk" or y.itemsize == 1 else 1
+        after, head = measured.results(), y.shape[1] - 1
+        i = np.abs(y[token, head, : measured.case.rotated].astype(np.float64)).argmax()
+        after[name].view(f"i{y.itemsize}")[token, head, i] -= steps
+        measured.refused(after, f"^{name}")
+
+
+@each_case()
+@pytest.mark.parametrize("token", range(len(POSITIONS)))
+def test_a_missing_token_does_not_pass(measured, token):
+    """In place what was there before, elsewhere nothing."""
+    for name, y in measured.results().items():
+        after = measured.results()
+        left = measured.parts[name] if name in "qk" and measured.case.in_place else np.zeros_like(y)
+        after[name][token] = left[token]
+        measured.refused(after, f"^{name}")
+
+
+@each_case()
+def test_a_wrong_pairing_does_not_pass(measured):
+    measured.refused(measured.results(layout={"neox": "gptj", "gptj": "neox"}[measured.case.layout]), "^q")
+
+
+@each_case(WIDE)
+def test_an_angle_from_float32_does_not_pass(measured):
+    """But where such an error is allowed, as of tables that others make."""
+    after = measured.results(angle="fp32")
+    measured.refused(after, "^q at position")
+    assert measured.check(after, angle=POSITIONS.max() * 2.0**-23) <= 1
+
+
+@each_case([name for name, fields in CASES.items() if "rotary_dim" in fields])
+@pytest.mark.parametrize("element", [0, -1])
+def test_a_change_outside_of_the_rotated_part_does_not_pass(measured, element):
+    """Of one bit."""
+    for name, y in measured.results().items():
+        after = measured.results()
+        after[name][..., measured.case.rotated :].view(f"u{y.itemsize}")[2, 1, element] ^= 1
+        measured.refused(after, f"^{name}: elements outside the rotated part changed")
+
+
+@each_case()
+@pytest.mark.parametrize("element", [0, 63, -1])
+def test_a_nan_does_not_pass(measured, element):
+    for name in measured.results():
+        after = measured.results()
+        after[name][-1, 0, element] = np.nan
+        measured.refused(after, f"^{name}")

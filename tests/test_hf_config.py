@@ -13,9 +13,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from refusals import T, V, rows
 
 import pyrope
+from kit.refusals import T, V, rows
 from pyrope import UnsupportedError
 
 DATA = Path(__file__).parent / "data"

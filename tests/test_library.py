@@ -6,6 +6,7 @@ Needs gcc and, for the C project, cmake; what lacks its tool is skipped.
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,14 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reference import DTYPES
 
 import pyrope
+from kit.library import INSTALLED, ROOT
+from kit.reference import DTYPES
 
-ROOT = Path(__file__).parent.parent
 HEADER = ROOT / "cuda/include/roperope/roperope.h"
-INSTALLED = Path(pyrope._library.__file__).parent
-SEARCH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+SEARCH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"])
 
 
 def run(*command, **options):
@@ -70,22 +70,27 @@ def test_header_compiles(compiler, language, tmp_path):
 # ---- the C library by itself
 
 
-@pytest.fixture(scope="module")
-def standalone(tmp_path_factory):
-    """Build folder of the library without Python and CUDA, with the C tests."""
+def configure(build, cuda, *options):
+    """Makes a build folder of the library without Python."""
     tool("g++")
     generator = ["-G", "Ninja"] if shutil.which("ninja", path=SEARCH) else []
-    build = tmp_path_factory.mktemp("standalone")
-    run(tool("cmake"), "-S", ROOT, "-B", build, *generator, "-DROPEROPE_CUDA=OFF", "-DROPEROPE_TESTS=ON",
-        "-DROPEROPE_WERROR=ON", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", env=os.environ | {"PATH": SEARCH})  # fmt: skip
+    run(tool("cmake"), "-S", ROOT, "-B", build, *generator, f"-DROPEROPE_CUDA={cuda}",
+        "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", *options, env=os.environ | {"PATH": SEARCH})  # fmt: skip
+    return build
+
+
+@pytest.fixture(scope="module")
+def standalone(tmp_path_factory):
+    """Build folder of the library without CUDA, with the C tests, built."""
+    build = configure(tmp_path_factory.mktemp("standalone"), "OFF", "-DROPEROPE_TESTS=ON", "-DROPEROPE_WERROR=ON")
     run(tool("cmake"), "--build", build, "--parallel", "2")
     return build
 
 
 def test_c_tests(standalone):
-    """cuda/tests: the layout of the ABI, and calls from C."""
+    """cuda/tests: the layout of the ABI, calls from C, and the plans of the kernels."""
     listing = run(tool("ctest"), "--test-dir", standalone, "--output-on-failure")
-    assert re.search(r"100% tests passed.* out of 2\b", listing), listing
+    assert re.search(r"100% tests passed.* out of 3\b", listing), listing
 
 
 def test_installed_library_serves_a_c_project(standalone, tmp_path):
@@ -102,12 +107,49 @@ def test_installed_library_serves_a_c_project(standalone, tmp_path):
 FAST_MATH = r"fast[-_]math|-Ofast|-funsafe|-ffinite|-fassociative|-freciprocal|-fno-signed|-ftz|-prec-(div|sqrt)=false"
 
 
+def commands(build, folder=ROOT):
+    """(source, words of the command) of everything below a folder that is compiled."""
+    entries = json.loads((build / "compile_commands.json").read_text())
+    found = [(Path(entry["file"]), shlex.split(entry["command"])) for entry in entries]
+    return [(path, words) for path, words in found if path.is_relative_to(folder)]
+
+
+def last(words, option):
+    """The value of the last `option=value`, by one dash or two, which is the one that counts."""
+    values = [word.partition("=")[2] for word in words if word.lstrip("-").partition("=")[0] == option]
+    return values[-1] if values else None
+
+
 def test_no_fast_math_in_the_build(standalone):
-    for entry in json.loads((standalone / "compile_commands.json").read_text()):
-        assert not re.search(FAST_MATH, entry["command"])
-        assert "rope" not in entry["file"].rpartition("/")[2] or "-ffp-contract=off" in entry["command"]
+    for _, words in commands(standalone):
+        assert not re.search(FAST_MATH, " ".join(words))
     for path in [ROOT / "CMakeLists.txt", ROOT / "pyproject.toml", *ROOT.glob("*/CMakeLists.txt")]:
         assert not re.search(FAST_MATH, path.read_text()), path
+
+
+SOURCES = ROOT / "cuda/src"
+
+
+@pytest.mark.parametrize("cuda", ["OFF", "EMULATED", "ON"])
+def test_no_multiply_add_is_formed(cuda, tmp_path):
+    """Contraction is off for every source and each set of instructions that it is compiled for, by g++ and by nvcc.
+
+    Configured only, which says what a build would compile.
+    """
+    if cuda == "ON":
+        tool("nvcc")
+    compiled = commands(configure(tmp_path / cuda, cuda, "-DCMAKE_CUDA_ARCHITECTURES=90-real"), SOURCES)
+    by_nvcc = [(path, words) for path, words in compiled if Path(words[0]).name == "nvcc"]
+    by_host = [entry for entry in compiled if entry not in by_nvcc]
+    assert by_host and bool(by_nvcc) == (cuda == "ON")
+    assert [path for path, words in by_host if last(words, "ffp-contract") != "off"] == []
+    assert [path for path, words in by_nvcc if last(words, "fmad") != "false"] == []
+    assert [words for _, words in compiled if re.search(FAST_MATH, " ".join(words))] == []
+    if cuda == "ON":  # nothing has escaped this: together with what takes the place of CUDA, it is all that there is
+        without = commands(configure(tmp_path / "OFF", "OFF"), SOURCES)
+        sources = {path for path in SOURCES.rglob("*") if path.suffix in (".cpp", ".cu")}
+        assert {path for path, _ in compiled + without} == sources
+        assert {path for path, _ in by_nvcc} == {path for path in sources if path.suffix == ".cu"}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -168,22 +210,26 @@ def test_import_in_a_checkout(installed, tmp_path):
     """The sources, found first, take the compiled modules from the installed package, and say so without one."""
     shutil.copytree(ROOT / "pyrope", tmp_path / "pyrope", ignore=lambda _, names: [n for n in names if ".so" in n])
     sites = INSTALLED.parent if installed else ""
-    program = "import pyrope; print(pyrope.__file__, pyrope._library.__file__, pyrope.Rope(8, 1, 1, device='cpu'))"
+    program = """
+import sys, pyrope
+compiled = [x.__file__ for name, x in sys.modules.items() if name.startswith("pyrope.") and x.__file__.endswith(".so")]
+print(pyrope.__file__, *{path.rpartition("/")[0] for path in compiled}, pyrope.Rope(8, 1, 1, device="cpu"))
+"""
     done = subprocess.run([sys.executable, "-S", "-c", program], cwd=tmp_path, capture_output=True, text=True,
                           check=False, env=os.environ | {"PYTHONPATH": str(sites)})  # fmt: skip
     if installed:
-        assert done.stdout.startswith(f"{tmp_path}/pyrope/__init__.py {INSTALLED}/_library"), done.stderr
+        assert done.stdout.startswith(f"{tmp_path}/pyrope/__init__.py {INSTALLED} Rope("), done.stderr
     else:
         assert "ImportError: pyrope's compiled modules are missing; install it" in done.stderr
 
 
 # ---- layers of the sources
 
-FLOORS = {"math": 0, "": 1, "cpu": 2, "frequencies": 2, "kernels": 2, "api": 3}
+FLOORS = {"math": 0, "frequencies": 1, "operations": 1, "cpu": 2, "kernels": 2, "api": 3}
 
 
 def test_includes_go_downwards():
-    """math, then what src/ itself holds, then the backends, then the C interface; the backends are apart."""
+    """math, then what operations work on, then the backends, then the C interface; the backends are apart."""
     source = ROOT / "cuda/src"
 
     def folder(path):
@@ -199,7 +245,7 @@ def test_includes_go_downwards():
             if quote == "<":
                 fine = here == "kernels" or not name.startswith("cuda")
             elif name == "roperope/roperope.h":
-                fine = here == "api"
+                fine = here in ("frequencies", "api")
             elif name == "cuda_on_cpu.h":
                 fine = here == "kernels"
             else:

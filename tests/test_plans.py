@@ -1,19 +1,23 @@
-"""Both backends give the same bits at the sizes between which the kernels spread their work in another way."""
+"""Both backends give the same bits, and the right ones, at sizes between which the kernels spread their work otherwise.
 
-import ml_dtypes
+Which plan a call takes cannot be seen from Python: that these sizes meet each of them is for the C++ test of the plans.
+"""
+
 import numpy as np
 import pytest
-from stages import Block, cache_block, call, rows_block
 
 import pyrope
+from kit import reference as ref
+from kit.blocks import Block, cache_block, index, normal_block, rows_block, same_on_both
 
 DIM, PAGE_SIZE = 128, 16
-BF16, FP8 = np.dtype(ml_dtypes.bfloat16), "float8_e4m3fn"
+FP8 = "float8_e4m3fn"
+CHECKED = 24  # tokens of a call that are compared with float64, evenly spread
 NORM = {"norm": pyrope.RMSNorm(eps=1e-6)}
 QUANTISED = {f"{x}_out_dtype": FP8 for x in "qkv"}
 DYNAMIC = QUANTISED | {f"{x}_scale_kind": "dynamic" for x in "qkv"}
 EARLY = {"enable_pdl": True, "positions_ready": True}  # positions and slots are read before the wait: other plans
-# Tokens of 32/8 heads: the bounds of pipeline_plan.cpp count 12 KB each.
+# Tokens of 32/8 heads: the bounds of the plan count 12 KB each.
 PLANS = {
     "plain": ({}, (4, 100, 200)),
     "quantised": (QUANTISED, (4, 100, 300, 1400)),
@@ -28,14 +32,28 @@ PLANS = {
 }
 
 
-def values(rng, shape):
-    return rng.standard_normal(shape).astype(BF16)
+def some(tokens):
+    return np.unique(np.linspace(0, tokens - 1, CHECKED).astype(int))
 
 
-def same_on_both(blocks, scalars, tokens, make):
-    cpu, cuda = (call(make(device), blocks, scalars, tokens) for device in ("cpu", "cuda"))
-    for name, flat in cpu.items():
-        np.testing.assert_array_equal(cuda[name].view(np.uint8), flat.view(np.uint8), err_msg=name)
+def turned(block, tokens, positions, layout, rotary_dim=DIM, weight=None):
+    """Some tokens of an operand in float64, with a norm before where there is a weight; positions [tokens, pairs]."""
+    value = ref.exact(block.view()[tokens])
+    if weight is not None:
+        value = ref.rms_norm(value, weight.view(), NORM["norm"].eps, 0.0)
+    cos, sin = ref.cos_sin_of_phases(ref.phases(positions, "exact", rotary_dim, 10000.0))
+    return ref.rotate(value, cos, sin, layout, rotary_dim, 0)
+
+
+def each_pair(positions, rotary_dim=DIM):
+    return np.repeat(positions[:, None], rotary_dim // 2, axis=1)
+
+
+def check_written(block, flat, rows, tokens, value, form="bfloat16"):
+    """Every head of these rows of a block was written, and some tokens of them hold their values."""
+    before, after = (block.bytes(f)[rows] for f in (block.flat, flat))
+    assert (before != after).any(-1).all()
+    assert ref.within(block.view(flat)[rows][tokens], value, form).all()
 
 
 @pytest.mark.gpu
@@ -47,30 +65,44 @@ def same_on_both(blocks, scalars, tokens, make):
 def test_append(options, tokens, heads, layout, rng):
     q_heads, k_heads = heads
     pages = -(-tokens // PAGE_SIZE) + 1
-    out, dynamic = np.dtype(np.int8 if "q_out_dtype" in options else BF16), "q_scale_kind" in options
-    blocks = {
-        x: rows_block(BF16, (tokens, n, DIM), "dense", values(rng, (tokens, n, DIM)))
-        for x, n in (("q", q_heads), ("k", k_heads), ("v", k_heads))
-    }
+    form, dynamic = FP8 if "q_out_dtype" in options else "bfloat16", "q_scale_kind" in options
+    heads_of = {"q": q_heads, "k": k_heads, "v": k_heads}
+    blocks = {x: normal_block(rng, "bfloat16", (tokens, n, DIM)) for x, n in heads_of.items()}
     blocks |= {
-        "q_out": rows_block(out, (tokens, q_heads, DIM), "dense"),
-        "k_cache": cache_block(out, pages, PAGE_SIZE, k_heads, DIM, "NHD"),
-        "v_cache": cache_block(out, pages, PAGE_SIZE, k_heads, DIM, "NHD"),
-        "slots": Block(np.int64, (tokens,), values=rng.permutation(pages * PAGE_SIZE)[:tokens]),
-        "positions": Block(np.int64, (tokens,), values=rng.integers(0, 1 << 31, tokens)),
+        "q_out": rows_block(form, (tokens, q_heads, DIM)),
+        "k_cache": cache_block(form, pages, PAGE_SIZE, k_heads, DIM),
+        "v_cache": cache_block(form, pages, PAGE_SIZE, k_heads, DIM),
+        "slots": index(rng.permutation(pages * PAGE_SIZE)[:tokens]),
+        "positions": index(rng.integers(0, 1 << 31, tokens)),
     }
     if "norm" in options:
-        blocks |= {f"{x}_weight": Block(BF16, (DIM,), values=values(rng, DIM)) for x in "qk"}
+        blocks |= {f"{x}_weight": index(rng.standard_normal(DIM), "bfloat16") for x in "qk"}
     if dynamic:
         blocks["q_scale"] = Block(np.float32, (tokens, q_heads), (q_heads, 1))
         for x in "kv":
             blocks[f"{x}_scale"] = Block(np.float32, (pages * PAGE_SIZE, k_heads), (k_heads, 1))
 
-    def make(device):
+    def rope_on(device):
         cache = pyrope.PagedCache(PAGE_SIZE, pages)
         return pyrope.FusedRope(DIM, *heads, dtype="bfloat16", layout=layout, device=device, cache=cache, **options)
 
-    same_on_both(blocks, {}, tokens, make)
+    flats = same_on_both(rope_on, blocks, tokens)
+    checked, slots = some(tokens), blocks["slots"].view()
+    positions = each_pair(blocks["positions"].view()[checked])
+    for x, where, rows in (
+        ("q", "q_out", (slice(None),)),
+        ("k", "k_cache", np.divmod(slots, PAGE_SIZE)),
+        ("v", "v_cache", np.divmod(slots, PAGE_SIZE)),
+    ):
+        value = ref.exact(blocks[x].view()[checked])
+        if x != "v":
+            value = turned(blocks[x], checked, positions, layout, weight=blocks.get(f"{x}_weight"))
+        if dynamic:
+            scale = blocks[f"{x}_scale"].view(flats[f"{x}_scale"])[checked if x == "q" else slots[checked]]
+            least, greatest = ref.dynamic_scale(value, form)
+            assert ((least <= scale) & (scale <= greatest)).all()
+            value = ref.scaled(value, scale.astype(np.float64)[..., None])
+        check_written(blocks[where], flats[where], rows, checked, value, form)
 
 
 @pytest.mark.gpu
@@ -81,19 +113,21 @@ def test_append(options, tokens, heads, layout, rng):
 @pytest.mark.parametrize("tokens", [40, 1000])
 def test_sections(tokens, dtype, layout, interleaved, sections, rng):
     """Sections that end where a thread's chunk does, and such that do not."""
-    numbers = np.dtype(np.float32 if dtype == "float32" else BF16)
-    blocks = {
-        x: rows_block(numbers, (tokens, n, DIM), "dense", rng.standard_normal((tokens, n, DIM)).astype(numbers))
-        for x, n in (("q", 32), ("k", 8))
-    }
-    blocks["positions"] = Block(np.int64, (3, tokens), values=rng.integers(-1, 1 << 31, (3, tokens)))
+    blocks = {x: normal_block(rng, dtype, (tokens, n, DIM)) for x, n in (("q", 32), ("k", 8))}
+    blocks["positions"] = index(rng.integers(0, 1 << 31, (3, tokens)))
 
-    def make(device):
+    def rope_on(device):
         return pyrope.FusedRope(
             DIM, 32, 8, dtype=dtype, layout=layout, device=device, sections=sections, sections_interleaved=interleaved
         )
 
-    same_on_both(blocks, {}, tokens, make)
+    flats = same_on_both(rope_on, blocks, tokens)
+    checked = some(tokens)
+    positions = blocks["positions"].view()[:, checked][ref.streams(DIM // 2, sections, interleaved)].T
+    for x in "qk":
+        check_written(
+            blocks[x], flats[x], (slice(None),), checked, turned(blocks[x], checked, positions, layout), dtype
+        )
 
 
 @pytest.mark.gpu
@@ -105,17 +139,23 @@ def test_sections(tokens, dtype, layout, interleaved, sections, rng):
     ids=str,
 )
 def test_rotation(heads, rotary_dim, sizes, in_place, early, rng):
-    """The bounds of rotate_plan.cpp count 10 KB a token of 32/8 heads, or the part of it that is rotated."""
+    """The bounds of the plan count 10 KB a token of 32/8 heads, or the part of it that is rotated."""
     most = {(True, True, DIM): (1700,), (True, False, 32): (4200,)}.get((in_place, early, rotary_dim), ())
     for tokens in (*sizes, *most):
-        blocks = {"positions": Block(np.int64, (tokens,), values=rng.integers(0, 1 << 31, tokens))}
+        blocks = {"positions": index(rng.integers(1, 1 << 31, tokens))}
         for x, n in zip("qk", heads, strict=True):
-            blocks[x] = rows_block(BF16, (tokens, n, DIM), "dense", values(rng, (tokens, n, DIM)))
+            blocks[x] = normal_block(rng, "bfloat16", (tokens, n, DIM))
             if not in_place:
-                blocks[f"{x}_out"] = rows_block(BF16, (tokens, n, DIM), "dense")
+                blocks[f"{x}_out"] = rows_block("bfloat16", (tokens, n, DIM))
 
-        def make(device):
+        def rope_on(device):
             options = EARLY if early else {}
             return pyrope.Rope(DIM, *heads, rotary_dim=rotary_dim, dtype="bfloat16", device=device, **options)
 
-        same_on_both(blocks, {}, tokens, make)
+        flats = same_on_both(rope_on, blocks, tokens)
+        checked = some(tokens)
+        positions = each_pair(blocks["positions"].view()[checked], rotary_dim)
+        for x in "qk":
+            where = x if in_place else f"{x}_out"
+            value = turned(blocks[x], checked, positions, "neox", rotary_dim)
+            check_written(blocks[where], flats[where], (slice(None),), checked, value)

@@ -6,10 +6,11 @@ import threading
 
 import numpy as np
 import pytest
-from memory import Tensor, run
-from objects import DIM, Q_HEADS, equal, make
 
 import pyrope
+from kit.blocks import call, equal, normal_block
+from kit.refusals import refused
+from kit.ropes import DIM, Q_HEADS, make
 
 
 def test_properties():
@@ -110,8 +111,8 @@ def test_pickles_and_copies(remake, options, rng):
     again = remake(rope)
     assert repr(again) == repr(rope) and again.__reduce__()[0].keywords == rope.__reduce__()[0].keywords
     assert again.attention_factor == rope.attention_factor and (again.inv_freq == rope.inv_freq).all()
-    x = Tensor(rope.dtype, (3, Q_HEADS, DIM), rng=rng)
-    assert equal(run(again, {"q": x}, offset=5)["q"], run(rope, {"q": x}, offset=5)["q"])
+    operands = {"q": normal_block(rng, rope.dtype, (3, Q_HEADS, DIM)), "offset": 5}
+    assert equal(call(again, operands)["q"], call(rope, operands)["q"])
 
 
 @pytest.mark.gpu
@@ -125,15 +126,15 @@ def test_pickles_on_cuda(options):
 def test_threads(rng):
     """One Rope in many threads at once, some of which call wrongly: each gets its own result and its own error."""
     rope = make(dtype="bfloat16", num_threads=2)
-    q = [Tensor("bfloat16", (200 + i, Q_HEADS, DIM), rng=rng) for i in range(8)]
-    want = [run(rope, {"q": x}, offset=1000 * i)["q"] for i, x in enumerate(q)]
+    calls = [{"q": normal_block(rng, "bfloat16", (200 + i, Q_HEADS, DIM)), "offset": 1000 * i} for i in range(8)]
+    want = [call(rope, operands)["q"] for operands in calls]
     faults = []
 
     def work(i):
         try:
             for _ in range(20):
-                assert equal(run(rope, {"q": q[i]}, offset=1000 * i)["q"], want[i])
-                with pytest.raises(ValueError, match=f"num_tokens: {2**31 + i}, "):
+                assert equal(call(rope, calls[i])["q"], want[i])
+                with refused(ValueError, f"num_tokens: {2**31 + i}, "):
                     rope.apply(1 << 16, None, 2**31 + i)
         except BaseException as error:
             faults.append(error)

@@ -18,10 +18,9 @@ from typing import NamedTuple
 
 import pytest
 
-import pyrope
+from kit.library import INSTALLED, ROOT
 
-ROOT = Path(__file__).parent.parent
-LIBRARY = Path(os.environ.get("ROPEROPE_LIBRARY") or Path(pyrope._library.__file__).parent / "libroperope.so")
+LIBRARY = Path(os.environ.get("ROPEROPE_LIBRARY") or INSTALLED / "libroperope.so")
 ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1}
 
 KERNEL = re.compile(

@@ -1,7 +1,8 @@
 """``python -m pyrope`` and the stubs, of the installed package: run outside of the repository, which has sources."""
 
 import ast
-import importlib.util
+import functools
+import importlib
 import inspect
 import re
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import pyrope
+from kit.library import FOLDERS, ROOT
 
 
 def python(tmp_path, *arguments):
@@ -72,65 +74,86 @@ sys.exit(__main__.main(["selftest"]))
 
 
 def test_needs_only_python(tmp_path):
-    """Neither numpy nor cuda-python: without site-packages, from the package's own folder."""
-    link = tmp_path / "pyrope"
-    link.symlink_to(Path(pyrope.__file__).parent)
+    """Neither numpy nor cuda-python: without site-packages, from a folder with nothing but the package."""
+    (tmp_path / "pyrope").mkdir()
+    for folder in FOLDERS:
+        for path in [*folder.glob("*.py"), *folder.glob("*.so")]:
+            link = tmp_path / "pyrope" / path.name
+            if not link.exists():
+                link.symlink_to(path)
     done = python(tmp_path, "-S", "-m", "pyrope", "selftest")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 # ---- stubs
 
-STUB = Path(pyrope.__file__).with_name("_rope.pyi")
+STUBS = sorted(Path(pyrope.__file__).parent.glob("*.pyi"))
 
 
-def stub_signatures():
-    """Parameters of every public function in the stub: {name: ast.arguments}."""
+def stub_functions():
+    """Every public function and method of the stubs: {"module.Class.method": its definition}."""
     found = {}
-    for node in ast.parse(STUB.read_text()).body:
-        members = node.body if isinstance(node, ast.ClassDef) else [node]
-        prefix = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
-        found |= {prefix + m.name: m for m in members if isinstance(m, ast.FunctionDef) and not m.decorator_list}
-    return {name: node.args for name, node in found.items() if not name.startswith("_") and name != "Rope.inverse"}
+    for path in STUBS:
+        for node in ast.parse(path.read_text()).body:
+            members = node.body if isinstance(node, ast.ClassDef) else [node]
+            prefix = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
+            found |= {f"{path.stem}.{prefix}{m.name}": m for m in members if isinstance(m, ast.FunctionDef)
+                      and not {"property", "overload"} & {ast.unparse(d) for d in m.decorator_list}
+                      and not (prefix or m.name).startswith("_")}  # fmt: skip
+    return found
 
 
-def defaults(arguments):
-    """{parameter: default or None} of an ast.arguments, keywords with the rest."""
+def parameters_of(definition):
+    """[(name, kind, default)] of a function's syntax tree, without self; keywords, whose order says nothing, sorted."""
+    arguments, kind = definition.args, inspect.Parameter
     given = [*arguments.posonlyargs, *arguments.args]
-    pairs = list(zip(reversed(given), reversed(arguments.defaults), strict=False))
-    pairs += zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-    values = {a.arg: ast.literal_eval(d) if d else inspect.Parameter.empty for a, d in pairs}
-    names = [a.arg for a in [*given, *arguments.kwonlyargs] if a.arg != "self"]
-    return {name: values.get(name, inspect.Parameter.empty) for name in names}
+    missing = [None] * (len(given) - len(arguments.defaults))
+    found = [(a, kind.POSITIONAL_OR_KEYWORD, d) for a, d in zip(given, missing + arguments.defaults, strict=True)]
+    found += [(a, kind.KEYWORD_ONLY, d) for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+    found += [(arguments.kwarg, kind.VAR_KEYWORD, None)] if arguments.kwarg else []
+    return in_order((a.arg, k, ast.literal_eval(d) if d else kind.empty) for a, k, d in found)
 
 
-@pytest.mark.parametrize("name", stub_signatures())
+def in_order(parameters):
+    found = [p for p in parameters if p[0] not in ("self", "cls")]
+    named = inspect.Parameter.KEYWORD_ONLY
+    return [p for p in found if p[1] != named], sorted((p for p in found if p[1] == named), key=lambda p: p[0])
+
+
+def real_parameters(function):
+    return in_order((p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values())
+
+
+@pytest.mark.parametrize("name", stub_functions())
 def test_stub_signature(name):
     """The stub has the parameters and defaults that the module has."""
-    stub = stub_signatures()[name]
-    real = inspect.signature(eval(f"pyrope._rope.{name.removesuffix('.__init__')}")).parameters.values()
-    assert defaults(stub) == {p.name: p.default for p in real if p.name != "self"}
-    assert [a.arg for a in stub.kwonlyargs] == [p.name for p in real if p.kind is p.KEYWORD_ONLY]
+    module, *path = name.removesuffix(".__init__").split(".")
+    real = functools.reduce(getattr, path, importlib.import_module(f"pyrope.{module}"))
+    stub = parameters_of(stub_functions()[name])
+    if path[-1] == "inverse":  # passes all that it is given on to apply, as inverse=True
+        real = getattr(importlib.import_module(f"pyrope.{module}"), path[0]).apply
+        stub[1].append(("inverse", inspect.Parameter.KEYWORD_ONLY, False))
+        stub[1].sort(key=lambda p: p[0])
+    assert stub == real_parameters(real)
 
 
-CLASSES = pytest.mark.parametrize(("cls", "module"), [(pyrope.Rope, "_rope"), (pyrope.FusedRope, "_fused")])
+CLASSES = pytest.mark.parametrize("cls", [pyrope.Rope, pyrope.FusedRope])
 
 
 @CLASSES
-def test_signature_of_the_constructor(cls, module):
+def test_signature_of_the_constructor(cls):
     """What help() shows is in the docstring, where tools/stubs.py writes it."""
-    source = (Path(__file__).parent.parent / f"pyrope/{module}.pyx").read_text()
-    text = re.search(r"def (__init__\(.*?\)) ->", source, re.S).group(1)
-    written = {p.name: p.default for p in inspect.signature(cls).parameters.values()}
-    assert defaults(ast.parse(f"def {text}: ...").body[0].args) == written
+    source = "".join(path.read_text() for path in (ROOT / "pyrope").glob("*.pyx"))
+    text = re.search(rf"^cdef class {cls.__name__}\b.*?def (__init__\(.*?\)) ->", source, re.S | re.M).group(1)
+    assert parameters_of(ast.parse(f"def {text}: ...").body[0]) == real_parameters(cls)
     assert not cls.__doc__.startswith(cls.__name__)
 
 
 @CLASSES
-def test_stub_is_complete(cls, module):
+def test_stub_is_complete(cls):
     public = {name for name in vars(cls) if not name.startswith("_")}
-    stub = ast.parse(STUB.with_name(f"{module}.pyi").read_text())
-    body = next(n for n in stub.body if isinstance(n, ast.ClassDef) and n.name == cls.__name__).body
+    classes = [node for path in STUBS for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+    body = next(node for node in classes if node.name == cls.__name__).body
     names = {
         m.name if isinstance(m, ast.FunctionDef) else m.target.id
         for m in body
@@ -139,15 +162,14 @@ def test_stub_is_complete(cls, module):
     assert names - {"__init__"} == public
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("mypy"), reason="mypy is not installed")
 def test_stubtest(tmp_path):
+    """Every stub against its module: mypy's own comparison."""
     allowed = tmp_path / "allowed"
-    allowed.write_text(r"pyrope\.(libroperope|typing\..*|_(rope|fused|library)\.__(test|pyx_capi)__)")
+    allowed.write_text(r"pyrope\.(libroperope|typing\..*|_\w+\.__(test|pyx_capi)__)")
     done = python(tmp_path, "-m", "mypy.stubtest", "pyrope", "--allowlist", str(allowed))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("mypy"), reason="mypy is not installed")
 def test_types_of_a_user(tmp_path):
     """What a strict user writes passes, and common mistakes do not."""
     good = """

@@ -1,21 +1,27 @@
 """The bits of a result do not depend on which other stages are on, on the dtype's way in, on the batch or the place."""
 
+import functools
+
 import numpy as np
 import pytest
-import stages_reference as ref
-from stages import K_HEADS, Q_HEADS, SCALES, Block, cache_block, call, rows_block
 
 import pyrope
+from kit import reference as ref
+from kit.blocks import Block, bits_block, cache_block, call, index, normal_block, rows_block, same_on_both
+from kit.cases import K_HEADS, Q_HEADS, SCALES
+from kit.reference import DTYPES
+from kit.ropes import make
 
 SHAPES = [(128, 128, 0), (64, 32, 16), (80, 36, 7), (6, 4, 1)]  # head_dim, rotary_dim, rotary_offset
-DTYPES = ["float32", "float16", "bfloat16"]
 PAGES, PAGE_SIZE = 9, 5
 
 
-def make(device, shape, *, fused=True, **options):
-    head_dim, rotary_dim, offset = shape
-    cls = pyrope.FusedRope if fused else pyrope.Rope
-    return cls(head_dim, Q_HEADS, K_HEADS, rotary_dim=rotary_dim, rotary_offset=offset, device=device, **options)
+HEADS = {"q": Q_HEADS, "k": K_HEADS}
+
+
+def rope_of(device, shape, *, fused=True, **options):
+    shape = dict(zip(("head_dim", "rotary_dim", "rotary_offset"), shape, strict=True))
+    return make(device, fused=fused, num_q_heads=Q_HEADS, num_k_heads=K_HEADS, **shape | options)
 
 
 def without_nans(block, elements=slice(None)):
@@ -24,29 +30,19 @@ def without_nans(block, elements=slice(None)):
     part[np.isnan(part.astype(np.float32))] = 0
 
 
-def operands(dtype, tokens, head_dim, rng, bits=False):
+def inputs_of(dtype, tokens, head_dim, rng, bits=False):
     """q and k: normal numbers, or any bit patterns."""
-    blocks = {}
-    for name, heads in (("q", Q_HEADS), ("k", K_HEADS)):
-        block = rows_block(ref.storage(dtype), (tokens, heads, head_dim), "dense")
-        if bits:
-            block.flat[...] = rng.integers(0, 256, block.flat.size, np.uint8)
-        else:
-            block.view()[...] = rng.standard_normal(block.shape).astype(block.dtype)
-        blocks[name] = block
-    return blocks
+    kind = bits_block if bits else normal_block
+    return {name: kind(rng, dtype, (tokens, heads, head_dim)) for name, heads in HEADS.items()}
 
 
-def outputs(dtype, tokens, head_dim, memory="dense"):
-    return {
-        f"{name}_out": rows_block(ref.storage(dtype), (tokens, heads, head_dim), memory)
-        for name, heads in (("q", Q_HEADS), ("k", K_HEADS))
-    }
+def outputs(dtype, tokens, head_dim, place="dense"):
+    return {f"{name}_out": rows_block(dtype, (tokens, heads, head_dim), place) for name, heads in HEADS.items()}
 
 
 def got(blocks, flats, name):
     """The contents of a block after a call, dense, as bytes."""
-    return np.ascontiguousarray(blocks[name].view(flats[name])).view(np.uint8)
+    return blocks[name].bytes(flats[name])
 
 
 @pytest.mark.parametrize("angle", ["exact", "fp32"])
@@ -57,51 +53,47 @@ def test_plain_and_fused_and_appended(device, shape, dtype, layout, angle, rng):
     """Any bit patterns, where it is rotated NaNs too: Rope, FusedRope and what lands in a cache beside v."""
     tokens, d = 40, shape[0]
     options = {"dtype": dtype, "layout": layout, "angle": angle}
-    inputs = operands(dtype, tokens, d, rng, bits=True)
+    inputs = inputs_of(dtype, tokens, d, rng, bits=True)
     for block in inputs.values():
         without_nans(block, slice(shape[2]))
         without_nans(block, slice(sum(shape[1:]), None))
-    ids = Block(np.int64, (tokens,), values=rng.integers(-(2**62), 2**62, tokens))
+    ids = index(rng.integers(-(2**62), 2**62, tokens))
     blocks = inputs | outputs(dtype, tokens, d) | {"positions": ids}
-    flats = call(make(device, shape, fused=False, **options), blocks, {}, tokens)
+    flats = call(rope_of(device, shape, fused=False, **options), blocks, tokens)
     want_q, want_k = got(blocks, flats, "q_out"), got(blocks, flats, "k_out")
 
-    flats = call(make(device, shape, **options), blocks, {}, tokens)
+    flats = call(rope_of(device, shape, **options), blocks, tokens)
     np.testing.assert_array_equal(got(blocks, flats, "q_out"), want_q)
     np.testing.assert_array_equal(got(blocks, flats, "k_out"), want_k)
 
     slots = rng.permutation(PAGES * PAGE_SIZE)[:tokens]
     for layout_of_cache in ("NHD", "HND"):
         cache = pyrope.PagedCache(PAGE_SIZE, PAGES, layout=layout_of_cache)
-        rope = make(device, shape, **options, cache=cache)
-        v = rows_block(ref.storage(dtype), (tokens, K_HEADS, d), "padded")
-        v.flat[...] = rng.integers(0, 256, v.flat.size, np.uint8)
+        rope = rope_of(device, shape, **options, cache=cache)
+        v = bits_block(rng, dtype, (tokens, K_HEADS, d), "padded")
         without_nans(v)
-        cached = inputs | {"positions": ids, "slots": Block(np.int64, (tokens,), values=slots), "v": v}
+        cached = inputs | {"positions": ids, "slots": index(slots), "v": v}
         for name in ("k_cache", "v_cache"):
-            cached[name] = cache_block(ref.storage(dtype), PAGES, PAGE_SIZE, K_HEADS, d, layout_of_cache)
-        flats = call(rope, cached | {"q_out": blocks["q_out"]}, {}, tokens)
+            cached[name] = cache_block(dtype, PAGES, PAGE_SIZE, K_HEADS, d, layout_of_cache)
+        flats = call(rope, cached | {"q_out": blocks["q_out"]}, tokens)
         np.testing.assert_array_equal(got(blocks, flats, "q_out"), want_q)
         rows = np.divmod(slots, PAGE_SIZE)
-        for name, want in (("k_cache", want_k), ("v_cache", np.ascontiguousarray(v.view()).view(np.uint8))):
-            stored = np.ascontiguousarray(cached[name].view(flats[name])[rows]).view(np.uint8)
-            np.testing.assert_array_equal(stored, want)
+        for name, want in (("k_cache", want_k), ("v_cache", v.bytes())):
+            np.testing.assert_array_equal(got(cached, flats, name)[rows], want)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_copies_keep_the_bits_of_nans(device, dtype, rng):
     """What is neither rotated nor quantised is copied, as Rope copies it: v, the nope part of q, the rest of a head."""
     tokens, d, width = 40, 64, ref.storage(dtype).itemsize
-    blocks = operands(dtype, tokens, d, rng, bits=True) | outputs(dtype, tokens, d)
+    blocks = inputs_of(dtype, tokens, d, rng, bits=True) | outputs(dtype, tokens, d)
     for name, heads in (("v", K_HEADS), ("q_nope", Q_HEADS)):
-        blocks[name] = rows_block(ref.storage(dtype), (tokens, heads, d), "dense")
-        blocks[name].flat[...] = rng.integers(0, 256, blocks[name].flat.size, np.uint8)
-        blocks[f"{name}_out"] = rows_block(ref.storage(dtype), (tokens, heads, d), "dense")
-    rope = make(device, (d, 16, 8), dtype=dtype, q_nope_dim=d)
-    flats = call(rope, blocks, {}, tokens)
+        blocks[name] = bits_block(rng, dtype, (tokens, heads, d))
+        blocks[f"{name}_out"] = rows_block(dtype, (tokens, heads, d))
+    flats = call(rope_of(device, (d, 16, 8), dtype=dtype, q_nope_dim=d), blocks, tokens)
     rest = np.r_[: 8 * width, 24 * width : d * width]
     for name, part in (("q", rest), ("k", rest), ("v", slice(None)), ("q_nope", slice(None))):
-        want = blocks[name].view().view(np.uint8)[..., part]
+        want = blocks[name].bytes()[..., part]
         np.testing.assert_array_equal(got(blocks, flats, f"{name}_out")[..., part], want, err_msg=name)
 
 
@@ -124,15 +116,16 @@ def test_every_output_is_one_rounding_of_the_same_float32(device, shape, dtype, 
     """What float32 in and out gives is rounded here; the other dtypes and formats must hold exactly that."""
     tokens, d = 17, shape[0]
     stage = {} if norm == "none" else {"norm": pyrope.RMSNorm(eps=1e-6, weight_dtype="float32", after=norm == "after")}
-    weights = {f"{x}_weight": Block(np.float32, (d,), values=rng.standard_normal(d)) for x in "qk" if stage}
-    inputs = operands(dtype, tokens, d, rng)
-    wide = {x: rows_block(np.float32, b.shape, "dense", b.view().astype(np.float32)) for x, b in inputs.items()}
+    weights = {f"{x}_weight": index(rng.standard_normal(d), np.float32) for x in "qk" if stage}
+    inputs = inputs_of(dtype, tokens, d, rng)
+    wide = {x: rows_block("float32", b.shape, values=b.view().astype(np.float32)) for x, b in inputs.items()}
+    weights["offset"] = 70_001
     blocks = wide | outputs("float32", tokens, d) | weights
-    flats = call(make(device, shape, dtype="float32", **stage), blocks, {"offset": 70_001}, tokens)
+    flats = call(rope_of(device, shape, **stage), blocks, tokens)
     y = {x: blocks[x].view(flats[x]).copy() for x in ("q_out", "k_out")}
 
     blocks = inputs | outputs(dtype, tokens, d, "padded") | weights
-    flats = call(make(device, shape, dtype=dtype, **stage), blocks, {"offset": 70_001}, tokens)
+    flats = call(rope_of(device, shape, dtype=dtype, **stage), blocks, tokens)
     for x in y:
         np.testing.assert_array_equal(blocks[x].view(flats[x]), y[x].astype(ref.storage(dtype)))
 
@@ -140,15 +133,14 @@ def test_every_output_is_one_rounding_of_the_same_float32(device, shape, dtype, 
         types = {"q_out_dtype": form, "k_out_dtype": form}
         blocks = inputs | outputs(form, tokens, d) | weights
         scales = {"q_scale": size, "k_scale": size}
-        flats = call(make(device, shape, dtype=dtype, **stage, **types), blocks, {"offset": 70_001} | scales, tokens)
+        flats = call(rope_of(device, shape, dtype=dtype, **stage, **types), blocks | scales, tokens)
         for x in y:
             want = quantised(y[x], np.float32(size), form).view(np.uint8)
-            np.testing.assert_array_equal(blocks[x].view(flats[x]).view(np.uint8), want)
+            np.testing.assert_array_equal(got(blocks, flats, x), want)
 
         types |= {"q_scale_kind": "dynamic", "k_scale_kind": "dynamic"}
-        for x, heads in (("q", Q_HEADS), ("k", K_HEADS)):
-            blocks[f"{x}_scale"] = Block(np.float32, (tokens, heads), (heads, 1))
-        flats = call(make(device, shape, dtype=dtype, **stage, **types), blocks, {"offset": 70_001}, tokens)
+        blocks |= {f"{x}_scale": Block(np.float32, (tokens, heads)) for x, heads in HEADS.items()}
+        flats = call(rope_of(device, shape, dtype=dtype, **stage, **types), blocks, tokens)
         for x in "qk":
             scale = np.abs(y[f"{x}_out"]).max(-1) / SATURATED[form]
             np.testing.assert_array_equal(blocks[f"{x}_scale"].view(flats[f"{x}_scale"]), scale)
@@ -164,24 +156,23 @@ def test_place_and_batch_do_not_matter(device, shape, form, rng):
     options = {"dtype": dtype, "norm": pyrope.RMSNorm(eps=1e-6)}
     if form != "same":
         options |= {"q_out_dtype": form, "k_out_dtype": form, "q_scale_kind": "dynamic", "k_scale_kind": "dynamic"}
-    rope = make(device, shape, **options)
-    weights = {f"{x}_weight": Block(ref.storage(dtype), (d,), values=rng.standard_normal(d)) for x in "qk"}
-    base = operands(dtype, tokens, d, rng)
+    rope = rope_of(device, shape, **options)
+    weights = {f"{x}_weight": index(rng.standard_normal(d), dtype) for x in "qk"}
+    base = inputs_of(dtype, tokens, d, rng)
 
-    def results(memory, first, count):
-        blocks = dict(weights)
-        for x, heads in (("q", Q_HEADS), ("k", K_HEADS)):
+    def results(place, first, count):
+        blocks = weights | outputs(dtype if form == "same" else form, count, d, place)
+        for x, heads in HEADS.items():
             values = base[x].view()[first : first + count]
-            blocks[x] = rows_block(ref.storage(dtype), values.shape, memory, values)
-            blocks[f"{x}_out"] = rows_block(ref.storage(dtype if form == "same" else form), values.shape, memory)
+            blocks[x] = rows_block(dtype, values.shape, place, values)
             if form != "same":
-                blocks[f"{x}_scale"] = Block(np.float32, (count, heads), (heads, 1))
-        flats = call(rope, blocks, {"offset": 1000 + first}, count)
+                blocks[f"{x}_scale"] = Block(np.float32, (count, heads))
+        flats = call(rope, blocks | {"offset": 1000 + first}, count)
         return {x: got(blocks, flats, x) for x in blocks if x.endswith(("_out", "_scale"))}
 
     want = results("dense", 0, tokens)
-    for memory, first, count in (("padded", 0, tokens), ("odd", 0, tokens), ("dense", 7, 1), ("odd", 31, 33)):
-        for x, value in results(memory, first, count).items():
+    for place, first, count in (("padded", 0, tokens), ("odd", 0, tokens), ("dense", 7, 1), ("odd", 31, 33)):
+        for x, value in results(place, first, count).items():
             np.testing.assert_array_equal(value, want[x][first : first + count])
 
 
@@ -194,17 +185,13 @@ def test_cuda_equals_cpu_in_every_head_dim(dtype, memory, rng):
         half = max(2, d // 4 * 2)
         for number, (rotary_dim, offset) in enumerate([(d, 0), (half, 0), (half, (d - half) // 2)]):
             blocks = {
-                "q": rows_block(ref.storage(dtype), (3, 2, d), memory, rng.standard_normal((3, 2, d))),
-                "q_weight": Block(ref.storage(dtype), (d,), values=rng.standard_normal(d)),
-                "q_out": rows_block(np.int8, (3, 2, d), memory),
-                "q_scale": Block(np.float32, (3, 2), (2, 1)),
+                "q": normal_block(rng, dtype, (3, 2, d), memory),
+                "q_weight": index(rng.standard_normal(d), dtype),
+                "q_out": rows_block("int8", (3, 2, d), memory),
+                "q_scale": Block(np.float32, (3, 2)),
+                "offset": 3,
             }
             options = {"rotary_dim": rotary_dim, "rotary_offset": offset, "dtype": dtype}
             options["layout"] = ("neox", "gptj")[(d // 2 + number) % 2]
             options |= {"norm": pyrope.RMSNorm(after=number == 1), "q_out_dtype": "int8", "q_scale_kind": "dynamic"}
-            cpu, cuda = (
-                call(pyrope.FusedRope(d, 2, 0, device=device, **options), blocks, {"offset": 3}, 3)
-                for device in ("cpu", "cuda")
-            )
-            for name, flat in cpu.items():
-                np.testing.assert_array_equal(cuda[name], flat, err_msg=f"{name} {d} {rotary_dim} {offset}")
+            same_on_both(functools.partial(make, fused=True, head_dim=d, num_q_heads=2, **options), blocks)

@@ -3,26 +3,28 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from memory import HostMemory, memory_of
-from stages import K_HEADS, Block, cache_block, call, rows_block
 
 import pyrope
+from kit.blocks import Block, cache_block, call, index, normal_block
+from kit.cases import K_HEADS
+from kit.memory import HostMemory, memory_of
+from kit.ropes import make
 
 PAGES, PAGE_SIZE, DIM = 6, 4, 16
 LIMIT = PAGES * PAGE_SIZE
 
 
-def make(device, layout="NHD", index_dtype="int64", heads=(0, K_HEADS), cache=None, **options):
-    cache = pyrope.PagedCache(PAGE_SIZE, PAGES, layout=layout, index_dtype=index_dtype, **cache or {})
-    return pyrope.FusedRope(DIM, *heads, dtype="float32", device=device, cache=cache, **options)
+def appender(device, layout="NHD", index_dtype="int64", **options):
+    cache = pyrope.PagedCache(PAGE_SIZE, PAGES, layout=layout, index_dtype=index_dtype)
+    return make(device, fused=True, cache=cache, **{"head_dim": DIM, "num_q_heads": 0} | options)
 
 
-def ints(values, dtype=np.int64):
-    return Block(dtype, np.shape(values), values=values)
+def operand(rng, tokens, heads=K_HEADS):
+    return normal_block(rng, "float32", (tokens, heads, DIM))
 
 
-def operand(rng, tokens, heads=K_HEADS, dim=DIM):
-    return rows_block(np.float32, (tokens, heads, dim), "dense", rng.standard_normal((tokens, heads, dim)))
+def cache_of(dtype="float32", layout="NHD"):
+    return cache_block(dtype, PAGES, PAGE_SIZE, K_HEADS, DIM, layout)
 
 
 def expect(block, flat, written):
@@ -36,16 +38,16 @@ def expect(block, flat, written):
 def append_v(device, rng, tokens, blocks, written, counted, layout="NHD", index_dtype="int64", scalars=None):
     """v, whose bits are not changed, and k beside it, twice into a counter; `written`: the token of each slot."""
     k, v = operand(rng, tokens), operand(rng, tokens)
-    caches = {x: cache_block(np.float32, PAGES, PAGE_SIZE, K_HEADS, DIM, layout) for x in ("k_cache", "v_cache")}
-    blocks = {"k": k, "v": v, "cache_skipped": ints([41])} | blocks | caches
+    caches = {x: cache_of(layout=layout) for x in ("k_cache", "v_cache")}
+    blocks = {"k": k, "v": v, "cache_skipped": index([41])} | blocks | caches
     for _ in range(2):
-        flats = call(make(device, layout, index_dtype), blocks, scalars or {}, tokens)
+        flats = call(appender(device, layout, index_dtype), blocks | (scalars or {}), tokens)
         expect(blocks["v_cache"], flats["v_cache"], {slot: v.view()[token] for slot, token in written.items()})
         changed = (caches["k_cache"].view(flats["k_cache"]) != caches["k_cache"].view()).all((2, 3)).ravel()
         assert sorted(np.flatnonzero(changed)) == sorted(written)
         counted_so_far = blocks["cache_skipped"].view()[0] + counted
         assert flats["cache_skipped"].view(np.int64)[0] == counted_so_far
-        blocks["cache_skipped"] = ints([counted_so_far])
+        blocks["cache_skipped"] = index([counted_so_far])
 
 
 @pytest.mark.parametrize("layout", ["NHD", "HND"])
@@ -54,7 +56,7 @@ def test_slots(device, layout, index_dtype, rng):
     far = np.iinfo(index_dtype).max
     slots = [5, -1, LIMIT, 0, LIMIT - 1, far, -far, far - far % PAGE_SIZE - 1, 2]
     written = {5: 0, 0: 3, LIMIT - 1: 4, 2: 8}
-    append_v(device, rng, 9, {"slots": ints(slots, index_dtype)}, written, 3, layout, index_dtype)
+    append_v(device, rng, 9, {"slots": index(slots, index_dtype)}, written, 3, layout, index_dtype)
 
 
 @pytest.mark.parametrize("index_dtype", ["int32", "int64"])
@@ -69,13 +71,13 @@ def test_pages(device, by, index_dtype, rng):
         (1, 0): "counted" if by == "indptr" else 20, (low, 5): "left", (2, -far): "left",
     }  # fmt: skip
     blocks = {
-        "page_table": ints(table, np.int32),
-        "request_ids": ints([r for r, _ in tokens], np.int32),
-        "cache_positions": ints([n for _, n in tokens], index_dtype),
+        "page_table": index(table, np.int32),
+        "request_ids": index([r for r, _ in tokens], np.int32),
+        "cache_positions": index([n for _, n in tokens], index_dtype),
     }
     scalars = {"page_table_stride": 2}
     if by == "indptr":
-        blocks["page_indptr"], scalars = ints([0, 2, 2, 4, 6], np.int32), {}
+        blocks["page_indptr"], scalars = index([0, 2, 2, 4, 6], np.int32), {}
     written = {slot: token for token, slot in enumerate(tokens.values()) if isinstance(slot, int)}
     append_v(device, rng, len(tokens), blocks, written, list(tokens.values()).count("counted"), "NHD", index_dtype,
              scalars)  # fmt: skip
@@ -87,15 +89,15 @@ def test_tokens_that_are_left_alone_are_not_counted(device, rng):
     blocks = {
         "k": operand(rng, tokens),
         "v": operand(rng, tokens),
-        "positions": ints([7, -1, -1, 3]),
-        "slots": ints([9, 10, LIMIT, LIMIT]),
-        "cache_skipped": ints([41]),
+        "positions": index([7, -1, -1, 3]),
+        "slots": index([9, 10, LIMIT, LIMIT]),
+        "cache_skipped": index([41]),
     }
     for x in "kv":
-        blocks[f"{x}_cache"] = cache_block(np.int8, PAGES, PAGE_SIZE, K_HEADS, DIM, "NHD")
+        blocks[f"{x}_cache"] = cache_of("int8")
         blocks[f"{x}_scale"] = Block(np.float32, (LIMIT, K_HEADS))
     kinds = {"k_out_dtype": "int8", "v_out_dtype": "int8", "k_scale_kind": "dynamic", "v_scale_kind": "dynamic"}
-    flats = call(make(device, **kinds), blocks, {}, tokens)
+    flats = call(appender(device, **kinds), blocks, tokens)
     assert flats["cache_skipped"].view(np.int64)[0] == 42
     scale = np.abs(blocks["v"].view()[0]).max(-1) / np.float32(127)
     row = np.rint(blocks["v"].view()[0] * (np.float32(1) / scale[:, None])).astype(np.int8)
@@ -110,10 +112,10 @@ def test_some_of_k_and_v(device, names, rng):
     """With neither, a Rope with a cache serves q alone."""
     blocks = {"q": operand(rng, 3, 2)} | {x: operand(rng, 3) for x in names}
     for x in names:
-        blocks[f"{x}_cache"] = cache_block(np.float32, PAGES, PAGE_SIZE, K_HEADS, DIM, "NHD")
+        blocks[f"{x}_cache"] = cache_of()
     if names:
-        blocks["slots"] = ints([3, -1, 8])
-    flats = call(make(device, heads=(2, K_HEADS)), blocks, {}, 3)
+        blocks["slots"] = index([3, -1, 8])
+    flats = call(appender(device, num_q_heads=2), blocks, 3)
     if "v" in names:
         expect(blocks["v_cache"], flats["v_cache"], {3: blocks["v"].view()[0], 8: blocks["v"].view()[2]})
     for x in names:

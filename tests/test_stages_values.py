@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-import stages_reference as ref
-from stages import Block, call, rows_block
 
 import pyrope
+from kit import reference as ref
+from kit.blocks import Block, call, index, rows_block
 
 QUANTISED = list(ref.QUANTISED)
 NAN_CODE = {"float8_e4m3fn": 0x7F, "float8_e5m2": 0x7F, "int8": 0}
@@ -16,10 +16,9 @@ def run_q(device, x, blocks=None, *, form=None, scale=None, position=0, dtype=No
     dtype = dtype or x.dtype.name
     form_options = {"q_out_dtype": form} if form else {}
     rope = pyrope.FusedRope(x.shape[2], x.shape[1], 0, dtype=dtype, device=device, **form_options, **options)
-    blocks = {"q": rows_block(x.dtype, x.shape, "dense", x)} | (blocks or {})
-    blocks["q_out"] = rows_block(ref.storage(form or dtype), x.shape, "dense")
-    blocks["positions"] = Block(np.int64, x.shape[:1], values=position)
-    flats = call(rope, blocks, {"q_scale": scale} if scale else {}, x.shape[0])
+    blocks = {"q": rows_block(x.dtype, x.shape, values=x)} | (blocks or {})
+    blocks |= {"q_out": rows_block(form or dtype, x.shape), "positions": index([position] * len(x))}
+    flats = call(rope, blocks | ({"q_scale": scale} if scale else {}), len(x))
     return {name: np.ascontiguousarray(blocks[name].view(flats[name])) for name in blocks}
 
 
@@ -86,7 +85,7 @@ def test_dynamic_scales(device, form):
     x[6] = 3e38
     x[7, 0, 9] = -5.0
     top = np.float32(ref.FORMATS[form][2])
-    scales = Block(np.float32, (8, 1), (1, 1))
+    scales = Block(np.float32, (8, 1))
     got = on_both(device, x, {"q_scale": scales}, form=form, q_scale_kind="dynamic", rotary_dim=2)
     scale, codes = got["q_scale"].ravel(), got["q_out"].view(np.uint8)[:, 0]
     values = ref.decode(got["q_out"])[:, 0]
@@ -104,23 +103,18 @@ def test_dynamic_scales(device, form):
 
 @pytest.mark.parametrize("form", QUANTISED)
 def test_dynamic_scale_of_the_two_parts_of_q(device, form, rng):
-    """A head has one scale, so that of its larger part; or the call is refused."""
+    """A head has one scale, of which each part of q knows its own alone: refused, and nothing is written."""
     x, nope = rng.standard_normal((40, 3, 16)).astype(np.float32), rng.standard_normal((40, 3, 24)).astype(np.float32)
     blocks = {
-        "q_nope": rows_block(np.float32, nope.shape, "dense", nope),
-        "q_nope_out": rows_block(ref.storage(form), nope.shape, "dense"),
-        "q_scale": Block(np.float32, (40, 3), (3, 1)),
+        "q": rows_block("float32", x.shape, values=x),
+        "q_out": rows_block(form, x.shape),
+        "q_nope": rows_block("float32", nope.shape, values=nope),
+        "q_nope_out": rows_block(form, nope.shape),
+        "q_scale": Block(np.float32, (40, 3)),
     }
-    try:
-        got = on_both(device, x, blocks, form=form, q_scale_kind="dynamic", q_nope_dim=24)
-    except (ValueError, pyrope.UnsupportedError) as error:
-        assert "q_nope" in str(error)
-        return
-    scale = np.maximum(np.abs(x).max(-1), np.abs(nope).max(-1)) / np.float32(ref.FORMATS[form][2])
-    np.testing.assert_array_equal(got["q_scale"], scale)
-    for name, values in (("q", x), ("q_nope", nope)):
-        want = ref.round_to(values * (np.float32(1) / scale)[..., None], form)
-        np.testing.assert_array_equal(ref.decode(got[f"{name}_out"]), want)
+    options = {"q_out_dtype": form, "q_scale_kind": "dynamic", "q_nope_dim": 24}
+    rope = pyrope.FusedRope(16, 3, 0, dtype="float32", device=device, **options)
+    call(rope, blocks, 40, refused="^q_nope: not with a dynamic scale", error=pyrope.UnsupportedError)
 
 
 @pytest.mark.parametrize("form", QUANTISED)
@@ -128,7 +122,7 @@ def test_dynamic_scales_of_any_bits(device, form, rng):
     """Only that both backends agree."""
     x = rng.integers(0, 2**32, (50, 3, 80), np.uint32).view(np.float32)
     x[:20] = np.ldexp(rng.standard_normal((20, 3, 80)), rng.integers(-149, 100, (20, 3, 1)))
-    scales = Block(np.float32, (50, 3), (3, 1))
+    scales = Block(np.float32, (50, 3))
     on_both(device, x, {"q_scale": scales}, form=form, q_scale_kind="dynamic", rotary_dim=40, position=5)
 
 
@@ -140,14 +134,14 @@ def test_norm_of_any_bits(device, dtype, after, rng):
         width = ref.storage(dtype).itemsize
         x = rng.integers(0, 256, (40, 2, head_dim * width), np.uint8).view(ref.storage(dtype))
         x[:20] = rng.standard_normal((20, 2, head_dim)).astype(x.dtype)
-        weight = Block(x.dtype, (head_dim,), values=rng.standard_normal(head_dim))
+        weight = index(rng.standard_normal(head_dim), x.dtype)
         for eps in (0.0, 1e-6):
             norm = pyrope.RMSNorm(eps=eps, after=after)
             on_both(device, x, {"q_weight": weight}, norm=norm, position=3, dtype=dtype)
 
 
 def test_norm_of_zeros(device):
-    weight = Block(np.float32, (8,), values=np.ones(8))
+    weight = index(np.ones(8), np.float32)
     x = np.zeros((2, 1, 8), np.float32)
     assert not on_both(device, x, {"q_weight": weight}, norm=pyrope.RMSNorm(eps=1e-6))["q_out"].any()
     assert np.isnan(on_both(device, x, {"q_weight": weight}, norm=pyrope.RMSNorm(eps=0.0))["q_out"]).all()  # 0 * inf
@@ -155,7 +149,7 @@ def test_norm_of_zeros(device):
 
 def test_norm_has_the_length_it_must(device, rng):
     """Against numbers worked out by hand: x = (3, 4), mean of squares 12.5."""
-    x, weight = np.array([3, 4], np.float32).reshape(1, 1, 2), Block(np.float32, (2,), values=[2, -1])
+    x, weight = np.array([3, 4], np.float32).reshape(1, 1, 2), index([2, -1], np.float32)
     # 5 * 2^-24: the root, its reciprocal and two products, each rounded to float32, and one spare.
     got = on_both(device, x, {"q_weight": weight}, norm=pyrope.RMSNorm(eps=0.0, weight_bias=1.0))["q_out"]
     np.testing.assert_allclose(got.ravel(), [9 / 12.5**0.5, 0], rtol=3e-7)
@@ -170,11 +164,11 @@ def test_norm_has_the_length_it_must(device, rng):
 def test_norm_across_heads(device, dtype, heads, head_dim, after, rng):
     """Of one head it is the norm of a head; of many, the root of the mean over all of them."""
     x = rng.standard_normal((5, heads, head_dim)).astype(ref.storage(dtype))
-    weight = Block(x.dtype, (heads * head_dim,), values=rng.standard_normal(heads * head_dim))
+    weight = index(rng.standard_normal(heads * head_dim), x.dtype)
     norm = pyrope.RMSNorm(eps=1e-6, after=after, across_heads=True)
     got = on_both(device, x, {"q_weight": weight}, norm=norm, dtype=dtype)["q_out"]  # at position 0
-    value = x.astype(np.float64).reshape(5, -1), np.zeros((5, heads * head_dim))
-    assert ref.within(got.reshape(5, -1), ref.rms_norm(value, weight.view(), 1e-6, 0.0), dtype).all()
+    value = ref.rms_norm(ref.exact(x.reshape(5, -1)), weight.view(), 1e-6, 0.0)
+    assert ref.within(got.reshape(5, -1), value, dtype).all()
     if heads == 1:
         one = on_both(device, x, {"q_weight": weight}, norm=pyrope.RMSNorm(eps=1e-6, after=after), dtype=dtype)["q_out"]
         np.testing.assert_array_equal(one.view(np.uint8), got.view(np.uint8))

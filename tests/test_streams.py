@@ -6,19 +6,12 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
-from memory import EMULATED, Tensor, memory_of, run
-from objects import DIM, Q_HEADS, TOKENS, Index, Producer, cuda_driver, equal, make, real_device
 
 import pyrope
-
-
-class Stream:
-    def __init__(self, handle):
-        self.handle = handle
-
-    def __cuda_stream__(self):
-        return 0, int(self.handle)
-
+from kit.blocks import call, equal, normal_block
+from kit.memory import EMULATED, memory_of, real_device
+from kit.objects import Index, Producer, Stream, cuda_driver
+from kit.ropes import DIM, Q_HEADS, TOKENS, make
 
 STREAMS = {
     "int": int,
@@ -40,8 +33,8 @@ def test_streams(form, rng):
     kinds = memory.runtime.cudaMemcpyKind
     stream = memory.call("cudaStreamCreateWithFlags", memory.runtime.cudaStreamNonBlocking)
     rope = make("cuda", "bfloat16")
-    x = Tensor("bfloat16", (3000, Q_HEADS, DIM), rng=rng)
-    want = run(make("cpu", "bfloat16"), {"q": x}, offset=3)["q"]
+    x = normal_block(rng, "bfloat16", (3000, Q_HEADS, DIM))
+    want = call(make("cpu", "bfloat16"), {"q": x, "offset": 3})["q"]
     q, result = memory.put(np.zeros_like(x.flat)), np.zeros_like(x.flat)
     memory.call("cudaDeviceSynchronize")  # the stream does not wait for put()
     given = form(stream)
@@ -74,7 +67,7 @@ def test_dlpack_hears_of_the_stream(rng):
 def test_pdl_chain(tokens, rng):
     """Each kernel of a chain may start before its predecessor has ended, and yet reads what that one wrote."""
     memory = memory_of("cuda")
-    x = Tensor("bfloat16", (tokens, Q_HEADS, DIM), rng=rng)
+    x = normal_block(rng, "bfloat16", (tokens, Q_HEADS, DIM))
     cpu, cuda = make("cpu", "bfloat16"), make("cuda", "bfloat16", enable_pdl=True)
     stream = memory.call("cudaStreamCreate")
     q, want = memory.put(x.flat), x.flat.copy()

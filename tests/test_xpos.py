@@ -1,33 +1,34 @@
 """xPos: its magnitudes against arbitrary precision, what inner products depend on, and where numbers end."""
 
 import copy
+import functools
 import pickle
 
 import numpy as np
 import pytest
-import stages_reference as ref
 from mpmath import mp, mpf
-from reference import BITS, base_frequencies
-from stages import K_HEADS, Q_HEADS, Block, call, rows_block
 
 import pyrope
+from kit import reference as ref
+from kit.blocks import Block, call, index, rows_block, same_on_both
+from kit.cases import K_HEADS, Q_HEADS
+from kit.ropes import make
 
 LARGEST, SMALLEST_NORMAL, DENORMAL = float(np.finfo(np.float32).max), 2.0**-126, 2.0**-149
 
 
-def make(device, dim, q_heads=1, k_heads=1, *, dtype="float32", **options):
-    return pyrope.FusedRope(dim, q_heads, k_heads, dtype=dtype, device=device, **options)
+def xpos_rope(device, dim, q_heads=1, k_heads=1, **options):
+    return make(device, fused=True, head_dim=dim, num_q_heads=q_heads, num_k_heads=k_heads, **options)
 
 
-def turned(rope, q, k, positions, method="apply", **index):
+def turned(rope, q, k, positions, method="apply", **others):
     """q and k [tokens, heads, dim] after a call, of which each may be None."""
-    index = {"positions": positions} | index
-    blocks = {name: Block(np.int64, (len(x),), values=x) for name, x in index.items()}
+    blocks = {name: index(x) for name, x in ({"positions": positions} | others).items()}
     for name, x in (("q", q), ("k", k)):
         if x is not None:
-            blocks[name] = rows_block(x.dtype, x.shape, "dense", x)
-            blocks[f"{name}_out"] = rows_block(x.dtype, x.shape, "dense")
-    flats = call(rope, blocks, {}, len(positions), method)
+            blocks[name] = rows_block(x.dtype, x.shape, values=x)
+            blocks[f"{name}_out"] = rows_block(x.dtype, x.shape)
+    flats = call(rope, blocks, len(positions), method)
     return [np.array(blocks[x].view(flats[x])) if x in blocks else None for x in ("q_out", "k_out")]
 
 
@@ -35,13 +36,13 @@ def magnitudes(device, dim, positions, xpos, dtype="float32", **options):
     """Those of q and of k, [tokens, pairs] each: what pairs (1, 0) become that do not turn."""
     x = np.zeros((len(positions), 1, dim), ref.storage(dtype))
     x[..., : dim // 2] = 1
-    rope = make(device, dim, dtype=dtype, inv_freq=np.zeros(dim // 2), xpos=xpos, **options)
+    rope = xpos_rope(device, dim, dtype=dtype, inv_freq=np.zeros(dim // 2), xpos=xpos, **options)
     return [y[:, 0, : dim // 2].astype(np.float64) for y in turned(rope, x, x, positions)]
 
 
 def exponents(dim, distances, scale_base, gamma):
     """log2 of the magnitudes of q; the paper's zeta, arXiv:2212.10554."""
-    with mp.workprec(BITS):
+    with mp.workprec(ref.BITS):
         gamma, scale_base = mpf(gamma), mpf(scale_base)
         rates = [mp.log((mpf(2 * i) / dim + gamma) / (1 + gamma), 2) / scale_base for i in range(dim // 2)]
         return [[n * rate for rate in rates] for n in distances]
@@ -131,14 +132,14 @@ def test_inner_products_depend_on_differences(device, layout, options, rng):
     dim, tokens = 64, 50
     q, k = rng.standard_normal((2, tokens, 1, dim)).astype(np.float32)
     xpos = pyrope.XPos(**options)
-    rope = make(device, dim, layout=layout, xpos=xpos)
+    rope = xpos_rope(device, dim, layout=layout, xpos=xpos)
     distances = rng.integers(0, 1000, tokens)
     magnitude = ref.xpos(np.repeat(distances[:, None], dim // 2, 1), dim, xpos.scale_base, xpos.gamma)
-    angles = distances[:, None] * np.array([float(f) for f in base_frequencies(dim, 10000.0)])
+    angles = distances[:, None] * np.array([float(f) for f in ref.base_frequencies(dim, 10000.0)])
     cos, sin = np.cos(angles) * magnitude, np.sin(angles) * magnitude
-    want = products(ref.rotate((q.astype(np.float64), np.zeros(q.shape)), cos, sin, layout, dim, 0)[0], k)
+    want = products(ref.rotate(ref.exact(q), cos, sin, layout, dim, 0)[0], k)
     # Each of the two rotations is off by ROTATION + XPOS of a pair's length times its magnitude.
-    first, second = ref.reference.pair_indices(dim, layout)
+    first, second = ref.pair_indices(dim, layout)
     length_q, length_k = (np.hypot(x[:, 0, first], x[:, 0, second]).astype(np.float64) for x in (q, k))
     error = 2.01 * (ref.ROTATION + ref.XPOS) * (length_q * length_k * magnitude).sum(1)
     for shift in (0, 1, -500, 3000, 2999):
@@ -150,11 +151,11 @@ def test_each_alone(device, rng):
     """The sign is the operand's: q alone and k alone have the bits that they have together."""
     q, k = rng.standard_normal((9, Q_HEADS, 64)), rng.standard_normal((9, K_HEADS, 64))
     q, k, positions = q.astype(np.float16), k.astype(np.float16), rng.integers(0, 1000, 9)
-    rope = make(device, 64, Q_HEADS, K_HEADS, dtype="float16", xpos=pyrope.XPos())
+    rope = xpos_rope(device, 64, Q_HEADS, K_HEADS, dtype="float16", xpos=pyrope.XPos())
     together = turned(rope, q, k, positions)
     np.testing.assert_array_equal(turned(rope, q, None, positions)[0], together[0])
     np.testing.assert_array_equal(turned(rope, None, k, positions)[1], together[1])
-    as_k = turned(make(device, 64, K_HEADS, 0, dtype="float16", xpos=pyrope.XPos()), k, None, positions)[0]
+    as_k = turned(xpos_rope(device, 64, K_HEADS, 0, dtype="float16", xpos=pyrope.XPos()), k, None, positions)[0]
     assert (as_k != together[1]).any()
 
 
@@ -162,13 +163,13 @@ def test_moved_keys(device, rng):
     """positions_from: a key at one position becomes what it is at another, whatever the center."""
     k = rng.standard_normal((30, K_HEADS, 64)).astype(np.float32)
     origin, positions = rng.integers(0, 4000, (2, 30))
-    rope = make(device, 64, Q_HEADS, K_HEADS, xpos=pyrope.XPos(center=1500))
+    rope = xpos_rope(device, 64, Q_HEADS, K_HEADS, xpos=pyrope.XPos(center=1500))
     there = turned(rope, None, turned(rope, None, k, origin)[1], positions, positions_from=origin)[1]
     want = turned(rope, None, k, positions)[1].astype(np.float64)
     length = np.hypot(want[..., :32], want[..., 32:])
     error = 3.1 * (ref.ROTATION + ref.XPOS) * np.concatenate([length, length], -1)  # of three rotations
     assert (np.abs(there - want) <= error).all()
-    elsewhere = make(device, 64, Q_HEADS, K_HEADS, xpos=pyrope.XPos(center=-(2**63)))
+    elsewhere = xpos_rope(device, 64, Q_HEADS, K_HEADS, xpos=pyrope.XPos(center=-(2**63)))
     np.testing.assert_array_equal(*(turned(r, None, k, positions, positions_from=origin)[1] for r in (rope, elsewhere)))
 
 
@@ -176,7 +177,7 @@ def test_the_inverse_is_the_transpose(device, rng):
     """<turned x, y> = <x, turned back y>, of q and of k: gradients."""
     x, y = rng.standard_normal((2, 40, 1, 64)).astype(np.float32)
     positions = rng.integers(0, 3000, 40)
-    rope = make(device, 64, xpos=pyrope.XPos(center=1000))
+    rope = xpos_rope(device, 64, xpos=pyrope.XPos(center=1000))
     ahead, back = turned(rope, x, x, positions), turned(rope, y, y, positions, "inverse")
     for sign, a, b in zip((1, -1), ahead, back, strict=True):
         largest = ref.xpos(sign * np.abs(positions - 1000)[:, None] * [[1] * 32], 64, 512, 0.4)
@@ -208,27 +209,22 @@ def test_ends_have_equal_bits(dtype, stages, center, rng):
     """Where magnitudes are infinite, denormal or 0, of any bit patterns too."""
     positions = np.repeat(ENDS, 3)
     tokens, dim = len(positions), 64
-    blocks = {"positions": Block(np.int64, (tokens,), values=positions)}
+    blocks = {"positions": index(positions)}
     for x, heads in (("q", Q_HEADS), ("k", K_HEADS)):
         values = rng.standard_normal((tokens, heads, dim)).astype(ref.storage(dtype))
         values[1::3] = (
             rng.integers(0, 256, values[1::3].nbytes, np.uint8).view(values.dtype).reshape(values[1::3].shape)
         )
         values[2::3] = 0
-        blocks[x] = rows_block(values.dtype, values.shape, "dense", values)
-        blocks[f"{x}_out"] = rows_block(ref.storage(stages.get(f"{x}_out_dtype", dtype)), values.shape, "dense")
+        blocks[x] = rows_block(dtype, values.shape, values=values)
+        blocks[f"{x}_out"] = rows_block(stages.get(f"{x}_out_dtype", dtype), values.shape)
         if "norm" in stages:
-            blocks[f"{x}_weight"] = Block(values.dtype, (dim,), values=rng.standard_normal(dim))
+            blocks[f"{x}_weight"] = index(rng.standard_normal(dim), dtype)
         if f"{x}_scale_kind" in stages:
-            blocks[f"{x}_scale"] = Block(np.float32, (tokens, heads), (heads, 1))
+            blocks[f"{x}_scale"] = Block(np.float32, (tokens, heads))
 
-    def run(device):
-        rope = make(device, dim, Q_HEADS, K_HEADS, dtype=dtype, xpos=pyrope.XPos(center=center), **stages)
-        return call(rope, blocks, {}, tokens)
-
-    cpu, cuda = run("cpu"), run("cuda")
-    for name, flat in cpu.items():
-        np.testing.assert_array_equal(cuda[name], flat, err_msg=name)
+    options = {"dim": dim, "dtype": dtype, "xpos": pyrope.XPos(center=center)} | stages
+    same_on_both(functools.partial(xpos_rope, q_heads=Q_HEADS, k_heads=K_HEADS, **options), blocks, tokens)
 
 
 @pytest.mark.gpu
@@ -240,7 +236,7 @@ def test_cuda_equals_cpu(dim, dtype, layout, rng):
     x = rng.standard_normal((33, 2, dim)).astype(ref.storage(dtype))
     positions = rng.integers(0, 20_000, 33)
     options = {"dtype": dtype, "layout": layout, "xpos": pyrope.XPos(scale_base=4096, gamma=0.9, center=7000)}
-    cpu, cuda = (turned(make(device, dim, 2, 2, **options), x, x, positions) for device in ("cpu", "cuda"))
+    cpu, cuda = (turned(xpos_rope(device, dim, 2, 2, **options), x, x, positions) for device in ("cpu", "cuda"))
     for a, b in zip(cpu, cuda, strict=True):
         np.testing.assert_array_equal(a.view(np.uint8), b.view(np.uint8))
 
@@ -253,11 +249,11 @@ def test_object(remake, rng):
     assert remake(xpos) == xpos != pyrope.XPos() and hash(remake(xpos)) == hash(xpos)
     with pytest.raises(AttributeError, match=r"^XPos: immutable"):
         xpos.gamma = 1.0
-    rope = make("cpu", 64, xpos=xpos)
+    rope = xpos_rope("cpu", 64, xpos=xpos)
     again = remake(rope)
     assert again.xpos == rope.xpos == xpos and repr(again) == repr(rope)
-    assert "xpos=XPos(scale_base=100, gamma=0.4, center=3)" in repr(rope) and "xpos" not in repr(make("cpu", 64))
-    assert make("cpu", 64).xpos is None
+    assert "xpos=XPos(scale_base=100, gamma=0.4, center=3)" in repr(rope) and "xpos" not in repr(xpos_rope("cpu", 64))
+    assert xpos_rope("cpu", 64).xpos is None
     x = rng.standard_normal((3, 1, 64)).astype(np.float32)
     for a, b in zip(*(turned(r, x, x, [4, 5, 700]) for r in (rope, again)), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -1,55 +1,44 @@
 """Calls of the whole pipeline from a row of options: what is passed, what must come out, and the comparison."""
 
 import numpy as np
-import pytest
-import stages_reference as ref
-from memory import CANARY, memory_of
 
 import pyrope
+from kit import reference as ref
+from kit.blocks import Block, cache_block, call, check_rows, rows_block, same_on_both
 
 Q_HEADS, K_HEADS = 3, 2
 THETAS = (10000.0, 500000.0, 100.0)
 TABLE_ROWS = 64
 PARTIAL = {128: (64, 64), 64: (32, 16), 80: (36, 7), 20: (8, 12), 6: (4, 1)}  # head_dim: rotary_dim, rotary_offset
-OPERANDS = {"apply": ("q", "k"), "inverse": ("q", "k"), "rotate_cache": ("k_cache",)}  # what a method takes first
 SCALES = {"float8_e4m3fn": 0.008, "float8_e5m2": 0.00007, "int8": 0.023}  # the largest of normal numbers saturate
 
-
-class Block:
-    """An array of any shape and strides (in elements) somewhere in a buffer of canaries."""
-
-    def __init__(self, dtype, shape, strides=None, offset=0, values=None):
-        self.dtype, self.shape, self.offset = np.dtype(dtype), tuple(shape), offset
-        if strides is None:
-            strides = [int(np.prod(shape[i + 1 :])) for i in range(len(shape))]
-        self.strides = tuple(strides)
-        reach = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 1
-        self.flat = np.full((max(reach, 1) + 64) * self.dtype.itemsize, CANARY, np.uint8)
-        if values is not None:
-            self.view()[...] = values
-
-    def view(self, flat=None):
-        flat = self.flat if flat is None else flat
-        strides = [s * self.dtype.itemsize for s in self.strides]
-        bits = flat.view(f"u{self.dtype.itemsize}")[self.offset :]
-        return np.lib.stride_tricks.as_strided(bits, self.shape, strides).view(self.dtype)
-
-
-def rows_block(dtype, shape, memory, values=None):
-    """[tokens, heads, dim]: contiguous, padded to multiples of 8, or nowhere aligned."""
-    _, heads, d = shape
-    place = {
-        "dense": ((heads * d, d, 1), 0),
-        "padded": ((heads * (d + 8) + 24, d + 8, 1), 16),
-        "odd": ((heads * (d + 1) + 3, d + 1, 1), 1),
-    }[memory]
-    return Block(dtype, shape, *place, values)
-
-
-def cache_block(dtype, pages, page_size, heads, d, layout):
-    """[page, entry, head, dim], whatever the order in memory."""
-    inner = (heads * d, d) if layout == "NHD" else (d, page_size * d)
-    return Block(dtype, (pages, page_size, heads, d), (page_size * heads * d, *inner, 1))
+# What rows of options have in common, and the arguments that a refusal names with what together is refused.
+SECTIONS = ["sections64", "sections32", "interleaved64"]
+FACTORS = {
+    "dtype": ["float32", "float16", "bfloat16"],
+    "layout": ["neox", "gptj"],
+    "angle": ["exact", "fp32", "cos_sin"],
+    "positions": ["offset", "ids32", "ids64", "ragged32", "ragged64", *SECTIONS],
+    "scale": ["host", "tensor", "head", "token", "dynamic"],
+    "cache": ["slots32", "slots64", "indptr32", "indptr64", "stride32", "stride64"],
+    "cache_layout": ["NHD", "HND"],
+    "memory": ["dense", "padded", "odd"],
+    "rotary": ["full", "partial"],
+    "head_dim": [64, 128, 80, 20, 6],
+    "tokens": [1, 3, 40],
+    "inverse": [False, True],
+    "origin": [False, True],
+    "sets": ["none", "plain", "factors"],
+    "xpos": ["none", "plain", "centered"],
+}
+REFUSED = [
+    ("positions_from", {"angle": ["cos_sin"], "origin": [True]}),
+    ("positions", {"positions": ["offset", "ragged32", "ragged64"], "origin": [True]}),
+    ("positions_from", {"positions": SECTIONS, "origin": [True]}),
+    ("frequency_sets", {"angle": ["cos_sin"], "sets": ["plain", "factors"]}),
+]
+# Refused by the constructor: see test_stages_refusals.py.
+SHARED = {"angle": ["cos_sin"], "xpos": ["plain", "centered"]}
 
 
 class Output:
@@ -57,38 +46,6 @@ class Output:
 
     def __init__(self, where, operand, form):
         self.where, self.operand, self.format, self.scale = where, operand, form, None
-
-
-def call(rope, blocks, scalars, tokens, method="apply", refused=None):
-    """Call with blocks moved to the rope's device; the contents of every block's buffer afterwards. `refused`: the text
-    that the call is refused with, which writes nothing."""
-    memory = memory_of(rope.device)
-    buffers = {name: memory.put(block.flat) for name, block in blocks.items()}
-    arguments = dict(scalars)
-    for name, block in blocks.items():
-        arguments[name] = memory.pointer(buffers[name]) + block.offset * block.dtype.itemsize
-        if len(block.shape) == 3:
-            arguments[f"{name}_strides"] = block.strides[:2]
-    function, operands = getattr(rope, method), [arguments.pop(name, None) for name in OPERANDS[method]]
-    if refused:
-        with pytest.raises((ValueError, TypeError, pyrope.UnsupportedError), match=refused):
-            function(*operands, tokens, **arguments)
-    else:
-        function(*operands, tokens, **arguments)
-    flats = {name: memory.get(buffer) for name, buffer in buffers.items()}
-    for name, flat in flats.items() if refused else ():
-        np.testing.assert_array_equal(flat, blocks[name].flat, err_msg=name)
-    return flats
-
-
-def check(block, flat, value, name, rows):
-    """Rows of a buffer hold a value, and the rest of it is what it was."""
-    got = block.view(flat)[rows]
-    good = ref.within(got, value, name)
-    assert good.all(), (name, got[~good][:4], value[0][~good][:4], value[1][~good][:4], np.argwhere(~good)[:4])
-    rest = flat.copy()
-    block.view(rest)[rows] = block.view()[rows]
-    np.testing.assert_array_equal(rest, block.flat)
 
 
 class Case:
@@ -123,12 +80,18 @@ class Case:
 
     def run(self, device):
         """The contents of every block after the call, which are what they must be, and on CUDA the CPU's too."""
-        flats = call(self.rope(device), self.blocks, self.scalars, self.tokens, self.method)
-        self.check(flats)
+        operands = self.blocks | self.scalars
         if device == "cuda":
-            for name, flat in call(self.rope("cpu"), self.blocks, self.scalars, self.tokens, self.method).items():
-                np.testing.assert_array_equal(flats[name], flat, err_msg=name)
+            flats = same_on_both(self.rope, operands, self.tokens, self.method)
+        else:
+            flats = call(self.rope(device), operands, self.tokens, self.method)
+        self.check(flats)
         return flats
+
+    def is_refused(self, device, name):
+        """The call is refused for an argument, and writes nothing."""
+        operands = self.blocks | self.scalars
+        call(self.rope(device), operands, self.tokens, self.method, refused=f"^{name}: ")
 
     def array(self, name, values, dtype):
         values = np.asarray(values, dtype)
@@ -198,7 +161,7 @@ class Case:
         if self.origin is not None:
             others = ref.phases(self.origin, mode, self.rotary_dim, [THETAS[i] for i in self.ids_from] or base)
             turns = ref.minus(turns, others)
-        return ref.cos_sin(turns)
+        return ref.cos_sin_of_phases(turns)
 
     def make_sets(self):
         """Frequencies for each token; returns the attention factors, [tokens, 1]."""
@@ -232,7 +195,7 @@ class Case:
         values = self.rng.uniform(-1, 1, (TABLE_ROWS, 2 * self.pairs)).astype(ref.storage(dtype))
         parts = {"cos": values} if merged else {"cos": values[:, : self.pairs], "sin": values[:, self.pairs :]}
         for name, part in parts.items():
-            self.blocks[name] = Block(ref.storage(dtype), part.shape, (stride, 1), values=part)
+            self.blocks[name] = Block(dtype, part.shape, (stride, 1), values=part)
         self.scalars |= {"cos_sin_rows": TABLE_ROWS, "cos_sin_stride": stride}
         if self.tokens == 40 and "positions" in self.blocks:
             outside = np.atleast_2d(self.blocks["positions"].view())[-1]
@@ -358,8 +321,8 @@ class Case:
         """An operand, where it goes, its scale and its expected value."""
         row, dtype = self.row, self.row["dtype"]
         values = self.rng.standard_normal((self.tokens, heads, d)).astype(ref.storage(dtype))
-        self.blocks[name] = rows_block(ref.storage(dtype), values.shape, row["memory"], values)
-        value = ref.decode(values), np.zeros(values.shape)
+        self.blocks[name] = rows_block(dtype, values.shape, row["memory"], values)
+        value = ref.exact(values)
         if name in "qk":
             value = self.norm(value, name, "before")
             value = self.rotate(value, name)
@@ -369,13 +332,13 @@ class Case:
         o.rows, o.scale_rows = (o.tokens,), o.tokens
         if self.slots is not None and name in "kv":
             o.where, count = f"{name}_cache", self.num_pages * self.page_size
-            self.blocks[o.where] = cache_block(ref.storage(o.format), self.num_pages, self.page_size, heads, d,
+            self.blocks[o.where] = cache_block(o.format, self.num_pages, self.page_size, heads, d,
                                                row["cache_layout"])  # fmt: skip
             o.tokens = np.flatnonzero(self.slots >= 0)
             o.scale_rows = self.slots[o.tokens]
             o.rows = tuple(np.divmod(o.scale_rows, self.page_size))
         elif not in_place:
-            self.blocks[o.where] = rows_block(ref.storage(o.format), values.shape, row["memory"])
+            self.blocks[o.where] = rows_block(o.format, values.shape, row["memory"])
         o.value = tuple(part[o.tokens] for part in value)
         if o.format in SCALES and name != "q_nope":
             self.make_scale(o, heads, count)
@@ -409,8 +372,8 @@ class Case:
                 scale = self.outputs["q"].scale
             elif o.format in SCALES and self.row["scale"] == "dynamic":
                 scale = o.scale = self.check_dynamic(name, o, rest.pop(f"{name}_scale"))
-            check(self.blocks[o.where], rest.pop(o.where), ref.scaled(value, scale) if scale is not None else value,
-                  o.format, o.rows)  # fmt: skip
+            value = value if scale is None else ref.scaled(value, scale)
+            check_rows(self.blocks[o.where], rest.pop(o.where), value, o.format, o.rows)
         for name, flat in rest.items():
             np.testing.assert_array_equal(flat, self.blocks[name].flat, err_msg=name)
 

@@ -1,24 +1,10 @@
-"""What the tests of what a caller may pass share."""
+"""Objects that a caller may pass as a number, as memory or as a stream."""
 
 import ctypes
 
-import numpy as np
 import pytest
-from memory import EMULATED
 
-import pyrope
-
-TOKENS, Q_HEADS, K_HEADS, DIM = 6, 4, 2, 64
-
-real_device = pytest.mark.skipif(EMULATED, reason="there is no CUDA device: the kernels were compiled for the CPU")
-
-
-def make(device="cpu", dtype="float32", **options):
-    return pyrope.Rope(DIM, Q_HEADS, K_HEADS, dtype=dtype, device=device, **options)
-
-
-def equal(got, want):
-    return np.array_equal(np.ascontiguousarray(got).view(np.uint8), np.ascontiguousarray(want).view(np.uint8))
+from kit.memory import memory_of
 
 
 class Index:
@@ -87,3 +73,41 @@ class Producer:
         new = ctypes.pythonapi.PyCapsule_New
         new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
         return new(ctypes.addressof(self.tensor), self.NAME, None)
+
+
+def on(device, array, name):
+    """The array as an object of the device, and the buffer that has its memory."""
+    if device == "cpu":
+        return array, array
+    buffer = memory_of(device).put(array)
+    strides = [s // array.itemsize for s in array.strides]
+    return Producer(int(memory_of(device).pointer(buffer)), array.shape, name, 2, strides=strides), buffer
+
+
+class OnlyDLPack:
+    """An array that offers __dlpack__ and nothing else."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **arguments):
+        return self.array.__dlpack__(**arguments)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+class OnlyInterface:
+    """An array that offers __array_interface__ and nothing else."""
+
+    def __init__(self, array):
+        self.__array_interface__ = array.__array_interface__
+        self.keep = array
+
+
+class Stream:
+    def __init__(self, handle):
+        self.handle = handle
+
+    def __cuda_stream__(self):
+        return 0, int(self.handle)

@@ -6,8 +6,10 @@ rows that are not complete yet too, so that a generator can go by them.
 
 import itertools
 
+import numpy as np
 
-def refused(row, rules):
+
+def broken(row, rules):
     """The rules that this row, complete or not, breaks."""
     return [r for r in rules if all(name in row and row[name] in values for name, values in r.items())]
 
@@ -23,7 +25,7 @@ def complete(row, factors, rules, wanted, rng):
         best, most = [], -1
         for value in factors[name]:
             trial = row | {name: value}
-            if refused(trial, rules):
+            if broken(trial, rules):
                 continue
             gain = sum((min(p, q), max(p, q)) in wanted for p in [(name, value)] for q in row.items())
             if gain > most:
@@ -45,7 +47,7 @@ def all_pairs(factors, rules, rng, tries=6):
         pair = min(wanted)
         found = [
             row
-            for _ in range(tries if not refused(dict(pair), rules) else 0)
+            for _ in range(tries if not broken(dict(pair), rules) else 0)
             if (row := complete(dict(pair), factors, rules, wanted, rng))
         ]
         if not found:
@@ -64,8 +66,37 @@ def breaking(rule, factors, rules, rng, count=2):
     others = [other for other in rules if other is not rule]
     for _ in range(50 * count):
         start = {name: values[rng.integers(len(values))] for name, values in rule.items()}
-        if not refused(start, others) and (row := complete(start, factors, others, set(), rng)):
+        if not broken(start, others) and (row := complete(start, factors, others, set(), rng)):
             rows.append(row)
             if len(rows) == count:
                 break
     return rows
+
+
+class Rows:
+    """Rows that break no rule and hold every pair of values that some row can."""
+
+    def __init__(self, factors, rules, seed):
+        self.factors, self.rules = factors, rules
+        self.rows, _ = all_pairs(factors, rules, np.random.default_rng(seed))
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, number):
+        return self.rows[number]
+
+    def name(self, number):
+        return "-".join(map(str, (number, *(self.rows[number][factor] for factor in self.factors))))
+
+    def uncovered(self):
+        """Pairs that break no rule and are in no row, and rows that break one."""
+        pairs = set().union(*map(pairs_of, self.rows))
+        items = [(name, value) for name in self.factors for value in self.factors[name]]
+        wanted = [pair for pair in itertools.combinations(items, 2) if pair[0][0] != pair[1][0]]
+        missing = [p for p in wanted if not broken(dict(p), self.rules) and tuple(sorted(p)) not in pairs]
+        return missing + [row for row in self.rows if broken(row, self.rules)]
+
+    def breaking(self, rule, seed):
+        """Two rows that break this rule and no other."""
+        return breaking(rule, self.factors, self.rules, np.random.default_rng(seed))

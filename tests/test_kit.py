@@ -1,0 +1,44 @@
+"""How the tests are put together."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+MODULES = {path: ast.parse(path.read_text()) for path in [*TESTS.glob("*.py"), *TESTS.glob("kit/*.py")]}
+
+
+def imported(tree):
+    """Names of the modules that are imported anywhere in a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or "."
+
+
+def test_no_test_module_is_imported():
+    """What tests share is in kit/."""
+    alone = {path.stem for path in TESTS.glob("*.py")}
+    found = [(path.name, name) for path, tree in MODULES.items() for name in imported(tree) if name in alone]
+    assert found == [] and len(MODULES) > 30
+
+
+def test_the_reference_shares_nothing_with_the_library():
+    names = {name.partition(".")[0] for name in imported(MODULES[TESTS / "kit/reference.py"])}
+    assert names == {"fractions", "functools", "ml_dtypes", "mpmath", "numpy"}
+
+
+def test_no_helper_is_written_twice():
+    """By any name."""
+    places = defaultdict(list)
+    for path, tree in MODULES.items():
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("test_"):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                places["".join(map(ast.dump, [*node.decorator_list, *body]))].append((path.name, node.name))
+    assert [found for found in places.values() if len(found) > 1] == []
+
+
+def test_modules_are_short():
+    assert [path.name for path in MODULES if len(path.read_text().splitlines()) > 450] == []
