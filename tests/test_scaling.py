@@ -77,7 +77,7 @@ REFUSED = rows(
     ("dynamic original", lambda: pyrope.DynamicNTK(2.0, -2048), V, f"original_max_position: -2048, {ABOVE}"),
     ("dynamic original zero", lambda: pyrope.DynamicNTK(2.0, 0), V, "original_max_position: 0, must be above 0"),
     ("dynamic original None", lambda: pyrope.DynamicNTK(2.0, None), V, f"original_max_position: 0, {ABOVE}"),
-    ("dynamic seq_len", lambda: pyrope.DynamicNTK(2.0, 2048, -1), V, "seq_len: -1, must not be negative"),
+    ("dynamic seq_len", lambda: pyrope.DynamicNTK(2.0, 2048, -1), V, "seq_len: -1, must be 0 or a finite number above 0"),
     ("dynamic seq_len zero", lambda: pyrope.DynamicNTK(2.0, 2048, 0), V, "seq_len: 0, must be above 0"),
     ("dynamic seq_len float", lambda: pyrope.DynamicNTK(2.0, 2048, 1.5), T, "seq_len: 1.5 is not an integer"),
     ("yarn factor", lambda: pyrope.YaRN(INF, 4096), V, f"factor: inf, {ABOVE}"),
@@ -95,9 +95,9 @@ REFUSED = rows(
         "longrope original",
         lambda: longrope(original_max_position=1),
         V,
-        "original_max_position: 1, must be above 1 with LongRoPE",
+        "original_max_position: 1, must be a finite number above 1",
     ),
-    ("longrope seq_len", lambda: longrope(seq_len=-4), V, "seq_len: -4, must not be negative"),
+    ("longrope seq_len", lambda: longrope(seq_len=-4), V, "seq_len: -4, must be 0 or a finite number above 0"),
     (
         "longrope short",
         lambda: longrope(short_factors=SHORT[1:]),
@@ -123,7 +123,7 @@ REFUSED = rows(
     ("pair factors nan", lambda: pyrope.PairFactors([1.0, NAN] * 32), V, f"pair_factors: value 1 is .*nan, {ABOVE}"),
     ("pair factors few", lambda: pyrope.PairFactors([]), V, "pair_factors: 0 values, must be rotary_dim / 2 = 64"),
     ("pair factors None", lambda: pyrope.PairFactors(None), T, "pair_factors: None is not a sequence of numbers"),
-    ("proportion", lambda: pyrope.Proportional(1.5), V, "proportion: 1.5, must be above 0 and at most 1"),
+    ("proportion", lambda: pyrope.Proportional(1.5), V, "proportion: 1.5, must be a number above 0 and at most 1"),
     ("proportion negative", lambda: pyrope.Proportional(-0.5), V, f"proportion: -0.5, {ABOVE}"),
     ("proportion zero", lambda: pyrope.Proportional(0.0), V, "proportion: 0.0, must be above 0"),
     ("proportional factor", lambda: pyrope.Proportional(0.5, -1), V, f"factor: -1, {ABOVE}"),
@@ -147,7 +147,7 @@ def test_a_sequence_of_another_length_than_it_says():
 
 @pytest.mark.parametrize("theta", [1.0, 0.5])
 def test_yarn_needs_a_base_above_one(theta):
-    with refused(ValueError, f"theta: {theta:g}, must be above 1 with YaRN"):
+    with refused(ValueError, f"theta: {theta:g}, must be a finite number above 1"):
         one_head("cpu", theta=theta, scaling=pyrope.YaRN(4.0, 4096))
 
 

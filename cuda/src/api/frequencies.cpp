@@ -18,9 +18,12 @@ rope_status read_field(const ScalingField<T>& f, Desc* d) {
     value = T(f.otherwise);
   }
   const double x = double(value);
-  if (!std::isfinite(x) || !(x > f.above))
-    return fail(ROPE_ERR_INVALID_ARG, "%s: %g, must be a finite number above %g", f.name, x, f.above);
-  if (x > f.most) return fail(ROPE_ERR_INVALID_ARG, "%s: %g, must be at most %g", f.name, x, f.most);
+  const char* optional = f.otherwise < 0 ? "0 or " : "";
+  if (f.most < HUGE_VAL && !(x > f.above && x <= f.most))
+    return fail(ROPE_ERR_INVALID_ARG, "%s: %g, must be %sa number above %g and at most %g", f.name, x, optional,
+                f.above, f.most);
+  if (!(x > f.above && std::isfinite(x)))
+    return fail(ROPE_ERR_INVALID_ARG, "%s: %g, must be %sa finite number above %g", f.name, x, optional, f.above);
   if (f.no_less && value < d->*f.no_less)
     return fail(ROPE_ERR_INVALID_ARG, "%s: %g, must be at least %s, %g", f.name, x, f.no_less_name,
                 double(d->*f.no_less));
