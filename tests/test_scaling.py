@@ -77,7 +77,12 @@ REFUSED = rows(
     ("dynamic original", lambda: pyrope.DynamicNTK(2.0, -2048), V, f"original_max_position: -2048, {ABOVE}"),
     ("dynamic original zero", lambda: pyrope.DynamicNTK(2.0, 0), V, "original_max_position: 0, must be above 0"),
     ("dynamic original None", lambda: pyrope.DynamicNTK(2.0, None), V, f"original_max_position: 0, {ABOVE}"),
-    ("dynamic seq_len", lambda: pyrope.DynamicNTK(2.0, 2048, -1), V, "seq_len: -1, must be 0 or a finite number above 0"),
+    (
+        "dynamic seq_len",
+        lambda: pyrope.DynamicNTK(2.0, 2048, -1),
+        V,
+        "seq_len: -1, must be 0 or a finite number above 0",
+    ),
     ("dynamic seq_len zero", lambda: pyrope.DynamicNTK(2.0, 2048, 0), V, "seq_len: 0, must be above 0"),
     ("dynamic seq_len float", lambda: pyrope.DynamicNTK(2.0, 2048, 1.5), T, "seq_len: 1.5 is not an integer"),
     ("yarn factor", lambda: pyrope.YaRN(INF, 4096), V, f"factor: inf, {ABOVE}"),
@@ -88,7 +93,12 @@ REFUSED = rows(
     ("yarn beta_slow", lambda: pyrope.YaRN(4.0, 4096, beta_slow=NAN), V, f"beta_slow: nan, {ABOVE}"),
     ("yarn betas", lambda: pyrope.YaRN(4.0, 4096, 1, 32), V, "beta_fast: 1, must be at least beta_slow, 32"),
     ("yarn mscale", lambda: pyrope.YaRN(4.0, 4096, mscale=-1), V, f"mscale: -1, {ABOVE}"),
-    ("yarn mscale_all_dim", lambda: pyrope.YaRN(4.0, 4096, mscale_all_dim=INF), V, f"mscale_all_dim: inf, {ABOVE}"),
+    (
+        "yarn mscale_all_dim",
+        lambda: pyrope.YaRN(4.0, 4096, mscale_all_dim=INF),
+        V,
+        "mscale_all_dim: inf, must be 0 or a finite number above 0",
+    ),
     ("yarn truncate", lambda: pyrope.YaRN(4.0, 4096, truncate="no"), T, "truncate: 'no' is not a bool"),
     ("longrope factor", lambda: longrope(factor=-32), V, f"factor: -32, {ABOVE}"),
     (
@@ -124,7 +134,12 @@ REFUSED = rows(
     ("pair factors few", lambda: pyrope.PairFactors([]), V, "pair_factors: 0 values, must be rotary_dim / 2 = 64"),
     ("pair factors None", lambda: pyrope.PairFactors(None), T, "pair_factors: None is not a sequence of numbers"),
     ("proportion", lambda: pyrope.Proportional(1.5), V, "proportion: 1.5, must be a number above 0 and at most 1"),
-    ("proportion negative", lambda: pyrope.Proportional(-0.5), V, f"proportion: -0.5, {ABOVE}"),
+    (
+        "proportion negative",
+        lambda: pyrope.Proportional(-0.5),
+        V,
+        "proportion: -0.5, must be a number above 0 and at most 1",
+    ),
     ("proportion zero", lambda: pyrope.Proportional(0.0), V, "proportion: 0.0, must be above 0"),
     ("proportional factor", lambda: pyrope.Proportional(0.5, -1), V, f"factor: -1, {ABOVE}"),
 )
