@@ -231,7 +231,7 @@ POINTERS = rows(
     ("q_out is k", {}, lambda p: {"q_out": p.k}, V, "k: overlaps q_out in memory"),
     ("k_out is q", {}, lambda p: {"k_out": p.q}, V, "k_out: overlaps q in memory"),
     ("k_out is q_out", {}, lambda p: {"q_out": p.q_out, "k_out": p.q_out}, V, "k_out: overlaps q_out in memory"),
-    ("outputs crossed", {}, lambda p: {"q_out": p.k, "k_out": p.q}, V, "k_out: overlaps q in memory"),
+    ("outputs crossed", {}, lambda p: {"q_out": p.k, "k_out": p.q}, V, "q_out: overlaps k in memory"),
     # streams
     ("stream float", {}, lambda p: {"stream": 1.0}, T, "stream: 1.0 is not a stream; pass an int, None or"),
     ("stream bool", {}, lambda p: {"stream": False}, T, "stream: False is not a stream; pass an int, None or"),

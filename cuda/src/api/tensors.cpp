@@ -100,6 +100,7 @@ rope_status read_output(const rope_apply_desc& d, Source& s, bool quantised, int
   Rows &in = s.read, &out = s.written;
   if (s.out.data) {
     ROPE_TRY(read_rows(s.out_name, s.out, d.num_tokens, s.heads, s.dim, element_bytes, &out));
+    ROPE_TRY(check_device_pointer(d.backend, s.out_name, s.out.data));
   } else if (quantised || !s.rotated) {
     return fail(ROPE_ERR_INVALID_ARG, "%s: NULL, required %s", s.out_name,
                 quantised ? "where the output is quantised" : "for a tensor that is not rotated, without a cache");
@@ -127,9 +128,10 @@ rope_status read_operand(const rope_apply_desc& d, Source& s, PipelineOperand* o
   const int64_t bytes = dtype_bytes(d.dtype);
   ROPE_TRY(check_range(s.heads_name, s.heads, 1, ROPE_MAX_HEADS));
   ROPE_TRY(check_range(s.dim_name, s.dim, 1, s.rotated ? ROPE_MAX_HEAD_DIM : ROPE_MAX_FUSED_HEAD_DIM));
-  ROPE_TRY(check_device_pointer(d.backend, s.name, s.in.data));
-  ROPE_TRY(check_device_pointer(d.backend, s.out_name, s.out.data));
-  if (!in_cache) ROPE_TRY(read_rows(s.name, s.in, d.num_tokens, s.heads, s.dim, bytes, &s.read));
+  if (!in_cache) {
+    ROPE_TRY(read_rows(s.name, s.in, d.num_tokens, s.heads, s.dim, bytes, &s.read));
+    ROPE_TRY(check_device_pointer(d.backend, s.name, s.in.data));
+  }
   ROPE_TRY(read_quantize(d, s, &o->quantize));
   o->in = s.read.data;
   o->in_token_stride = s.read.token_stride;
