@@ -21,18 +21,20 @@ import pytest
 from kit.library import INSTALLED, ROOT
 
 LIBRARY = Path(os.environ.get("ROPEROPE_LIBRARY") or INSTALLED / "libroperope.so")
-ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1}
+ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "Codes": 1}
 
 KERNEL = re.compile(
-    r"^_ZN4rope4cuda\d+(?P<kind>rotate|pipeline|cache_rotation|build_cos_sin)_kernelINS_\d+(?P<dtype>[A-Z]+\d+)E"
+    r"^_ZN4rope4cuda\d+(?P<kind>rotate|pipeline|cache_rotation|cos_sin)_kernelINS_\d+(?P<dtype>[A-Z]+\d+|Codes)E"
     r"(LNS_6LayoutE(?P<layout>\d)E)?(LNS_5AngleE(?P<angle>\d)E)?Li(?P<vec>\d+)E(?P<rest>.*)$"
 )
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", re.M)
 
 
 class Kernel(NamedTuple):
-    kind: str  # rotate, pipeline, cache_rotation or build_cos_sin
-    key: tuple[str, str | None, str | None]  # dtype, layout (a table has none), angle (one code for all in a pipeline)
+    kind: str  # rotate, pipeline, cache_rotation or cos_sin
+    key: tuple[
+        str, str | None, str | None
+    ]  # dtype, layout (rows of cos and sin have none), angle (one code for all in a pipeline)
     access_bytes: int
     variant: str  # the other template arguments
     opcodes: Counter[str]
@@ -83,21 +85,22 @@ def architecture(request):
 
 
 def compiled_keys():
-    """What cuda/src/instances.h lists."""
-    text = (ROOT / "cuda/src/instances.h").read_text()
-    dtypes = re.findall(r"X\((\w+)\)", re.search(r"#define ROPE_FOR_EACH_DTYPE\(X\) (.*)", text)[1])
-    layouts, angles = (int(re.search(rf"kNum{name} = (\d+)", text)[1]) for name in ("Layouts", "Angles"))
+    """The dtypes that cuda/src/operations/ lists, with every layout and angle that it has constants for."""
+    operations, call = (ROOT / f"cuda/src/operations/{name}.h" for name in ("operations", "call"))
+    listed = re.search(r"#define ROPE_FOR_EACH_DTYPE\(X\) (.*)", operations.read_text())[1]
+    dtypes = re.findall(r"X\((\w+)\)", listed)
+    layouts, angles = (len(re.findall(rf"Constant<{name}::", call.read_text())) for name in ("Layout", "Angle"))
     return set(itertools.product(dtypes, map(str, range(layouts)), map(str, range(angles))))
 
 
-WIDTHS = {"rotate": {16, 8, "element"}, "pipeline": {16, 8, "element"}, "build_cos_sin": {16, "element"}}
+WIDTHS = {"rotate": {16, 8, "element"}, "pipeline": {16, 8, "element"}, "cos_sin": {16, "element"}}
 
 
 @pytest.mark.parametrize("kind", WIDTHS)
 def test_every_instance_is_there(architecture, kind):
     """Each listed combination, and each of them with the same variants."""
     found = [k for k in kernels(architecture) if k.kind == kind]
-    has_layout, has_angle = kind != "build_cos_sin", kind != "pipeline"
+    has_layout, has_angle = kind != "cos_sin", kind != "pipeline"
     keys = {(d, layout if has_layout else None, angle if has_angle else None) for d, layout, angle in compiled_keys()}
     assert {k.key for k in found} == keys
     variants = {}
@@ -120,7 +123,7 @@ def test_every_rotation_in_a_cache_is_there(architecture):
     expected |= {(key[:2], 16, "Li4ELb0") for key in compiled_keys()}
     for layout in {key[1] for key in compiled_keys()}:
         variants = [(8, "Li4ELb0"), (8, "Li1ELb1"), (1, "Li1ELb0"), (1, "Li1ELb1")]
-        expected |= {(("U8", layout), *variant) for variant in variants}
+        expected |= {(("Codes", layout), *variant) for variant in variants}
     present = [(k.key[:2], k.access_bytes, k.variant.partition("EEEv")[0]) for k in found]
     assert sorted(present) == sorted(expected)
 
@@ -141,17 +144,17 @@ def width(opcode):
 def test_accesses_are_as_wide_as_they_should_be(architecture):
     """Rows move in accesses of the instance's width. Narrower loads fetch a position or the request of a token.
 
-    A pipeline, or a rotation in a cache, also loads scales, weights and tables, and stores quantised rows and scales; a
-    table is only stored.
+    A pipeline, or a rotation in a cache, also loads scales, weights, cos and sin, and stores codes and scales; rows of
+    cos and sin are only stored.
     """
     for k in kernels(architecture):
         stores = {width(opcode) for opcode in k.opcodes if opcode.startswith("STG")}
         loads = {width(opcode) for opcode in k.opcodes if opcode.startswith("LDG")}
-        rows = set() if k.kind == "build_cos_sin" else {k.access_bytes}
+        rows = set() if k.kind == "cos_sin" else {k.access_bytes}
         assert k.access_bytes in stores and rows <= loads, k
-        if k.kind in ("rotate", "build_cos_sin"):
+        if k.kind in ("rotate", "cos_sin"):
             assert stores == {k.access_bytes} and loads <= rows | {8, 4}, k
-        # Loads of memory that the compiler does not know are those of the table in the arguments.
+        # Loads of memory that the compiler does not know are those of words in the arguments.
         assert not any(opcode.startswith("ST.") for opcode in k.opcodes), k
 
 

@@ -266,7 +266,9 @@ def test_calls(device, options, change, error, text, method):
 def test_heads_too_long_for_a_norm(device, head_dim):
     rope = pyrope.FusedRope(head_dim, 1, 0, rotary_dim=64, dtype="float32", device=device, **NORM)
     buffers = Buffers(device, {"q": np.arange(head_dim, dtype=np.float32), "weight": np.ones(head_dim, np.float32)})
-    with refused(pyrope.UnsupportedError, f"head_dim: {head_dim}, must be at most 4096 with stages"):
+    with refused(
+        pyrope.UnsupportedError, f"head_dim: {head_dim}, must be at most 4096 with stages around the rotation"
+    ):
         rope.apply(buffers.at.q, None, 1, q_weight=buffers.at.weight)
     assert buffers.untouched()
 

@@ -1,6 +1,4 @@
 // rope_apply: the descriptor checked once for both backends, then what is compiled for it.
-#include <initializer_list>
-
 #include "options.h"
 #include "tensors.h"
 
@@ -9,10 +7,10 @@ namespace {
 
 rope_status check_shape(rope_apply_desc* d) {
   ROPE_TRY(check_flags(d->flags, ROPE_FLAG_INVERSE | ROPE_FLAG_PDL | ROPE_FLAG_POSITIONS_READY | ROPE_FLAG_IN_CACHE));
-  for (const int32_t reserved :
-       {d->reserved, d->norm.reserved, d->q_quantize.reserved, d->k_quantize.reserved, d->v_quantize.reserved,
-        d->cache.reserved, d->cos_sin.reserved, d->frequency_sets.reserved})
-    ROPE_TRY(check_range("reserved", reserved, 0, 0));
+  const int32_t reserved = d->reserved | d->norm.reserved | d->q_quantize.reserved | d->k_quantize.reserved |
+                           d->v_quantize.reserved | d->cache.reserved | d->cos_sin.reserved |
+                           d->frequency_sets.reserved;
+  ROPE_TRY(check_range("reserved", reserved, 0, 0));
   ROPE_TRY(check_range("head_dim", d->head_dim, 2, ROPE_MAX_HEAD_DIM));
   if (d->rotary_dim == 0) d->rotary_dim = d->head_dim;
   if (d->rotary_dim < 2 || d->rotary_dim % 2 || d->rotary_dim > d->head_dim || d->rotary_dim > ROPE_MAX_ROTARY_DIM)

@@ -27,8 +27,7 @@ const struct {
 
 }  // namespace
 
-rope_status check_range(const char* name, int64_t value, int64_t low, int64_t high) {
-  if (value >= low && value <= high) return ROPE_OK;
+rope_status fail_range(const char* name, int64_t value, int64_t low, int64_t high) {
   return fail(ROPE_ERR_INVALID_ARG, "%s: %lld, must be %lld to %lld", name, static_cast<long long>(value),
               static_cast<long long>(low), static_cast<long long>(high));
 }
@@ -62,8 +61,8 @@ rope_status read_attention_factor(float* factor) {
 
 int64_t dtype_bytes(int32_t dtype) { return kDtypeBytes[dtype]; }
 
-rope_status check_device_pointer(int32_t backend, const char* name, const void* pointer) {
-  if (backend != ROPE_BACKEND_CUDA || !pointer || !cuda::is_host_only(pointer)) return ROPE_OK;
+rope_status check_not_host(const char* name, const void* pointer) {
+  if (!cuda::is_host_only(pointer)) return ROPE_OK;
   return fail(ROPE_ERR_INVALID_ARG, "%s: %p is host memory, which the CUDA backend cannot read", name, pointer);
 }
 

@@ -7,7 +7,11 @@
 
 namespace rope::api {
 
-rope_status check_range(const char* name, int64_t value, int64_t low, int64_t high);
+// Their common way out is inline: a call makes dozens of them.
+rope_status fail_range(const char* name, int64_t value, int64_t low, int64_t high);
+inline rope_status check_range(const char* name, int64_t value, int64_t low, int64_t high) {
+  return value >= low && value <= high ? ROPE_OK : fail_range(name, value, low, high);
+}
 rope_status check_between(const char* name, double value, double low, double high);
 rope_status check_flags(uint32_t flags, uint32_t allowed);
 rope_status check_index_dtype(const char* name, int32_t value);
@@ -20,7 +24,10 @@ inline int64_t index_bytes(int32_t index_dtype) { return index_dtype == ROPE_IND
 // be told, that it is no host memory.
 rope_status check_pointer(int32_t backend, const char* name, const void* pointer, int64_t bytes);
 rope_status require_pointer(int32_t backend, const char* name, const void* pointer, int64_t bytes, const char* when);
-rope_status check_device_pointer(int32_t backend, const char* name, const void* pointer);
+rope_status check_not_host(const char* name, const void* pointer);
+inline rope_status check_device_pointer(int32_t backend, const char* name, const void* pointer) {
+  return backend == ROPE_BACKEND_CUDA && pointer ? check_not_host(name, pointer) : ROPE_OK;
+}
 
 // What is compiled for the backend and dtype. Fails by name on an unknown value, and where there is nothing.
 rope_status find_operations(int32_t backend, int32_t dtype, int32_t layout, int32_t angle,

@@ -69,13 +69,13 @@ rope_status read_positions(const rope_apply_desc& d, Positions* p) {
 rope_status read_norm(const rope_apply_desc& d, Norm* n) {
   const rope_norm& from = d.norm;
   const auto addresses = reinterpret_cast<uintptr_t>(from.q_weight) | reinterpret_cast<uintptr_t>(from.k_weight);
-  *n = {addresses != 0,         from.after != 0, from.weight_is_f32 != 0, addresses % 16 == 0,
-        from.across_heads != 0, from.eps,        from.weight_bias,        1.0f / float(d.head_dim)};
-  if (!n->on) {
+  if (!addresses) {
     if (from.after || from.weight_is_f32 || from.eps != 0 || from.weight_bias != 0 || from.across_heads)
       return fail(ROPE_ERR_INVALID_ARG, "norm: q_weight and k_weight are NULL, at least one is required");
     return ROPE_OK;
   }
+  *n = {true,     from.after != 0,  from.weight_is_f32 != 0, addresses % 16 == 0, from.across_heads != 0,
+        from.eps, from.weight_bias, 1.0f / float(d.head_dim)};
   ROPE_TRY(check_range("norm.after", from.after, 0, 1));
   ROPE_TRY(check_range("norm.weight_is_f32", from.weight_is_f32, 0, 1));
   ROPE_TRY(check_range("norm.across_heads", from.across_heads, 0, 1));

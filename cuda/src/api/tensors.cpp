@@ -9,20 +9,73 @@ namespace {
 
 static_assert(kMaxPipelineDim == ROPE_MAX_FUSED_HEAD_DIM && kMaxRotaryDim == ROPE_MAX_ROTARY_DIM);
 
-// One tensor of the call on its way, and where it is read and written.
-struct Source {
+// What the descriptor has of a tensor.
+struct Names {
   const char *name, *out_name, *cache_name, *quantize_name, *heads_name, *dim_name;
-  const rope_tensor &in, &out;
-  const rope_cache_tensor* cache;  // null: never cached
-  const rope_quantize& quantize;
-  const void* weight;
-  int32_t heads, dim;
+  rope_tensor rope_apply_desc::*in, rope_apply_desc::*out;
+  rope_quantize rope_apply_desc::* quantize;
+  rope_cache_tensor rope_cache::* cache;  // null: never cached
   bool rotated;
   int32_t xpos_sign;  // where there is xPos
-  bool present;
-  Rows read = {}, written = {};
-  const char* written_name = nullptr;
-  bool cached = false;
+};
+
+constexpr Names kQ = {"q",
+                      "q_out",
+                      "",
+                      "q_quantize",
+                      "num_q_heads",
+                      "head_dim",
+                      &rope_apply_desc::q,
+                      &rope_apply_desc::q_out,
+                      &rope_apply_desc::q_quantize,
+                      nullptr,
+                      true,
+                      1},
+                kK = {"k",
+                      "k_out",
+                      "cache.k",
+                      "k_quantize",
+                      "num_k_heads",
+                      "head_dim",
+                      &rope_apply_desc::k,
+                      &rope_apply_desc::k_out,
+                      &rope_apply_desc::k_quantize,
+                      &rope_cache::k,
+                      true,
+                      -1},
+                kV = {"v",
+                      "v_out",
+                      "cache.v",
+                      "v_quantize",
+                      "num_v_heads",
+                      "v_head_dim",
+                      &rope_apply_desc::v,
+                      &rope_apply_desc::v_out,
+                      &rope_apply_desc::v_quantize,
+                      &rope_cache::v,
+                      false,
+                      0},
+                kQNope = {"q_nope",
+                          "q_nope_out",
+                          "",
+                          "q_quantize",
+                          "num_q_heads",
+                          "q_nope_dim",
+                          &rope_apply_desc::q_nope,
+                          &rope_apply_desc::q_nope_out,
+                          &rope_apply_desc::q_quantize,
+                          nullptr,
+                          false,
+                          0};
+
+// One tensor of the call on its way: where it is read and written.
+struct Source {
+  const Names* names;
+  int32_t heads, dim;
+  const void* weight;
+  Rows read, written;
+  const char* written_name;
+  bool cached;
 };
 
 // Memory that is read beside the tensors.
@@ -33,17 +86,18 @@ struct Extent {
 };
 
 rope_status read_quantize(const rope_apply_desc& d, const Source& s, Quantize* q) {
-  const rope_quantize& from = s.quantize;
-  const char* name = s.quantize_name;
+  const rope_quantize& from = d.*s.names->quantize;
+  const char* name = s.names->quantize_name;
   ROPE_TRY(check_range(name, from.out_dtype, ROPE_OUT_SAME, ROPE_OUT_INT8));
-  ROPE_TRY(check_range(name, from.scale_kind, ROPE_SCALE_HOST, ROPE_SCALE_DYNAMIC));
-  const float scale = from.scale == 0 ? 1.0f : from.scale;
-  *q = {OutType(from.out_dtype), ScaleKind(from.scale_kind), 1.0f / scale, scale, from.scales};
   if (from.out_dtype == ROPE_OUT_SAME) {
     if (from.scale_kind || from.scale != 0 || from.scales)
       return fail(ROPE_ERR_INVALID_ARG, "%s: scales are only allowed with a quantised out_dtype", name);
+    *q = {OutType::kSame, ScaleKind::kHost, 1.0f, 1.0f, nullptr};
     return ROPE_OK;
   }
+  ROPE_TRY(check_range(name, from.scale_kind, ROPE_SCALE_HOST, ROPE_SCALE_DYNAMIC));
+  const float scale = from.scale == 0 ? 1.0f : from.scale;
+  *q = {OutType(from.out_dtype), ScaleKind(from.scale_kind), 1.0f / scale, scale, from.scales};
   if (from.scale_kind == ROPE_SCALE_HOST) {
     if (from.scales) return fail(ROPE_ERR_INVALID_ARG, "%s.scales: not allowed with ROPE_SCALE_HOST", name);
     if (!(scale > 0) || !std::isfinite(scale) || !std::isfinite(q->factor))
@@ -69,8 +123,8 @@ rope_status check_apart(const char* written_name, const Rows& written, const Ext
 }
 
 rope_status read_cache_rows(const rope_apply_desc& d, Source& s, int64_t element_bytes, PipelineOperand* o) {
-  const rope_cache_tensor& c = *s.cache;
-  ROPE_TRY(require_pointer(d.backend, s.cache_name, c.data, element_bytes, "with a cache"));
+  const rope_cache_tensor& c = d.cache.*s.names->cache;
+  ROPE_TRY(require_pointer(d.backend, s.names->cache_name, c.data, element_bytes, "with a cache"));
   const struct {
     const char* what;
     int64_t stride, count;
@@ -79,7 +133,7 @@ rope_status read_cache_rows(const rope_apply_desc& d, Source& s, int64_t element
               {"head", c.head_stride, s.heads}};
   for (const auto& dim : dims)
     if (dim.count > 1 && (dim.stride < s.dim || dim.stride > INT64_MAX / 64 / dim.count))
-      return fail(ROPE_ERR_INVALID_ARG, "%s.%s_stride: %lld, must be at least a row, %d elements", s.cache_name,
+      return fail(ROPE_ERR_INVALID_ARG, "%s.%s_stride: %lld, must be at least a row, %d elements", s.names->cache_name,
                   dim.what, static_cast<long long>(dim.stride), s.dim);
   o->out = static_cast<char*>(c.data);
   o->out_page_stride = c.page_stride * element_bytes;
@@ -89,7 +143,7 @@ rope_status read_cache_rows(const rope_apply_desc& d, Source& s, int64_t element
   int64_t end = s.dim;
   for (const auto& dim : dims) end += (dim.count - 1) * (dim.count > 1 ? dim.stride : 0);
   s.cached = true;
-  s.written_name = s.cache_name;
+  s.written_name = s.names->cache_name;
   s.written = {o->out, 1, 1, 0, 0, end * element_bytes};
   return ROPE_OK;
 }
@@ -97,24 +151,26 @@ rope_status read_cache_rows(const rope_apply_desc& d, Source& s, int64_t element
 // Where s is written that does not go into a cache.
 rope_status read_output(const rope_apply_desc& d, Source& s, bool quantised, int64_t element_bytes,
                         PipelineOperand* o) {
-  Rows &in = s.read, &out = s.written;
-  if (s.out.data) {
-    ROPE_TRY(read_rows(s.out_name, s.out, d.num_tokens, s.heads, s.dim, element_bytes, &out));
-  } else if (quantised || !s.rotated) {
-    return fail(ROPE_ERR_INVALID_ARG, "%s: NULL, required %s", s.out_name,
+  const Rows& in = s.read;
+  Rows& out = s.written;
+  if ((d.*s.names->out).data) {
+    ROPE_TRY(read_rows(s.names->out_name, d.*s.names->out, d.num_tokens, s.heads, s.dim, element_bytes, &out));
+    ROPE_TRY(check_device_pointer(d.backend, s.names->out_name, (d.*s.names->out).data));
+  } else if (quantised || !s.names->rotated) {
+    return fail(ROPE_ERR_INVALID_ARG, "%s: NULL, required %s", s.names->out_name,
                 quantised ? "where the output is quantised" : "for a tensor that is not rotated, without a cache");
   } else {
     out = in;
   }
   const bool in_place = !quantised && same_rows(in, out);
-  s.written_name = in_place ? s.name : s.out_name;
+  s.written_name = in_place ? s.names->name : s.names->out_name;
   if (!rows_are_distinct(out))
     return fail(ROPE_ERR_INVALID_ARG,
                 "%s: strides overlap (token %lld, head %lld, row %lld bytes), every row that is written must be its "
                 "own memory",
                 s.written_name, static_cast<long long>(out.token_stride), static_cast<long long>(out.head_stride),
                 static_cast<long long>(out.row));
-  if (!in_place) ROPE_TRY(check_apart(s.out_name, out, s.name, in));
+  if (!in_place) ROPE_TRY(check_apart(s.names->out_name, out, s.names->name, in));
   o->out = const_cast<char*>(out.data);
   o->out_token_stride = out.token_stride;
   o->out_head_stride = out.head_stride;
@@ -125,11 +181,14 @@ rope_status read_output(const rope_apply_desc& d, Source& s, bool quantised, int
 rope_status read_operand(const rope_apply_desc& d, Source& s, PipelineOperand* o) {
   const bool in_cache = d.flags & ROPE_FLAG_IN_CACHE;
   const int64_t bytes = dtype_bytes(d.dtype);
-  ROPE_TRY(check_range(s.heads_name, s.heads, 1, ROPE_MAX_HEADS));
-  ROPE_TRY(check_range(s.dim_name, s.dim, 1, s.rotated ? ROPE_MAX_HEAD_DIM : ROPE_MAX_FUSED_HEAD_DIM));
-  ROPE_TRY(check_device_pointer(d.backend, s.name, s.in.data));
-  ROPE_TRY(check_device_pointer(d.backend, s.out_name, s.out.data));
-  if (!in_cache) ROPE_TRY(read_rows(s.name, s.in, d.num_tokens, s.heads, s.dim, bytes, &s.read));
+  ROPE_TRY(check_range(s.names->heads_name, s.heads, 1, ROPE_MAX_HEADS));
+  ROPE_TRY(check_range(s.names->dim_name, s.dim, 1, s.names->rotated ? ROPE_MAX_HEAD_DIM : ROPE_MAX_FUSED_HEAD_DIM));
+  if (in_cache) {
+    s.read = {};
+  } else {
+    ROPE_TRY(read_rows(s.names->name, d.*s.names->in, d.num_tokens, s.heads, s.dim, bytes, &s.read));
+    ROPE_TRY(check_device_pointer(d.backend, s.names->name, (d.*s.names->in).data));
+  }
   ROPE_TRY(read_quantize(d, s, &o->quantize));
   o->in = s.read.data;
   o->in_token_stride = s.read.token_stride;
@@ -137,15 +196,16 @@ rope_status read_operand(const rope_apply_desc& d, Source& s, PipelineOperand* o
   o->weight = s.weight;
   o->heads = s.heads;
   o->dim = s.dim;
-  o->rotated = s.rotated;
-  o->xpos_sign = int8_t(d.xpos.scale_base != 0 ? s.xpos_sign : 0);
+  o->rotated = s.names->rotated;
+  o->xpos_sign = int8_t(d.xpos.scale_base != 0 ? s.names->xpos_sign : 0);
   o->whole = true;
   const int64_t out_bytes = stored_bytes(o->quantize.type, bytes, 1);
-  if (!s.cache || d.cache.kind == ROPE_CACHE_NONE)
+  if (!s.names->cache || d.cache.kind == ROPE_CACHE_NONE)
     return read_output(d, s, o->quantize.type != OutType::kSame, out_bytes, o);
-  if (s.out.data) return fail(ROPE_ERR_INVALID_ARG, "%s: not allowed with a cache, which takes %s", s.out_name, s.name);
+  if ((d.*s.names->out).data)
+    return fail(ROPE_ERR_INVALID_ARG, "%s: not allowed with a cache, which takes %s", s.names->out_name, s.names->name);
   ROPE_TRY(read_cache_rows(d, s, out_bytes, o));
-  if (!in_cache) return check_apart(s.cache_name, s.written, s.name, s.read);
+  if (!in_cache) return check_apart(s.names->cache_name, s.written, s.names->name, s.read);
   o->whole = o->quantize.kind == ScaleKind::kDynamic;
   s.read = s.written;
   return ROPE_OK;
@@ -161,49 +221,75 @@ rope_status check_sources_apart(const Source& x, const Source& y) {
     if (delta < 0 ? -delta < y.dim : delta < x.dim)
       return fail(ROPE_ERR_INVALID_ARG, "%s: overlaps %s", y.written_name, x.written_name);
   }
-  if (!same_rows(x.written, x.read)) ROPE_TRY(check_apart(x.written_name, x.written, y.name, y.read));
-  if (!same_rows(y.written, y.read)) ROPE_TRY(check_apart(y.written_name, y.written, x.name, x.read));
+  if (!same_rows(x.written, x.read)) ROPE_TRY(check_apart(x.written_name, x.written, y.names->name, y.read));
+  if (!same_rows(y.written, y.read)) ROPE_TRY(check_apart(y.written_name, y.written, x.names->name, x.read));
   return ROPE_OK;
 }
 
-// What is read beside the tensors is apart from what `s` writes. (How long a page table is, the call does not say.)
-rope_status check_inputs_apart(const rope_apply_desc& d, const PipelineParams& p, const Source& s) {
-  const int64_t tokens = d.num_tokens, index = index_bytes(d.position_dtype),
-                cache_index = index_bytes(d.cache.index_dtype), sets = d.frequency_sets.num_sets,
-                pairs = d.rotary_dim / 2;
-  const Sections& sections = p.positions.sections;
-  const int64_t ids = tokens + std::max(sections.streams - 1, 0) * sections.stride;
-  const int64_t weight = d.head_dim * (d.norm.weight_is_f32 ? 4 : dtype_bytes(d.dtype));
-  const int64_t q_weights = weight * (d.norm.across_heads ? d.num_q_heads : 1),
-                k_weights = weight * (d.norm.across_heads ? d.num_k_heads : 1);
-  const int64_t cos_sin = d.cos_sin.cos ? p.cos_sin.rows * p.cos_sin.stride * dtype_bytes(d.cos_sin.dtype) : 0;
-  for (const Extent& read :
-       {Extent{"positions", d.positions, ids * index}, Extent{"indptr", d.indptr, (d.num_requests + 1) * index},
-        Extent{"offsets", d.offsets, d.num_requests * index},
-        Extent{"positions_from", d.positions_from, tokens * index},
-        Extent{"cache.slots", d.cache.slots, tokens * cache_index},
-        Extent{"cache.cache_positions", d.cache.cache_positions, tokens * cache_index},
-        Extent{"cache.request_ids", d.cache.request_ids, tokens * 4}, Extent{"cache.page_table", d.cache.page_table, 4},
-        Extent{"norm.q_weight", d.norm.q_weight, q_weights}, Extent{"norm.k_weight", d.norm.k_weight, k_weights},
-        Extent{"cos_sin.cos", d.cos_sin.cos, cos_sin}, Extent{"cos_sin.sin", d.cos_sin.sin, cos_sin},
-        Extent{"frequency_sets.words", d.frequency_sets.words, sets * pairs * 8},
-        Extent{"frequency_sets.factors", d.frequency_sets.factors, sets * 4},
-        Extent{"frequency_sets.ids", d.frequency_sets.ids, tokens * 4},
-        Extent{"frequency_sets.ids_from", d.frequency_sets.ids_from, tokens * 4}})
-    ROPE_TRY(check_apart(s.written_name, s.written, read));
-  return ROPE_OK;
-}
+// What is read beside the tensors, of what the call has. (How long a page table is, it does not say.)
+class Inputs {
+ public:
+  Inputs(const rope_apply_desc& d, const PipelineParams& p) {
+    const int64_t tokens = d.num_tokens, index = index_bytes(d.position_dtype);
+    const Sections& sections = p.positions.sections;
+    add("positions", d.positions, (tokens + std::max(sections.streams - 1, 0) * sections.stride) * index);
+    add("indptr", d.indptr, (d.num_requests + 1) * index);
+    add("offsets", d.offsets, d.num_requests * index);
+    add("positions_from", d.positions_from, tokens * index);
+    if (p.cache.indices) add_cache(d);
+    if (p.norm.on) {
+      const int64_t weight = d.head_dim * (d.norm.weight_is_f32 ? 4 : dtype_bytes(d.dtype));
+      add("norm.q_weight", d.norm.q_weight, weight * (d.norm.across_heads ? d.num_q_heads : 1));
+      add("norm.k_weight", d.norm.k_weight, weight * (d.norm.across_heads ? d.num_k_heads : 1));
+    }
+    if (p.angle == Angle::kCosSin) {
+      const int64_t bytes = p.cos_sin.rows * p.cos_sin.stride * dtype_bytes(d.cos_sin.dtype);
+      add("cos_sin.cos", d.cos_sin.cos, bytes);
+      add("cos_sin.sin", d.cos_sin.sin, bytes);
+    }
+    if (p.sets.words) add_sets(d);
+  }
+
+  rope_status check_apart_from(const Source& s) const {
+    for (int i = 0; i < count_; ++i) ROPE_TRY(check_apart(s.written_name, s.written, extents_[i]));
+    return ROPE_OK;
+  }
+
+ private:
+  void add(const char* name, const void* data, int64_t bytes) {
+    if (data) extents_[count_++] = {name, data, bytes};
+  }
+
+  void add_cache(const rope_apply_desc& d) {
+    const int64_t index = index_bytes(d.cache.index_dtype);
+    add("cache.slots", d.cache.slots, d.num_tokens * index);
+    add("cache.cache_positions", d.cache.cache_positions, d.num_tokens * index);
+    add("cache.request_ids", d.cache.request_ids, d.num_tokens * 4);
+    add("cache.page_table", d.cache.page_table, 4);
+  }
+
+  void add_sets(const rope_apply_desc& d) {
+    const int64_t sets = d.frequency_sets.num_sets;
+    add("frequency_sets.words", d.frequency_sets.words, sets * (d.rotary_dim / 2) * 8);
+    add("frequency_sets.factors", d.frequency_sets.factors, sets * 4);
+    add("frequency_sets.ids", d.frequency_sets.ids, d.num_tokens * 4);
+    add("frequency_sets.ids_from", d.frequency_sets.ids_from, d.num_tokens * 4);
+  }
+
+  int count_ = 0;
+  Extent extents_[16];
+};
 
 // The scales of `of` are apart from what `s` writes and, where they are computed, from what it reads.
 rope_status check_scales_apart(const rope_apply_desc& d, const Source& of, const Source& s) {
-  const rope_quantize& q = of.quantize;
+  const rope_quantize& q = d.*of.names->quantize;
   if (!q.scales) return ROPE_OK;
   const int64_t rows = of.cached ? d.cache.num_pages * d.cache.page_size : d.num_tokens;
   const int64_t computed = std::min(rows, INT64_MAX / 4 / of.heads) * of.heads;
   const int64_t counts[] = {0, 1, of.heads, d.num_tokens, computed};  // by scale_kind
-  const Extent scales{of.quantize_name, q.scales, counts[q.scale_kind] * 4};
+  const Extent scales{of.names->quantize_name, q.scales, counts[q.scale_kind] * 4};
   ROPE_TRY(check_apart(s.written_name, s.written, scales));
-  return q.scale_kind == ROPE_SCALE_DYNAMIC ? check_apart(s.name, s.read, scales) : ROPE_OK;
+  return q.scale_kind == ROPE_SCALE_DYNAMIC ? check_apart(s.names->name, s.read, scales) : ROPE_OK;
 }
 
 // A call that rotates keys in a cache has them and nothing else to work on.
@@ -234,10 +320,11 @@ rope_status check_in_cache(const rope_apply_desc& d) {
 // What a pipeline asks beyond a rotation of q and k.
 rope_status check_fused(const rope_apply_desc& d, const PipelineParams& p, const Source& s) {
   if (s.dim > ROPE_MAX_FUSED_HEAD_DIM)
-    return fail(ROPE_ERR_UNSUPPORTED, "%s: %d, must be at most %d with stages around the rotation", s.dim_name, s.dim,
-                ROPE_MAX_FUSED_HEAD_DIM);
+    return fail(ROPE_ERR_UNSUPPORTED, "%s: %d, must be at most %d with stages around the rotation", s.names->dim_name,
+                s.dim, ROPE_MAX_FUSED_HEAD_DIM);
   if (s.weight && p.norm.across_heads && s.heads > kMaxNormHeads)
-    return fail(ROPE_ERR_UNSUPPORTED, "norm.across_heads: %d heads of %s, at most %d", s.heads, s.name, kMaxNormHeads);
+    return fail(ROPE_ERR_UNSUPPORTED, "norm.across_heads: %d heads of %s, at most %d", s.heads, s.names->name,
+                kMaxNormHeads);
   if (d.q_nope.data && d.q_quantize.scale_kind == ROPE_SCALE_DYNAMIC)
     return fail(ROPE_ERR_UNSUPPORTED, "q_nope: not with a dynamic scale, which q_quantize has one of for each head");
   return ROPE_OK;
@@ -254,37 +341,39 @@ rope_status read_tensors(const rope_apply_desc& d, PipelineParams* p) {
   if (in_cache) ROPE_TRY(check_in_cache(d));
   const int32_t v_heads = d.num_v_heads ? d.num_v_heads : d.num_k_heads,
                 v_dim = d.v_head_dim ? d.v_head_dim : d.head_dim;
-  Source sources[kMaxOperands] = {{"q", "q_out", "", "q_quantize", "num_q_heads", "head_dim", d.q, d.q_out, nullptr,
-                                   d.q_quantize, d.norm.q_weight, d.num_q_heads, d.head_dim, true, 1,
-                                   d.q.data != nullptr},
-                                  {"k", "k_out", "cache.k", "k_quantize", "num_k_heads", "head_dim", d.k, d.k_out,
-                                   &d.cache.k, d.k_quantize, d.norm.k_weight, d.num_k_heads, d.head_dim, true, -1,
-                                   d.k.data || in_cache},
-                                  {"v", "v_out", "cache.v", "v_quantize", "num_v_heads", "v_head_dim", d.v, d.v_out,
-                                   &d.cache.v, d.v_quantize, nullptr, v_heads, v_dim, false, 0, d.v.data != nullptr},
-                                  {"q_nope", "q_nope_out", "", "q_quantize", "num_q_heads", "q_nope_dim", d.q_nope,
-                                   d.q_nope_out, nullptr, d.q_quantize, nullptr, d.num_q_heads, d.q_nope_dim, false, 0,
-                                   d.q_nope.data != nullptr}};
-  for (Source& s : sources) {
-    if (!s.present) {
-      if (s.out.data) return fail(ROPE_ERR_INVALID_ARG, "%s: given without %s", s.out_name, s.name);
-      if (s.weight) return fail(ROPE_ERR_INVALID_ARG, "norm.%s_weight: given without %s", s.name, s.name);
+  const struct {
+    const Names& names;
+    int32_t heads, dim;
+    const void* weight;
+  } tensors[] = {{kQ, d.num_q_heads, d.head_dim, d.norm.q_weight},
+                 {kK, d.num_k_heads, d.head_dim, d.norm.k_weight},
+                 {kV, v_heads, v_dim, nullptr},
+                 {kQNope, d.num_q_heads, d.q_nope_dim, nullptr}};
+  Source sources[kMaxOperands];  // those that are there
+  for (const auto& [names, heads, dim, weight] : tensors) {
+    if (!(d.*names.in).data && !(in_cache && &names == &kK)) {
+      if ((d.*names.out).data) return fail(ROPE_ERR_INVALID_ARG, "%s: given without %s", names.out_name, names.name);
+      if (weight) return fail(ROPE_ERR_INVALID_ARG, "norm.%s_weight: given without %s", names.name, names.name);
       continue;
     }
+    Source& s = sources[p->num_operands];
+    s.names = &names;
+    s.heads = heads;
+    s.dim = dim;
+    s.weight = weight;
+    s.cached = false;
     PipelineOperand* o = &p->operands[p->num_operands++];
     ROPE_TRY(read_operand(d, s, o));
     p->dynamic |= o->quantize.type != OutType::kSame && o->quantize.kind == ScaleKind::kDynamic;
   }
   if (!p->num_operands) return fail(ROPE_ERR_INVALID_ARG, "q: NULL and k: NULL, at least one must be given");
   const bool fused = in_cache || !is_rotation(*p);
-  for (const Source& x : sources) {
-    if (!x.present) continue;
-    if (fused) ROPE_TRY(check_fused(d, *p, x));
-    ROPE_TRY(check_inputs_apart(d, *p, x));
-    for (const Source& y : sources)
-      if (y.present) ROPE_TRY(check_scales_apart(d, y, x));
-    for (const Source* y = sources; y != &x; ++y)
-      if (y->present) ROPE_TRY(check_sources_apart(*y, x));
+  const Inputs inputs(d, *p);
+  for (const Source *x = sources, *end = sources + p->num_operands; x != end; ++x) {
+    if (fused) ROPE_TRY(check_fused(d, *p, *x));
+    ROPE_TRY(inputs.check_apart_from(*x));
+    for (const Source* y = sources; fused && y != end; ++y) ROPE_TRY(check_scales_apart(d, *y, *x));
+    for (const Source* y = sources; y != x; ++y) ROPE_TRY(check_sources_apart(*y, *x));
   }
   return ROPE_OK;
 }
