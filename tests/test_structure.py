@@ -69,7 +69,9 @@ def knowing(pattern):
     return {
         str(path.relative_to(ROOT))
         for path in SOURCES
-        if path.name not in GENERATED and "tests" not in path.parts and re.search(pattern, path.read_text())
+        if path.name not in GENERATED
+        and "tests" not in path.relative_to(ROOT).parts
+        and re.search(pattern, path.read_text())
     }
 
 
