@@ -9,73 +9,34 @@ namespace {
 
 static_assert(kMaxPipelineDim == ROPE_MAX_FUSED_HEAD_DIM && kMaxRotaryDim == ROPE_MAX_ROTARY_DIM);
 
-// What the descriptor has of a tensor.
+// What the fields of a tensor are called.
 struct Names {
-  const char *name, *out_name, *cache_name, *quantize_name, *heads_name, *dim_name;
-  rope_tensor rope_apply_desc::*in, rope_apply_desc::*out;
-  rope_quantize rope_apply_desc::* quantize;
-  rope_cache_tensor rope_cache::* cache;  // null: never cached
+  const char *in, *out, *cache, *quantize, *heads, *dim;
+};
+
+constexpr Names kQ = {"q", "q_out", "", "q_quantize", "num_q_heads", "head_dim"},
+                kK = {"k", "k_out", "cache.k", "k_quantize", "num_k_heads", "head_dim"},
+                kV = {"v", "v_out", "cache.v", "v_quantize", "num_v_heads", "v_head_dim"},
+                kQNope = {"q_nope", "q_nope_out", "", "q_quantize", "num_q_heads", "q_nope_dim"};
+
+// What the descriptor has of a tensor.
+struct Tensor {
+  const Names* names;
+  const rope_tensor *in, *out;
+  const rope_quantize* quantize;
+  const rope_cache_tensor* cache;  // null: never cached
+  int32_t heads, dim;
+  const void* weight;
   bool rotated;
   int32_t xpos_sign;  // where there is xPos
 };
 
-constexpr Names kQ = {"q",
-                      "q_out",
-                      "",
-                      "q_quantize",
-                      "num_q_heads",
-                      "head_dim",
-                      &rope_apply_desc::q,
-                      &rope_apply_desc::q_out,
-                      &rope_apply_desc::q_quantize,
-                      nullptr,
-                      true,
-                      1},
-                kK = {"k",
-                      "k_out",
-                      "cache.k",
-                      "k_quantize",
-                      "num_k_heads",
-                      "head_dim",
-                      &rope_apply_desc::k,
-                      &rope_apply_desc::k_out,
-                      &rope_apply_desc::k_quantize,
-                      &rope_cache::k,
-                      true,
-                      -1},
-                kV = {"v",
-                      "v_out",
-                      "cache.v",
-                      "v_quantize",
-                      "num_v_heads",
-                      "v_head_dim",
-                      &rope_apply_desc::v,
-                      &rope_apply_desc::v_out,
-                      &rope_apply_desc::v_quantize,
-                      &rope_cache::v,
-                      false,
-                      0},
-                kQNope = {"q_nope",
-                          "q_nope_out",
-                          "",
-                          "q_quantize",
-                          "num_q_heads",
-                          "q_nope_dim",
-                          &rope_apply_desc::q_nope,
-                          &rope_apply_desc::q_nope_out,
-                          &rope_apply_desc::q_quantize,
-                          nullptr,
-                          false,
-                          0};
-
-// One tensor of the call on its way: where it is read and written.
-struct Source {
-  const Names* names;
-  int32_t heads, dim;
-  const void* weight;
+// And where it is read and written.
+struct Source : Tensor {
+  bool cached;
   Rows read, written;
   const char* written_name;
-  bool cached;
+  int64_t written_row;  // bytes
 };
 
 // Memory that is read beside the tensors.
@@ -86,8 +47,8 @@ struct Extent {
 };
 
 rope_status read_quantize(const rope_apply_desc& d, const Source& s, Quantize* q) {
-  const rope_quantize& from = d.*s.names->quantize;
-  const char* name = s.names->quantize_name;
+  const rope_quantize& from = *s.quantize;
+  const char* name = s.names->quantize;
   ROPE_TRY(check_range(name, from.out_dtype, ROPE_OUT_SAME, ROPE_OUT_INT8));
   if (from.out_dtype == ROPE_OUT_SAME) {
     if (from.scale_kind || from.scale != 0 || from.scales)
@@ -123,8 +84,8 @@ rope_status check_apart(const char* written_name, const Rows& written, const Ext
 }
 
 rope_status read_cache_rows(const rope_apply_desc& d, Source& s, int64_t element_bytes, PipelineOperand* o) {
-  const rope_cache_tensor& c = d.cache.*s.names->cache;
-  ROPE_TRY(require_pointer(d.backend, s.names->cache_name, c.data, element_bytes, "with a cache"));
+  const rope_cache_tensor& c = *s.cache;
+  ROPE_TRY(require_pointer(d.backend, s.names->cache, c.data, element_bytes, "with a cache"));
   const struct {
     const char* what;
     int64_t stride, count;
@@ -133,7 +94,7 @@ rope_status read_cache_rows(const rope_apply_desc& d, Source& s, int64_t element
               {"head", c.head_stride, s.heads}};
   for (const auto& dim : dims)
     if (dim.count > 1 && (dim.stride < s.dim || dim.stride > INT64_MAX / 64 / dim.count))
-      return fail(ROPE_ERR_INVALID_ARG, "%s.%s_stride: %lld, must be at least a row, %d elements", s.names->cache_name,
+      return fail(ROPE_ERR_INVALID_ARG, "%s.%s_stride: %lld, must be at least a row, %d elements", s.names->cache,
                   dim.what, static_cast<long long>(dim.stride), s.dim);
   o->out = static_cast<char*>(c.data);
   o->out_page_stride = c.page_stride * element_bytes;
@@ -143,8 +104,9 @@ rope_status read_cache_rows(const rope_apply_desc& d, Source& s, int64_t element
   int64_t end = s.dim;
   for (const auto& dim : dims) end += (dim.count - 1) * (dim.count > 1 ? dim.stride : 0);
   s.cached = true;
-  s.written_name = s.names->cache_name;
+  s.written_name = s.names->cache;
   s.written = {o->out, 1, 1, 0, 0, end * element_bytes};
+  s.written_row = s.dim * element_bytes;
   return ROPE_OK;
 }
 
@@ -153,24 +115,24 @@ rope_status read_output(const rope_apply_desc& d, Source& s, bool quantised, int
                         PipelineOperand* o) {
   const Rows& in = s.read;
   Rows& out = s.written;
-  if ((d.*s.names->out).data) {
-    ROPE_TRY(read_rows(s.names->out_name, d.*s.names->out, d.num_tokens, s.heads, s.dim, element_bytes, &out));
-    ROPE_TRY(check_device_pointer(d.backend, s.names->out_name, (d.*s.names->out).data));
-  } else if (quantised || !s.names->rotated) {
-    return fail(ROPE_ERR_INVALID_ARG, "%s: NULL, required %s", s.names->out_name,
+  if (s.out->data) {
+    ROPE_TRY(read_rows(s.names->out, *s.out, d.num_tokens, s.heads, s.dim, element_bytes, &out));
+    ROPE_TRY(check_device_pointer(d.backend, s.names->out, s.out->data));
+  } else if (quantised || !s.rotated) {
+    return fail(ROPE_ERR_INVALID_ARG, "%s: NULL, required %s", s.names->out,
                 quantised ? "where the output is quantised" : "for a tensor that is not rotated, without a cache");
   } else {
     out = in;
   }
   const bool in_place = !quantised && same_rows(in, out);
-  s.written_name = in_place ? s.names->name : s.names->out_name;
+  s.written_name = in_place ? s.names->in : s.names->out;
   if (!rows_are_distinct(out))
     return fail(ROPE_ERR_INVALID_ARG,
                 "%s: strides overlap (token %lld, head %lld, row %lld bytes), every row that is written must be its "
                 "own memory",
                 s.written_name, static_cast<long long>(out.token_stride), static_cast<long long>(out.head_stride),
                 static_cast<long long>(out.row));
-  if (!in_place) ROPE_TRY(check_apart(s.names->out_name, out, s.names->name, in));
+  if (!in_place) ROPE_TRY(check_apart(s.names->out, out, s.names->in, in));
   o->out = const_cast<char*>(out.data);
   o->out_token_stride = out.token_stride;
   o->out_head_stride = out.head_stride;
@@ -181,13 +143,13 @@ rope_status read_output(const rope_apply_desc& d, Source& s, bool quantised, int
 rope_status read_operand(const rope_apply_desc& d, Source& s, PipelineOperand* o) {
   const bool in_cache = d.flags & ROPE_FLAG_IN_CACHE;
   const int64_t bytes = dtype_bytes(d.dtype);
-  ROPE_TRY(check_range(s.names->heads_name, s.heads, 1, ROPE_MAX_HEADS));
-  ROPE_TRY(check_range(s.names->dim_name, s.dim, 1, s.names->rotated ? ROPE_MAX_HEAD_DIM : ROPE_MAX_FUSED_HEAD_DIM));
+  ROPE_TRY(check_range(s.names->heads, s.heads, 1, ROPE_MAX_HEADS));
+  ROPE_TRY(check_range(s.names->dim, s.dim, 1, s.rotated ? ROPE_MAX_HEAD_DIM : ROPE_MAX_FUSED_HEAD_DIM));
   if (in_cache) {
     s.read = {};
   } else {
-    ROPE_TRY(read_rows(s.names->name, d.*s.names->in, d.num_tokens, s.heads, s.dim, bytes, &s.read));
-    ROPE_TRY(check_device_pointer(d.backend, s.names->name, (d.*s.names->in).data));
+    ROPE_TRY(read_rows(s.names->in, *s.in, d.num_tokens, s.heads, s.dim, bytes, &s.read));
+    ROPE_TRY(check_device_pointer(d.backend, s.names->in, s.in->data));
   }
   ROPE_TRY(read_quantize(d, s, &o->quantize));
   o->in = s.read.data;
@@ -196,16 +158,16 @@ rope_status read_operand(const rope_apply_desc& d, Source& s, PipelineOperand* o
   o->weight = s.weight;
   o->heads = s.heads;
   o->dim = s.dim;
-  o->rotated = s.names->rotated;
-  o->xpos_sign = int8_t(d.xpos.scale_base != 0 ? s.names->xpos_sign : 0);
+  o->rotated = s.rotated;
+  o->xpos_sign = int8_t(d.xpos.scale_base != 0 ? s.xpos_sign : 0);
   o->whole = true;
   const int64_t out_bytes = stored_bytes(o->quantize.type, bytes, 1);
-  if (!s.names->cache || d.cache.kind == ROPE_CACHE_NONE)
+  if (!s.cache || d.cache.kind == ROPE_CACHE_NONE)
     return read_output(d, s, o->quantize.type != OutType::kSame, out_bytes, o);
-  if ((d.*s.names->out).data)
-    return fail(ROPE_ERR_INVALID_ARG, "%s: not allowed with a cache, which takes %s", s.names->out_name, s.names->name);
+  if (s.out->data)
+    return fail(ROPE_ERR_INVALID_ARG, "%s: not allowed with a cache, which takes %s", s.names->out, s.names->in);
   ROPE_TRY(read_cache_rows(d, s, out_bytes, o));
-  if (!in_cache) return check_apart(s.names->cache_name, s.written, s.names->name, s.read);
+  if (!in_cache) return check_apart(s.names->cache, s.written, s.names->in, s.read);
   o->whole = o->quantize.kind == ScaleKind::kDynamic;
   s.read = s.written;
   return ROPE_OK;
@@ -218,11 +180,11 @@ rope_status check_sources_apart(const Source& x, const Source& y) {
     ROPE_TRY(check_apart(y.written_name, y.written, x.written_name, x.written));
   } else {
     const int64_t delta = y.written.data - x.written.data;
-    if (delta < 0 ? -delta < y.dim : delta < x.dim)
+    if (delta < 0 ? -delta < y.written_row : delta < x.written_row)
       return fail(ROPE_ERR_INVALID_ARG, "%s: overlaps %s", y.written_name, x.written_name);
   }
-  if (!same_rows(x.written, x.read)) ROPE_TRY(check_apart(x.written_name, x.written, y.names->name, y.read));
-  if (!same_rows(y.written, y.read)) ROPE_TRY(check_apart(y.written_name, y.written, x.names->name, x.read));
+  if (!same_rows(x.written, x.read)) ROPE_TRY(check_apart(x.written_name, x.written, y.names->in, y.read));
+  if (!same_rows(y.written, y.read)) ROPE_TRY(check_apart(y.written_name, y.written, x.names->in, x.read));
   return ROPE_OK;
 }
 
@@ -282,14 +244,14 @@ class Inputs {
 
 // The scales of `of` are apart from what `s` writes and, where they are computed, from what it reads.
 rope_status check_scales_apart(const rope_apply_desc& d, const Source& of, const Source& s) {
-  const rope_quantize& q = d.*of.names->quantize;
+  const rope_quantize& q = *of.quantize;
   if (!q.scales) return ROPE_OK;
   const int64_t rows = of.cached ? d.cache.num_pages * d.cache.page_size : d.num_tokens;
   const int64_t computed = std::min(rows, INT64_MAX / 4 / of.heads) * of.heads;
   const int64_t counts[] = {0, 1, of.heads, d.num_tokens, computed};  // by scale_kind
-  const Extent scales{of.names->quantize_name, q.scales, counts[q.scale_kind] * 4};
+  const Extent scales{of.names->quantize, q.scales, counts[q.scale_kind] * 4};
   ROPE_TRY(check_apart(s.written_name, s.written, scales));
-  return q.scale_kind == ROPE_SCALE_DYNAMIC ? check_apart(s.names->name, s.read, scales) : ROPE_OK;
+  return q.scale_kind == ROPE_SCALE_DYNAMIC ? check_apart(s.names->in, s.read, scales) : ROPE_OK;
 }
 
 // A call that rotates keys in a cache has them and nothing else to work on.
@@ -320,10 +282,10 @@ rope_status check_in_cache(const rope_apply_desc& d) {
 // What a pipeline asks beyond a rotation of q and k.
 rope_status check_fused(const rope_apply_desc& d, const PipelineParams& p, const Source& s) {
   if (s.dim > ROPE_MAX_FUSED_HEAD_DIM)
-    return fail(ROPE_ERR_UNSUPPORTED, "%s: %d, must be at most %d with stages around the rotation", s.names->dim_name,
-                s.dim, ROPE_MAX_FUSED_HEAD_DIM);
+    return fail(ROPE_ERR_UNSUPPORTED, "%s: %d, must be at most %d with stages around the rotation", s.names->dim, s.dim,
+                ROPE_MAX_FUSED_HEAD_DIM);
   if (s.weight && p.norm.across_heads && s.heads > kMaxNormHeads)
-    return fail(ROPE_ERR_UNSUPPORTED, "norm.across_heads: %d heads of %s, at most %d", s.heads, s.names->name,
+    return fail(ROPE_ERR_UNSUPPORTED, "norm.across_heads: %d heads of %s, at most %d", s.heads, s.names->in,
                 kMaxNormHeads);
   if (d.q_nope.data && d.q_quantize.scale_kind == ROPE_SCALE_DYNAMIC)
     return fail(ROPE_ERR_UNSUPPORTED, "q_nope: not with a dynamic scale, which q_quantize has one of for each head");
@@ -341,26 +303,22 @@ rope_status read_tensors(const rope_apply_desc& d, PipelineParams* p) {
   if (in_cache) ROPE_TRY(check_in_cache(d));
   const int32_t v_heads = d.num_v_heads ? d.num_v_heads : d.num_k_heads,
                 v_dim = d.v_head_dim ? d.v_head_dim : d.head_dim;
-  const struct {
-    const Names& names;
-    int32_t heads, dim;
-    const void* weight;
-  } tensors[] = {{kQ, d.num_q_heads, d.head_dim, d.norm.q_weight},
-                 {kK, d.num_k_heads, d.head_dim, d.norm.k_weight},
-                 {kV, v_heads, v_dim, nullptr},
-                 {kQNope, d.num_q_heads, d.q_nope_dim, nullptr}};
+  const Tensor tensors[] =
+      {{&kQ, &d.q, &d.q_out, &d.q_quantize, nullptr, d.num_q_heads, d.head_dim, d.norm.q_weight, true, 1},
+       {&kK, &d.k, &d.k_out, &d.k_quantize, &d.cache.k, d.num_k_heads, d.head_dim, d.norm.k_weight, true, -1},
+       {&kV, &d.v, &d.v_out, &d.v_quantize, &d.cache.v, v_heads, v_dim, nullptr, false, 0},
+       {&kQNope, &d.q_nope, &d.q_nope_out, &d.q_quantize, nullptr, d.num_q_heads, d.q_nope_dim, nullptr, false, 0}};
   Source sources[kMaxOperands];  // those that are there
-  for (const auto& [names, heads, dim, weight] : tensors) {
-    if (!(d.*names.in).data && !(in_cache && &names == &kK)) {
-      if ((d.*names.out).data) return fail(ROPE_ERR_INVALID_ARG, "%s: given without %s", names.out_name, names.name);
-      if (weight) return fail(ROPE_ERR_INVALID_ARG, "norm.%s_weight: given without %s", names.name, names.name);
+  for (const Tensor& tensor : tensors) {
+    if (!tensor.in->data && !(in_cache && tensor.names == &kK)) {
+      if (tensor.out->data)
+        return fail(ROPE_ERR_INVALID_ARG, "%s: given without %s", tensor.names->out, tensor.names->in);
+      if (tensor.weight)
+        return fail(ROPE_ERR_INVALID_ARG, "norm.%s_weight: given without %s", tensor.names->in, tensor.names->in);
       continue;
     }
     Source& s = sources[p->num_operands];
-    s.names = &names;
-    s.heads = heads;
-    s.dim = dim;
-    s.weight = weight;
+    static_cast<Tensor&>(s) = tensor;
     s.cached = false;
     PipelineOperand* o = &p->operands[p->num_operands++];
     ROPE_TRY(read_operand(d, s, o));
