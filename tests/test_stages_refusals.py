@@ -182,8 +182,8 @@ CALLS = rows(
     ("k_cache is q", CACHE, lambda p: appended(p) | {"k_cache": p.q}, V, "cache.k: overlaps q in memory"),
     ("v_cache is k_cache", CACHE, lambda p: appended(p) | {"v": p.v, "v_cache": p.k_cache}, V,
      "cache.v: overlaps cache.k"),
-    ("v_cache from the middle of k's row", CACHE, lambda p: appended(p) | {"v": p.v, "v_cache": p.k_cache + 4 * DIM // 2},
-     V, "cache.v: overlaps cache.k"),
+    ("v_cache in k's rows", CACHE, lambda p: appended(p) | {"v": p.v, "v_cache": p.k_cache + 4 * (DIM // 2)}, V,
+     "cache.v: overlaps cache.k"),
     ("v_cache is q_out", CACHE, lambda p: appended(p) | {"v": p.v, "q_out": p.q_out, "v_cache": p.q_out}, V,
      "cache.v: overlaps q_out in memory"),
     # what is read beside the tensors, and scales that are computed
