@@ -1,0 +1,225 @@
+"""Write pyrope/hf_models.json: what transformers' classes know that a model's config.json may leave out.
+
+Every model type of an installed transformers whose configuration has something to do with rotation is built at a small
+size and run; what is written is what it did, and what its configuration class makes of what it is given.
+
+    pip install torch transformers
+    python tests/data/make_hf_models.py
+"""
+
+import json
+import sys
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import hf_probe
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+
+OUT = Path(__file__).parents[2] / "pyrope" / "hf_models.json"
+# Keys that size the heads, and keys that say whether and how they are rotated.
+KEYS = """
+    attention_k_eq_v head_dim hidden_size kv_lora_rank max_position_embeddings mla_use_nope multi_query
+    new_decoder_architecture no_rope_layer_interval num_attention_heads num_hidden_layers num_key_value_heads
+    num_kv_heads original_max_position_embeddings position_embedding_type qk_nope_head_dim qk_rope_head_dim rope_interleave
+    rotary_dim rotary_value sliding_window use_mem_rope
+""".split()
+THETA = "rope_theta rope_local_base_freq rotary_emb_base global_rope_theta local_rope_theta swa_rope_theta theta".split()
+PARTIAL = "partial_rotary_factor rotary_pct".split()
+TWO_DIMENSIONS = {
+    "dinov3_vit",
+    "efficientloftr",
+    "eomt_dinov3",
+    "llama4_vision_model",
+    "sapiens2",
+}
+ROPE = ("rope", "rotary", "position_embedding_type")
+
+
+def rotates(cls):
+    return any(key.startswith(("rope_", "rotary_", "qk_rope")) or key.endswith("_rope") for key in cls().to_dict())
+
+
+def parameters_of(config):
+    """{layer type, or "" for all: rope_parameters}."""
+    values = getattr(config, "rope_parameters", None)
+    if values is None:
+        theta = getattr(config, "rope_theta", None) or getattr(config, "rotary_embedding_base", None)
+        values = {"rope_theta": theta} if theta else {}
+    if any(isinstance(value, dict) for value in values.values()):
+        return {key: dict(value) for key, value in values.items() if isinstance(value, dict)}
+    return {"": dict(values)}
+
+
+def attempt(cls, **values):
+    """None: the class does not take them."""
+    try:
+        return cls(**values)
+    except Exception:
+        return None
+
+
+def constants(cls):
+    """Values that do not depend on the size of the model."""
+    base = cls()
+    names = {key for key in ("hidden_size", "num_attention_heads") if isinstance(getattr(base, key, None), int)}
+    other = attempt(cls, **{key: 4 * getattr(base, key) for key in ["hidden_size"] if key in names})
+    third = attempt(cls, **{key: 2 * getattr(base, key) for key in ["num_attention_heads"] if key in names})
+    found = {}
+    for key in KEYS:
+        value = read(base, key)
+        if value is None or value is False:
+            continue
+        same = all(config is None or read(config, key) == value for config in (other, third))
+        if key in names or same:
+            found[key] = value
+    return found
+
+
+def read(config, key):
+    try:
+        return getattr(config, key, None)
+    except Exception:  # of layers that differ
+        return None
+
+
+def names_of(cls):
+    """{what config.json calls it: the usual name}."""
+    found = {}
+    for usual, own in (cls.attribute_map or {}).items():
+        if usual in KEYS:
+            found[own] = usual
+        elif own in KEYS:
+            found[usual] = own
+    return dict(sorted(found.items()))
+
+
+def keyed(cls, keys, part, layer_type, **given):
+    """Which of the keys sets a part of the parameters, outside of them."""
+    for key in keys:
+        config = attempt(cls, **given, **{key: 0.375})
+        values = parameters_of(config) if config else {}
+        if values.get(layer_type, {}).get(part) == 0.375:
+            return key
+    return None
+
+
+def layer_entry(cls, layer_type, default):
+    """What the parameters of a type of layers are where config.json does not say."""
+    linear = {"rope_type": "linear", "factor": 3.0}
+    scaled = attempt(cls, rope_scaling=dict(linear))
+    flat = (parameters_of(scaled).get(layer_type) or {}) if scaled else {}
+    theta, partial = flat.get("rope_theta", default.get("rope_theta")), flat.get("partial_rotary_factor")
+    simple = {"rope_type": "default", "rope_theta": theta} | ({"partial_rotary_factor": partial} if partial else {})
+    default = {"rope_type": default.get("rope_type") or default.get("type") or "default"} | {
+        key: value for key, value in default.items() if key not in ("rope_type", "type", "max_position_embeddings")
+    }
+    entry = {"rope_theta": theta}
+    if partial:
+        entry["partial_rotary_factor"] = partial
+    if default != simple and default.get("rope_theta"):
+        entry["rope_parameters"] = default
+    theta_key = keyed(cls, THETA, "rope_theta", layer_type) or keyed(cls, THETA, "rope_theta", layer_type, rope_scaling=linear)
+    if theta_key != "rope_theta":
+        entry["theta_key"] = theta_key
+    partial_key = keyed(cls, PARTIAL, "partial_rotary_factor", layer_type)
+    if partial_key and partial_key != "partial_rotary_factor":
+        entry["partial_key"] = partial_key
+    if flat.get("rope_type") != "linear":
+        entry["unscaled"] = True
+    return entry
+
+
+def partial_is_read(model_type, layers):
+    """Whether partial_rotary_factor makes a difference to what is turned."""
+    config = hf_probe.small(model_type)
+    if not getattr(config, "rope_parameters", None):
+        return False
+    nested = [value for value in config.rope_parameters.values() if isinstance(value, dict)] or [config.rope_parameters]
+    for values in nested:
+        values["partial_rotary_factor"] = values.get("partial_rotary_factor", 1.0) / 2
+    try:
+        found, _ = hf_probe.layers(config)
+    except Exception:
+        return False
+    return any(len(found[i].pairs) < len(layers[i].pairs) for i in found if i in layers)
+
+
+def layout(layer):
+    first, second, angle = layer.pairs[0]
+    if second - first == 1 and len(layer.pairs) > 1:
+        return "gptj"
+    if second - first == len(layer.pairs) or layer.dim // 2 == second - first:
+        return "neox"
+    raise ValueError(f"pairs {layer.pairs[:2]}")
+
+
+def entry(model_type):
+    cls = CONFIG_MAPPING[model_type]
+    config = hf_probe.small(model_type)
+    layers, error = hf_probe.layers(config)
+    turned = {i: layer for i, layer in layers.items() if layer.pairs}
+    if not turned:
+        return {"refused": "no layer of it is rotated"}, error
+    kinds = {(layout(layer), layer.pairs[0][2] < 0) for layer in turned.values()}
+    if len(kinds) > 1:
+        return {"refused": "its layers do not pair alike"}, error
+    (pairing, backward), = kinds
+    made = {"layout": pairing}
+    if backward:
+        made["backward"] = True
+    defaults = constants(cls)
+    if defaults:
+        made["defaults"] = defaults
+    if names_of(cls):
+        made["names"] = names_of(cls)
+    if partial_is_read(model_type, layers):
+        made["partial"] = True
+    types = list(getattr(config, "layer_types", None) or [])
+    numbered = {i for i in turned if isinstance(i, int) and 0 <= i < len(types)}
+    rotated = {types[i] for i in numbered}
+    default = parameters_of(cls())
+    if types and not error and numbered:
+        own = {name: None for name in sorted(set(types) - rotated)}
+    else:
+        own = {}
+    entries = {name: layer_entry(cls, name, values) for name, values in default.items()}
+    if "" in entries:
+        made["layers"] = {name: entries[""] for name in sorted(rotated)} or {"": entries[""]}
+    else:
+        made["layers"] = {name: entries[name] for name in sorted(entries)}
+    made["layers"] |= own
+    return made, error
+
+
+def main():
+    warnings.filterwarnings("ignore")
+    models, failed = {}, {}
+    for model_type in sys.argv[1:] or sorted(CONFIG_MAPPING_NAMES):
+        try:
+            cls = CONFIG_MAPPING[model_type]
+            if not rotates(cls):
+                continue
+            if getattr(cls, "default_rope_type", "") == "axial" or model_type in TWO_DIMENSIONS:
+                models[model_type] = {"refused": "its tokens have two or three positions each"}
+                continue
+            models[model_type], error = entry(model_type)
+            if error:
+                print("error", model_type, repr(error)[:100])
+        except Exception as error:
+            failed[model_type] = f"{type(error).__name__}: {str(error)[:150]}"
+    for name, text in failed.items():
+        print("failed", name, text.replace("\n", " "))
+    head = {"transformers": version("transformers"), "torch": version("torch").partition("+")[0]}
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(models[name])}" for name in sorted(models))
+    text = f'{json.dumps(head)[:-1]}, "models": {{\n{lines}\n}}}}\n'
+    if not sys.argv[1:]:
+        OUT.write_text(text, encoding="utf-8")
+    else:
+        print(text)
+    print(len(models), "models", len(failed), "failed", len(text))
+
+
+if __name__ == "__main__":
+    main()
