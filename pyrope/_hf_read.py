@@ -1,5 +1,6 @@
 """Entries of a configuration, read by name and refused by name; and what a scaling is made of."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -104,12 +105,21 @@ def _dynamic(source: Source) -> Made:
     return DynamicNTK(source.parameters.number("factor"), source.longest, source.seq_len), None
 
 
+def _qwen(source: Source) -> Made:
+    """Qwen-7B's: factors 1, 3, 7, ... where a context is up to 1, 2, 4, ... times as long as those of the training."""
+    trained = source.config.integer("seq_length")
+    doublings = math.ceil(math.log2(max(source.seq_len or trained, trained) / trained) + 1)
+    return NTK(float(2**doublings - 1)), None
+
+
 def _xdrope(source: Source) -> Made:
     return NTK(source.parameters.number("alpha")), None
 
 
 def _ntk(source: Source) -> Made:
-    """Pair i of n divided by factor^(((i + 1) / n)^mixed_b) (kexue.fm/archives/9706); the base times factor is b = 1."""
+    """Pair i of n divided by factor^(((i + 1) / n)^mixed_b), which for 1 is the base times factor, and a divisor
+    (kexue.fm/archives/9706).
+    """
     p, pairs = source.parameters, int(source.head_dim * source.partial) // 2
     factor, power = p.number("factor"), p.number("mixed_b", default=1.0)
     return PairFactors(factor ** (((i + 1) / pairs) ** power) for i in range(pairs)), None
@@ -161,6 +171,7 @@ SCALINGS: dict[str, Callable[[Source], Made]] = {
     "llama3": _llama3,
     "proportional": _proportional,
     "ntk": _ntk,
+    "qwen_ntk": _qwen,
     "xdrope": _xdrope,
     "mrope": _default,  # Qwen2-VL's old name: the sections say which position a pair takes, not its frequency
     "su": _longrope,  # Phi-3's old name

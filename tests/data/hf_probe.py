@@ -106,7 +106,8 @@ def small(model_type, **changes):
     if "kv_lora_rank" in known:
         values["num_key_value_heads"] = SMALL["num_attention_heads"]
     for key in known:
-        value = getattr(base, key, None) if "expert" in key and key.startswith(("num_", "n_", "moe_num")) else None
+        counts = "expert" in key and key.startswith(("num_", "n_", "moe_num"))
+        value = getattr(base, key, None) if counts and not base.is_heterogeneous else None
         if type(value) is int:
             values[key] = min(value, 4, values.get(key, 4))
     values |= ONLY.get(model_type, {}) | changes
@@ -157,7 +158,9 @@ def recorded(module, calls):
 
 def rotation(f, args, kwargs):
     bound = inspect.signature(f).bind(*args, **kwargs).arguments
-    names = [n for n in bound if n in ("q", "k", "x", "xq", "xk", "tensor", "query", "key", "query_states", "key_states")]
+    names = [
+        n for n in bound if n in ("q", "k", "x", "xq", "xk", "tensor", "query", "key", "query_states", "key_states")
+    ]
     if not names:
         raise ValueError(f"{f.__name__}{tuple(bound)}: which is q?")
     x = bound[names[0]]
@@ -249,3 +252,35 @@ def layers_of_model(config):
         if "Indexer" not in type(owner).__name__:
             found.setdefault(getattr(owner, "layer_idx", None), rotation(f, args, kwargs))
     return found, error
+
+
+def sections(config):
+    """M-RoPE: which of a token's positions each pair turns by; None if a token has one."""
+    try:
+        model = built(config)
+    except Exception:
+        return None
+    modules = [m for name, m in model.named_modules() if type(m).__name__.endswith("RotaryEmbedding")]
+    modules = [m for m in modules if "Vision" not in type(m).__name__ and hasattr(m, "mrope_section")]
+    if not modules:
+        return None
+    rotary, sizes = modules[0], modules[0].mrope_section
+    if not isinstance(sizes, (list, tuple)):
+        return {"refused": "they differ by type of layer"}
+    x, ones = torch.zeros(1, 1, config.hidden_size), torch.ones(len(sizes), 1, 1, dtype=torch.long)
+    whole = rotary(x, ones)[1].flatten()
+    half = len(whole) // 2
+    one_each = slice(None, half) if torch.equal(whole[:half], whole[half:]) else slice(None, None, 2)
+    turns = []
+    for stream in range(len(sizes)):
+        positions = torch.zeros_like(ones)
+        positions[stream] = 1
+        turns.append(rotary(x, positions)[1].flatten()[one_each] != 0)
+    by = torch.stack(turns).int().argmax(0).tolist()
+    made = {"default": list(sizes)}
+    if by == [stream for stream, size in enumerate(sizes) for _ in range(size)]:
+        return made
+    count = len(sizes)
+    if by == [i % count if i < count * sizes[i % count] else 0 for i in range(sum(sizes))]:
+        return made | {"interleaved": True}
+    return {"refused": "the order of this model's pairs is not one that pyrope has"}

@@ -19,14 +19,63 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_M
 
 OUT = Path(__file__).parents[2] / "pyrope" / "hf_models.json"
 # Keys that size the heads, and keys that say whether and how they are rotated.
-KEYS = """
-    attention_k_eq_v head_dim hidden_size kv_lora_rank max_position_embeddings mla_use_nope multi_query
-    new_decoder_architecture no_rope_layer_interval num_attention_heads num_hidden_layers num_key_value_heads
-    num_kv_heads original_max_position_embeddings position_embedding_type qk_nope_head_dim qk_rope_head_dim rope_interleave
-    rotary_dim rotary_value sliding_window use_mem_rope
-""".split()
-THETA = "rope_theta rope_local_base_freq rotary_emb_base global_rope_theta local_rope_theta swa_rope_theta theta".split()
-PARTIAL = "partial_rotary_factor rotary_pct".split()
+KEYS = (
+    "attention_k_eq_v",
+    "head_dim",
+    "hidden_size",
+    "kv_lora_rank",
+    "max_position_embeddings",
+    "mla_use_nope",
+    "multi_query",
+    "new_decoder_architecture",
+    "no_rope_layer_interval",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "num_kv_heads",
+    "original_max_position_embeddings",
+    "position_embedding_type",
+    "qk_rope_head_dim",
+    "rope_interleave",
+    "rotary_dim",
+    "sliding_window",
+    "use_mem_rope",
+)
+# Keys outside of rope_parameters that say something which belongs there.
+THETA = (
+    "rope_theta",
+    "rope_local_base_freq",
+    "rotary_emb_base",
+    "global_rope_theta",
+    "local_rope_theta",
+    "swa_rope_theta",
+    "theta",
+)
+PARTIAL = ("partial_rotary_factor", "rotary_pct")
+# Keys for the heads of one type of layers.
+OWN = {
+    "head_dim": ("global_head_dim", "swa_head_dim"),
+    "num_attention_heads": ("swa_num_attention_heads", "num_sliding_attention_heads"),
+    "num_key_value_heads": ("num_global_key_value_heads", "swa_num_key_value_heads"),
+    "qk_rope_head_dim": ("swa_qk_rope_head_dim",),
+}
+# Where transformers does otherwise than the model's publisher.
+PUBLISHER = {
+    # rope_theta is that of all layers; transformers takes its default for those of sliding attention.
+    "olmo3": {"layers": {"sliding_attention": {"theta_key": "rope_theta"}}},
+    # transformers has no other heads for these layers.
+    "mimo_v2_flash": {
+        "layers": {
+            "sliding_attention": {
+                "own": {
+                    "head_dim": ["swa_head_dim", None],
+                    "num_attention_heads": ["swa_num_attention_heads", None],
+                    "num_key_value_heads": ["swa_num_key_value_heads", None],
+                }
+            }
+        }
+    },
+}
 TWO_DIMENSIONS = {
     "dinov3_vit",
     "efficientloftr",
@@ -34,7 +83,6 @@ TWO_DIMENSIONS = {
     "llama4_vision_model",
     "sapiens2",
 }
-ROPE = ("rope", "rotary", "position_embedding_type")
 
 
 def rotates(cls):
@@ -60,16 +108,23 @@ def attempt(cls, **values):
         return None
 
 
+def attempt_small(model_type, **changes):
+    try:
+        return hf_probe.small(model_type, **changes)
+    except Exception:
+        return None
+
+
 def constants(cls):
     """Values that do not depend on the size of the model."""
     base = cls()
-    names = {key for key in ("hidden_size", "num_attention_heads") if isinstance(getattr(base, key, None), int)}
-    other = attempt(cls, **{key: 4 * getattr(base, key) for key in ["hidden_size"] if key in names})
-    third = attempt(cls, **{key: 2 * getattr(base, key) for key in ["num_attention_heads"] if key in names})
+    names = {key for key in ("hidden_size", "num_attention_heads") if isinstance(read(base, key), int)}
+    other = attempt(cls, **{key: 4 * read(base, key) for key in ["hidden_size"] if key in names})
+    third = attempt(cls, **{key: 2 * read(base, key) for key in ["num_attention_heads"] if key in names})
     found = {}
     for key in KEYS:
         value = read(base, key)
-        if value is None or value is False:
+        if value is None or (value is False and key != "attention_k_eq_v"):
             continue
         same = all(config is None or read(config, key) == value for config in (other, third))
         if key in names or same:
@@ -80,8 +135,8 @@ def constants(cls):
 def read(config, key):
     try:
         return getattr(config, key, None)
-    except Exception:  # of layers that differ
-        return None
+    except Exception:  # a value of layers that differ
+        return config._getattr_without_heterogeneous_validation(key, None)
 
 
 def names_of(cls):
@@ -120,15 +175,41 @@ def layer_entry(cls, layer_type, default):
         entry["partial_rotary_factor"] = partial
     if default != simple and default.get("rope_theta"):
         entry["rope_parameters"] = default
-    theta_key = keyed(cls, THETA, "rope_theta", layer_type) or keyed(cls, THETA, "rope_theta", layer_type, rope_scaling=linear)
+    theta_key = keyed(cls, THETA, "rope_theta", layer_type) or keyed(
+        cls, THETA, "rope_theta", layer_type, rope_scaling=linear
+    )
     if theta_key != "rope_theta":
         entry["theta_key"] = theta_key
     partial_key = keyed(cls, PARTIAL, "partial_rotary_factor", layer_type)
     if partial_key and partial_key != "partial_rotary_factor":
         entry["partial_key"] = partial_key
-    if flat.get("rope_type") != "linear":
+    if scaled and flat.get("rope_type") != "linear":
         entry["unscaled"] = True
+    if layer_type:
+        entry |= own_heads(cls, layer_type)
     return entry
+
+
+def own_heads(cls, layer_type):
+    """{"own": {key: [its name for these layers, its value where that is missing]}}"""
+    base, found = cls(), {}
+    for key, names in OWN.items():
+        for name in names:
+            if hasattr(base, name) and ("sliding" in layer_type) == ("swa" in name or "sliding" in name):
+                found[key] = [name, read(base, name)]
+            elif of_layers(attempt(cls, attention_k_eq_v=True, **{name: 6}), layer_type, key) == 6:
+                found[key] = [name, of_layers(base, layer_type, key)]
+    return {"own": found} if found else {}
+
+
+def of_layers(config, layer_type, key):
+    """The value that layers of a type have of their own."""
+    if config is None or not config.is_heterogeneous:
+        return None
+    try:
+        return getattr(config.per_layer_config[layer_type], key, None)
+    except Exception:
+        return None
 
 
 def partial_is_read(model_type, layers):
@@ -136,6 +217,9 @@ def partial_is_read(model_type, layers):
     config = hf_probe.small(model_type)
     if not getattr(config, "rope_parameters", None):
         return False
+    shares = {values.get("partial_rotary_factor", 1.0) for values in parameters_of(config).values()}
+    if any(share < 1 and layer.dim * share == 2 * len(layer.pairs) for share in shares for layer in layers.values()):
+        return True
     nested = [value for value in config.rope_parameters.values() if isinstance(value, dict)] or [config.rope_parameters]
     for values in nested:
         values["partial_rotary_factor"] = values.get("partial_rotary_factor", 1.0) / 2
@@ -147,12 +231,34 @@ def partial_is_read(model_type, layers):
 
 
 def layout(layer):
-    first, second, angle = layer.pairs[0]
+    first, second, _ = layer.pairs[0]
     if second - first == 1 and len(layer.pairs) > 1:
         return "gptj"
     if second - first == len(layer.pairs) or layer.dim // 2 == second - first:
         return "neox"
     raise ValueError(f"pairs {layer.pairs[:2]}")
+
+
+def types_of(model_type, config, layers, error):
+    """{layer type: whether its layers are rotated}, {} for a model without types."""
+    types = list(getattr(config, "layer_types", None) or [])
+    numbered = {i for i in layers if isinstance(i, int) and 0 <= i < len(types) and layers[i].pairs}
+    found = {types[i]: True for i in numbered}
+    if numbered and not error:
+        found = {name: name in found for name in types}
+    if numbered and set(types) <= {"full_attention", "sliding_attention"}:
+        for other in {"full_attention", "sliding_attention"} - set(types):  # the class has them, but not by default
+            try:
+                window = {"sliding_window": 4} | (
+                    {"use_sliding_window": True} if hasattr(config, "use_sliding_window") else {}
+                )
+                changed = hf_probe.small(model_type, layer_types=[other] * len(types), **window)
+                more, error = hf_probe.layers(changed)
+            except Exception:
+                continue
+            if not error and set(changed.layer_types) == {other}:
+                found[other] = bool(more)
+    return found
 
 
 def entry(model_type):
@@ -161,36 +267,55 @@ def entry(model_type):
     layers, error = hf_probe.layers(config)
     turned = {i: layer for i, layer in layers.items() if layer.pairs}
     if not turned:
-        return {"refused": "no layer of it is rotated"}, error
-    kinds = {(layout(layer), layer.pairs[0][2] < 0) for layer in turned.values()}
+        return {"refused": "transformers calls no function that rotates its q and k"}, error
+    kinds = {(layout(layer), layer.pairs[0][2] < 0, layer.pairs[0][0] > 0) for layer in turned.values()}
     if len(kinds) > 1:
         return {"refused": "its layers do not pair alike"}, error
-    (pairing, backward), = kinds
-    made = {"layout": pairing}
-    if backward:
-        made["backward"] = True
-    defaults = constants(cls)
-    if defaults:
+    ((pairing, backward, last),) = kinds
+    made = {"layout": pairing} | ({"backward": True} if backward else {}) | ({"last": True} if last else {})
+    if defaults := constants(cls):
         made["defaults"] = defaults
+        if "kv_lora_rank" in defaults:
+            defaults.pop("head_dim", None)
     if names_of(cls):
         made["names"] = names_of(cls)
     if partial_is_read(model_type, layers):
         made["partial"] = True
-    types = list(getattr(config, "layer_types", None) or [])
-    numbered = {i for i in turned if isinstance(i, int) and 0 <= i < len(types)}
-    rotated = {types[i] for i in numbered}
+    if sections := hf_probe.sections(config):
+        made["sections"] = sections
+    nope = [i + 1 for i, value in enumerate(getattr(cls(), "no_rope_layers", None) or []) if not value]
+    if nope and nope == list(range(nope[0], cls().num_hidden_layers + 1, nope[0])):
+        made["nope_every"] = nope[0]
+    types = types_of(model_type, config, layers, error)
+    if "full_attention" in types and not types["full_attention"] and "sliding_window" in defaults:
+        plain = attempt_small(model_type, sliding_window=None, layer_types=["full_attention"] * hf_probe.LAYERS)
+        if plain and len(hf_probe.layers(plain)[0]) == plain.num_hidden_layers:
+            made["rotated_without"] = "sliding_window"
     default = parameters_of(cls())
-    if types and not error and numbered:
-        own = {name: None for name in sorted(set(types) - rotated)}
-    else:
-        own = {}
     entries = {name: layer_entry(cls, name, values) for name, values in default.items()}
     if "" in entries:
-        made["layers"] = {name: entries[""] for name in sorted(rotated)} or {"": entries[""]}
-    else:
-        made["layers"] = {name: entries[name] for name in sorted(entries)}
-    made["layers"] |= own
+        flat = entries.pop("")
+        entries = {name: flat | own_heads(cls, name) for name, rotated in types.items() if rotated} or {"": flat}
+    made["layers"] = {name: entries[name] for name in sorted(entries)}
+    if not set(entries) & set(types) and "" not in entries:  # labels of their own
+        types = {}
+    made["layers"] |= {name: None for name, rotated in sorted(types.items()) if not rotated}
+    for name, values in PUBLISHER.get(model_type, {}).get("layers", {}).items():
+        made["layers"][name] |= values
     return made, error
+
+
+def parts():
+    """{model type of a model of several parts: that of its language model}."""
+    found = {}
+    for model_type in sorted(CONFIG_MAPPING_NAMES):
+        cls = CONFIG_MAPPING[model_type]
+        text = (getattr(cls, "sub_configs", None) or {}).get("text_config")
+        config = attempt(cls) if text else None
+        inside = getattr(getattr(config, "text_config", None), "model_type", None)
+        if inside and inside != model_type:
+            found[model_type] = inside
+    return found
 
 
 def main():
@@ -211,7 +336,8 @@ def main():
             failed[model_type] = f"{type(error).__name__}: {str(error)[:150]}"
     for name, text in failed.items():
         print("failed", name, text.replace("\n", " "))
-    head = {"transformers": version("transformers"), "torch": version("torch").partition("+")[0]}
+    inside = {key: value for key, value in parts().items() if value in models and key not in models}
+    head = {"transformers": version("transformers"), "torch": version("torch").partition("+")[0], "parts": inside}
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(models[name])}" for name in sorted(models))
     text = f'{json.dumps(head)[:-1]}, "models": {{\n{lines}\n}}}}\n'
     if not sys.argv[1:]:
