@@ -41,8 +41,10 @@ def layers_of(c: Section, entry: dict[str, Any], layer_type: str | int | None) -
         kinds = entry["layers"]
     numbers, names = _numbers(c, entry, layer_type)
     if numbers is None:
-        allowed = list(kinds) if list(kinds) != [""] else [layer_type or ""]
-        names = [name for name in allowed if layer_type in (None, name)]
+        if isinstance(layer_type, int):
+            layer_type = None  # they are all alike
+        names = list(kinds) if list(kinds) != [""] else [layer_type or ""]
+        names = [name for name in names if layer_type in (None, name)]
         found = [Layer(name, _rotates(kinds, name)) for name in names]
         if not found:
             raise _not_one_of(layer_type, [name for name in kinds if kinds[name] is not None])

@@ -334,7 +334,9 @@ def test_sections_of_part_of_a_head():
 
 
 def test_sections_that_cannot_be():
-    with pytest.raises(UnsupportedError, match=r"^sections: the order of this model's pairs is not one that pyrope has"):
+    with pytest.raises(
+        UnsupportedError, match=r"^sections: the order of this model's pairs is not one that pyrope has"
+    ):
         from_hf(D, "ernie4_5_vl_moe_text", cls=pyrope.FusedRope)
     assert from_hf(D, "ernie4_5_vl_moe_text").layout == "gptj"
 

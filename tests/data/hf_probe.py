@@ -86,6 +86,7 @@ ONLY = {
 class Layer(NamedTuple):
     """How one layer turns q and k."""
 
+    function: str
     q_heads: int
     k_heads: int
     dim: int  # of what the function is given: a head, or the part of it that turns
@@ -185,7 +186,9 @@ def rotation(f, args, kwargs):
         if others and i < others[0]:
             pairs.append((i, others[0], math.atan2(-one[i, others[0]], one[i, i])))
     turned = [i for pair in pairs for i in pair[:2]]
-    return Layer(heads[0], heads[-1], dim, tuple(pairs), float(magnitude[turned].mean()) ** 0.5 if turned else 1.0)
+    return Layer(
+        f.__name__, heads[0], heads[-1], dim, tuple(pairs), float(magnitude[turned].mean()) ** 0.5 if turned else 1.0
+    )
 
 
 def built(config):
@@ -200,23 +203,39 @@ def built(config):
     return cls(config).eval()
 
 
-def alone(config):
-    """The model's module for cos and sin, and its function that applies them, without the model around."""
+def rotary_of(config):
+    """The model's module for cos and sin, by itself."""
     package = type(config).__module__.rpartition(".")[0]
     module = importlib.import_module(f"{package}.modeling_{package.rpartition('.')[2]}")
     stem = type(config).__name__.removesuffix("Config")
     found = [
-        (-len(name[: len(stem)]) if name.startswith(stem.removesuffix("Text")) else 0, len(name), value)
+        (not name.startswith(stem), not name.startswith(stem.removesuffix("Text")), len(name), name)
         for name, value in vars(module).items()
         if name.endswith("RotaryEmbedding") and "Vision" not in name and value.__module__ == module.__name__
     ]
-    rotary = sorted(found, key=lambda row: row[:2])[0][2](config)
+    return module, getattr(module, min(found)[-1])(config)
+
+
+def heads_of(config, layer_type=None):
+    """Heads of q, rotated heads of k, elements of what is rotated or holds it."""
+    if config.is_heterogeneous:
+        config = config.per_layer_config[layer_type]
     heads = config.num_attention_heads
+    if getattr(config, "kv_lora_rank", None):
+        return heads, 1, config.qk_rope_head_dim
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    k_heads = getattr(config, "num_key_value_heads", None) or heads
-    q, k = (torch.zeros(1, count, TOKENS, dim) for count in (heads, k_heads))
-    cos, sin = rotary(q, torch.arange(TOKENS)[None])
-    return rotation(module.apply_rotary_pos_emb, (q, k, cos, sin), {})
+    return heads, getattr(config, "num_key_value_heads", None) or heads, dim
+
+
+def alone(config, layer_type=None, name="apply_rotary_pos_emb"):
+    """The Layer that the model's functions give, without the model around."""
+    module, rotary = rotary_of(config)
+    q_heads, k_heads, dim = heads_of(config, layer_type)
+    q, k = (torch.zeros(1, count, TOKENS, dim) for count in (q_heads, k_heads))
+    labelled = "layer_type" in inspect.signature(rotary.forward).parameters
+    with torch.no_grad():
+        made = rotary(q, torch.arange(TOKENS)[None], **({"layer_type": layer_type} if labelled else {}))
+        return rotation(getattr(module, name), (q, k, *(made if isinstance(made, tuple) else (made,))), {})
 
 
 def layers(config):
