@@ -64,6 +64,20 @@ def check_rotated(config: Values, model_type: str) -> None:
             raise UnsupportedError(f"{key}: {config[key]!r}, the layers of {model_type} are then not rotated")
 
 
+# What rope_parameters calls types of layers.
+_LABELS = {
+    "deepseek_v4": {
+        "sliding_attention": "main",
+        "compressed_sparse_attention": "compress",
+        "heavily_compressed_attention": "compress",
+    }
+}
+
+
+def label(model_type: str, layer_type: Any) -> Any:
+    return _LABELS.get(model_type, {}).get(layer_type, layer_type)
+
+
 def usual(model_type: str, config: Values) -> Values:
     form = _FORMS.get(model_type)
     return form(dict(config)) if form else config
@@ -94,7 +108,7 @@ def _deepseek_v4(config: Values) -> Values:
         config["layer_types"] = [names.get(ratio, f"compress_ratios {ratio}") for ratio in ratios]
     types = config.get("layer_types")
     if isinstance(types, (list, tuple)):
-        config["layer_types"] = ["main" if name in ("main", "sliding_attention") else "compress" for name in types]
+        config["layer_types"] = [label("deepseek_v4", name) for name in types]
     given = config.get("rope_parameters") or config.pop("rope_scaling", None) or {}
     if isinstance(given, Mapping) and "main" not in given:
         compress = {"rope_type": given.get("type", "default"), **given}
@@ -131,6 +145,8 @@ def _nemotron_nas(config: Values) -> Values:
     """Each block says how many heads of q share one of k."""
     blocks = config.get("block_configs")
     if blocks is None:
+        if config.get("num_key_value_heads") is None:
+            raise ValueError("block_configs: missing")
         return config
     groups = [Section(f"block_configs[{i}]", block).section("attention") for i, block in enumerate(blocks)]
     heads = Section("", config).integer("num_attention_heads")

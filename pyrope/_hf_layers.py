@@ -70,10 +70,7 @@ def _numbers(c: Section, entry: dict[str, Any], layer_type: Any) -> tuple[list[i
         types = [_OLD_NAMES.get(name, name) if name not in kinds else name for name in c.items("layer_types")]
         count = min(count, len(types)) or len(types)
     else:
-        one = [name for name, kind in kinds.items() if kind is not None]
-        if count and len(one) > 1 and not isinstance(layer_type, str):
-            raise ValueError("layer_types: missing, but the layers differ")
-        types = [one[0] if len(one) == 1 else str(layer_type)] * count
+        types = _types(c, entry, count, layer_type)
     if isinstance(layer_type, int) and not isinstance(layer_type, bool):
         if not count and list(kinds) == [""]:
             return None, []
@@ -88,6 +85,17 @@ def _numbers(c: Section, entry: dict[str, Any], layer_type: Any) -> tuple[list[i
     if not numbers:
         raise _not_one_of(layer_type, sorted({name for name in types if _rotates(kinds, name)}))
     return numbers, types
+
+
+def _types(c: Section, entry: dict[str, Any], count: int, layer_type: Any) -> list[str]:
+    """The types of the layers where the configuration does not name them."""
+    kinds = entry["layers"]
+    one = [name for name, kind in kinds.items() if kind is not None]
+    if count and any(kinds[name] != kinds[one[0]] for name in one) and layer_type not in one:
+        raise ValueError("layer_types: missing, but the layers differ")
+    name = layer_type if layer_type in one else one[0]
+    still = next((name for name, kind in kinds.items() if kind is None and name not in _NO_QK), name)
+    return [name if _layer(c, entry, i, name).rotated else still for i in range(count)]
 
 
 def _rule(c: Section, entry: dict[str, Any]) -> bool:
@@ -112,6 +120,8 @@ def _layer(c: Section, entry: dict[str, Any], i: int, name: str) -> Layer:
         rotated = rotated and (i + 1) % every != 0
     scaled = "rope_scaling_layers" not in c or i in c.items("rope_scaling_layers")
     heads = {own: c.items(key)[i] for key, own in _HEADS.items() if key in c}
+    if None in heads.values():  # a block without attention
+        return Layer(_NO_QK[0], rotated=False)
     if "per_layer_config" in c:
         heads |= c.section("per_layer_config").values.get(str(i)) or c.get("per_layer_config").get(i) or {}
     return Layer(name, rotated, scaled, theta if rotated else None, tuple(sorted(heads.items())))

@@ -33,37 +33,36 @@ def rope_options(
     """Arguments for cls, Rope or a class of it; options are those that the caller gave."""
     if seq_len is not None and (isinstance(seq_len, bool) or not isinstance(seq_len, int) or seq_len < 1):
         raise ValueError(f"seq_len: {seq_len!r}, must be an integer above 0")
-    values = _text_config(config)
+    values, where = _text_config(config)
     model_type = _model_type(values)
-    entry = _entry(model_type, options)
+    entry = _entry(model_type, where, options)
+    layer_type = forms.label(model_type, layer_type)
     c = _read(model_type, entry, values, options)
     layers = layers_of(c, entry, layer_type)
-    found = [_layer_options(c, model_type, entry, layer, seq_len, layer_type) for layer in layers]
+    streams = hasattr(cls, "sections") and "sections" not in options  # a FusedRope, whose tokens may have several
+    found = [_layer_options(c, model_type, entry, layer, seq_len, layer_type, streams) for layer in layers]
     if any(made != found[0] for made in found):
         raise differ(layer_type, layers)
-    made, parameters = found[0]
-    if hasattr(cls, "sections") and "sections" not in options and options.get("rotary_dim") is None:
-        made |= _sections(entry, parameters)
-    made = made | {"layout": _layout(c, model_type, entry)} | dict(options)
+    made = found[0] | {"layout": _layout(c, model_type, entry)} | dict(options)
     return _backward(made) if entry.get("backward") else made
 
 
-def _text_config(config: object) -> dict[str, Any]:
-    """The configuration as a dict; of a model of several parts, that of its language model."""
+def _text_config(config: object, where: str = "config") -> tuple[dict[str, Any], str]:
+    """The configuration as a dict, of a model of several parts that of its language model; and where that is."""
     if hasattr(config, "to_dict"):
         config = config.to_dict()
     if not isinstance(config, Mapping):
         if not hasattr(config, "__dict__") or isinstance(config, type):
-            raise TypeError(f"config: {config!r}, must be a dict or a configuration object")
+            raise TypeError(f"{where}: {config!r}, must be a dict or a configuration object")
         config = vars(config)
     for part in forms.PARTS:
         if config.get(part) is not None:
-            text = _text_config(config[part])
-            inside = models()["parts"].get(config.get("model_type"))
-            return text if text.get("model_type") or not inside else text | {"model_type": inside}
+            text, inside = _text_config(config[part], f"{where}[{part!r}]")
+            own = models()["parts"].get(config.get("model_type"))
+            return (text if text.get("model_type") or not own else text | {"model_type": own}), inside
     if config.get("decoder") is not None:
-        raise UnsupportedError("config: the model has an encoder and a decoder; pass config['decoder'] or the other")
-    return dict(config)
+        raise UnsupportedError(f"{where}: the model has an encoder and a decoder; pass {where}['decoder'] or the other")
+    return dict(config), where
 
 
 def _model_type(values: Mapping[str, Any]) -> str:
@@ -72,17 +71,18 @@ def _model_type(values: Mapping[str, Any]) -> str:
     return known if known in models()["models"] else models()["parts"].get(known, known)
 
 
-def _entry(model_type: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _entry(model_type: str, where: str, options: Mapping[str, Any]) -> dict[str, Any]:
     known: dict[str, dict[str, Any]] = forms.OWN | models()["models"]
     entry = known.get(model_type)
     if entry is not None and "refused" not in entry:
         return entry
     if options.get("layout") is not None:
         return _UNKNOWN
+    part = "" if where == "config" else f"{where}: "
     if entry is not None:
-        raise UnsupportedError(f"model_type: {model_type!r}, {entry['refused']}")
+        raise UnsupportedError(f"{part}model_type: {model_type!r}, {entry['refused']}")
     raise UnsupportedError(
-        f"model_type: {model_type!r}, not one of the {len(known)} that are known (transformers "
+        f"{part}model_type: {model_type!r}, not one of the {len(known)} that are known (transformers "
         f"{models()['transformers']}); with layout= the configuration is read as Llama's, and the pairing is yours"
     )
 
@@ -99,10 +99,18 @@ def _read(model_type: str, entry: dict[str, Any], values: dict[str, Any], option
 
 
 def _layer_options(
-    c: Section, model_type: str, entry: dict[str, Any], layer: Layer, seq_len: int | None, layer_type: object
-) -> tuple[dict[str, Any], Section]:
+    c: Section,
+    model_type: str,
+    entry: dict[str, Any],
+    layer: Layer,
+    seq_len: int | None,
+    layer_type: object,
+    streams: bool,
+) -> dict[str, Any]:
     kind = entry["layers"].get(layer.type) or entry["layers"].get("") or {}
     own = {key: c.get(name) or default for key, (name, default) in kind.get("own", {}).items()}
+    if c.get("attention_k_eq_v") is False:  # Gemma 4
+        own.pop("num_key_value_heads", None)
     c = Section("", c.values | {key: value for key, value in own.items() if value} | dict(layer.heads))
     parameters = _parameters(c, kind, layer, layer_type)
     rope_type = parameters.get("rope_type") or parameters.get("type") or "default"
@@ -116,7 +124,7 @@ def _layer_options(
     partial = _partial(c, entry, kind, parameters, rope_type, head_dim)
     rotary_dim = head_dim if rope_type == "proportional" else int(head_dim * partial)
     scaling, attention_factor = SCALINGS[rope_type](Source(parameters, c, head_dim, partial, seq_len))
-    made = {
+    return (_sections(entry, parameters) if streams else {}) | {
         "head_dim": head_dim,
         "num_q_heads": num_q_heads,
         "num_k_heads": num_k_heads,
@@ -126,7 +134,6 @@ def _layer_options(
         "scaling": scaling,
         "attention_factor": attention_factor,
     }
-    return made, parameters
 
 
 def _parameters(c: Section, kind: dict[str, Any], layer: Layer, layer_type: object) -> Section:
@@ -143,6 +150,8 @@ def _parameters(c: Section, kind: dict[str, Any], layer: Layer, layer_type: obje
             shown = ", ".join(map(repr, of_layers))
             raise ValueError(f"layer_type: {key!r}, must be one of {shown}, the layers that are rotated")
         return Section(f"{name}[{key!r}]", values[key])
+    if new and values and kind.get("nested"):
+        raise ValueError(f"rope_parameters: must be a dict for each of {', '.join(map(repr, kind['nested']))}")
     if values.get("rope_type", values.get("type", "default")) in ("default", "mrope"):
         pass
     elif not layer.scaled or (kind.get("unscaled") and layer.type):
@@ -151,7 +160,7 @@ def _parameters(c: Section, kind: dict[str, Any], layer: Layer, layer_type: obje
         return Section(name, values)
     default = kind.get("rope_parameters", {})
     key = kind.get("theta_key", "rope_theta")
-    if default and key in c and default.get("rope_theta") != c.get(key):
+    if default and not layer.theta and key in c and default.get("rope_theta") != c.get(key):
         raise ValueError(
             f"rope_parameters: missing, but {key} is not that of the model's class, {default['rope_theta']}"
         )
@@ -180,13 +189,16 @@ def _partial(
     c: Section, entry: dict[str, Any], kind: dict[str, Any], parameters: Section, rope_type: str, head_dim: int
 ) -> float:
     """The part of a head that is rotated, 0 to 1."""
-    if "kv_lora_rank" in c:
+    if "kv_lora_rank" in c and rope_type != "proportional":
         return 1.0  # of qk_rope_head_dim
-    key = kind.get("partial_key", "partial_rotary_factor")
-    places = [(parameters, "partial_rotary_factor"), (c, key), (c, "partial_rotary_factor"), (c, "rope_pct")]
-    given = next(((section, key) for section, key in places if key in section), None)
+    name, key = "partial_rotary_factor", kind.get("partial_key", "partial_rotary_factor")
+    given = next(
+        ((section, own) for section, own in ((parameters, name), (c, key), (c, "rope_pct")) if own in section), None
+    )
     partial = given[0].number(given[1]) if given else None
-    if partial is not None and partial > 1:
+    if key != name and name in c and c.number(name) != (partial or kind.get(name, 1.0)):
+        raise UnsupportedError(f"{name}: {c.get(name)}, models of this type have {key}")
+    if given and partial is not None and partial > 1:
         raise ValueError(f"{given[0].label(given[1])}: {partial}, must be at most 1")
     if "rotary_dim" in c:
         rotary_dim = c.integer("rotary_dim")
@@ -199,7 +211,7 @@ def _partial(
         return c.integer("qk_rope_head_dim") / head_dim
     if partial is None:
         return float(kind.get("partial_rotary_factor", 1.0))
-    if partial != 1 and not entry.get("partial") and rope_type != "proportional":
+    if given and partial != 1 and not entry.get("partial") and rope_type != "proportional":
         raise UnsupportedError(f"{given[0].label(given[1])}: {partial}, models of this type rotate all of a head")
     return partial
 
@@ -255,6 +267,6 @@ def _backward(made: dict[str, Any]) -> dict[str, Any]:
         "num_q_heads": forward.num_q_heads,
         "num_k_heads": forward.num_k_heads,
         "rotary_dim": forward.rotary_dim,
-        "inv_freq": tuple(-f for f in forward.inv_freq),
+        "inv_freq": tuple(-float(f) for f in forward.inv_freq),
         "attention_factor": forward.attention_factor,
     }

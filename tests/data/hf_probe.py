@@ -266,10 +266,16 @@ def layers_of_model(config):
             model(**inputs)
         except Exception as raised:
             error = raised
-    found = {}
+    found, first = {}, None
     for owner, f, args, kwargs in calls:
-        if "Indexer" not in type(owner).__name__:
-            found.setdefault(getattr(owner, "layer_idx", None), rotation(f, args, kwargs))
+        index = getattr(owner, "layer_idx", None)
+        if "Indexer" in type(owner).__name__:
+            continue
+        if index not in found:
+            found[index] = rotation(f, args, kwargs)
+        elif owner is first and "k" not in inspect.signature(f).parameters:  # q and k one after the other
+            found[index] = found[index]._replace(k_heads=rotation(f, args, kwargs).k_heads)
+        first = owner
     return found, error
 
 

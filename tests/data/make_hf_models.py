@@ -63,6 +63,8 @@ OWN = {
 PUBLISHER = {
     # rope_theta is that of all layers; transformers takes its default for those of sliding attention.
     "olmo3": {"layers": {"sliding_attention": {"theta_key": "rope_theta"}}},
+    # The sections are of the pairs, as in Tencent's code and vLLM; transformers splits the elements by them.
+    "hunyuan_vl_text": {"sections": {"default": None}},
     # transformers has no other heads for these layers.
     "mimo_v2_flash": {
         "layers": {
@@ -165,24 +167,26 @@ def layer_entry(cls, layer_type, default):
     linear = {"rope_type": "linear", "factor": 3.0}
     scaled = attempt(cls, rope_scaling=dict(linear))
     flat = (parameters_of(scaled).get(layer_type) or {}) if scaled else {}
-    theta, partial = flat.get("rope_theta", default.get("rope_theta")), flat.get("partial_rotary_factor")
-    simple = {"rope_type": "default", "rope_theta": theta} | ({"partial_rotary_factor": partial} if partial else {})
+    theta_key = keyed(cls, THETA, "rope_theta", layer_type)
+    theta = default.get("rope_theta") if theta_key else flat.get("rope_theta", default.get("rope_theta"))
+    partial = flat.get("partial_rotary_factor")
+    entry = {"rope_theta": theta} | ({"partial_rotary_factor": partial} if partial else {})
     default = {"rope_type": default.get("rope_type") or default.get("type") or "default"} | {
         key: value for key, value in default.items() if key not in ("rope_type", "type", "max_position_embeddings")
     }
-    entry = {"rope_theta": theta}
-    if partial:
-        entry["partial_rotary_factor"] = partial
-    if default != simple and default.get("rope_theta"):
+    if theta_key and default["rope_type"] == "default":
+        default.pop("rope_theta")
+    if any(value != entry.get(key) for key, value in default.items() if value != "default"):
         entry["rope_parameters"] = default
-    theta_key = keyed(cls, THETA, "rope_theta", layer_type) or keyed(
-        cls, THETA, "rope_theta", layer_type, rope_scaling=linear
-    )
+    theta_key = theta_key or keyed(cls, THETA, "rope_theta", layer_type, rope_scaling=linear)
     if theta_key != "rope_theta":
         entry["theta_key"] = theta_key
     partial_key = keyed(cls, PARTIAL, "partial_rotary_factor", layer_type)
     if partial_key and partial_key != "partial_rotary_factor":
         entry["partial_key"] = partial_key
+    new = attempt(cls, rope_parameters=linear | {"rope_theta": 0.375})
+    if new and layer_type and parameters_of(new).get(layer_type, {}).get("rope_theta") != 0.375:
+        entry["nested"] = sorted(parameters_of(cls()))
     if scaled and flat.get("rope_type") != "linear":
         entry["unscaled"] = True
     if layer_type:
@@ -197,8 +201,13 @@ def own_heads(cls, layer_type):
         for name in names:
             if hasattr(base, name) and ("sliding" in layer_type) == ("swa" in name or "sliding" in name):
                 found[key] = [name, read(base, name)]
-            elif of_layers(attempt(cls, attention_k_eq_v=True, **{name: 6}), layer_type, key) == 6:
-                found[key] = [name, of_layers(base, layer_type, key)]
+            else:
+                heads = ("swa_num_attention_heads", "swa_num_key_value_heads")
+                for values in ({name: 6}, {name: 48}, dict.fromkeys(heads, 16) if name in heads else {}):
+                    changed = attempt(cls, attention_k_eq_v=True, **values)
+                    if values and of_layers(changed, layer_type, key) == values[name]:
+                        value = of_layers(base, layer_type, key)
+                        found[key] = [name, None if value == read(base, key) else value]
     return {"own": found} if found else {}
 
 
@@ -299,9 +308,13 @@ def entry(model_type):
     made["layers"] = {name: entries[name] for name in sorted(entries)}
     if not set(entries) & set(types) and "" not in entries:  # labels of their own
         types = {}
+    for name in [name for name, rotated in types.items() if rotated and name not in made["layers"]]:
+        made["layers"][name] = next(iter(entries.values())) | own_heads(cls, name)
     made["layers"] |= {name: None for name, rotated in sorted(types.items()) if not rotated}
-    for name, values in PUBLISHER.get(model_type, {}).get("layers", {}).items():
+    said = PUBLISHER.get(model_type, {})
+    for name, values in said.get("layers", {}).items():
         made["layers"][name] |= values
+    made |= {key: value for key, value in said.items() if key != "layers"}
     return made, error
 
 
@@ -320,31 +333,25 @@ def parts():
 
 def main():
     warnings.filterwarnings("ignore")
-    models, failed = {}, {}
+    head = {"transformers": version("transformers"), "torch": version("torch").partition("+")[0]}
+    models = json.loads(OUT.read_text(encoding="utf-8"))["models"] if sys.argv[1:] else {}
     for model_type in sys.argv[1:] or sorted(CONFIG_MAPPING_NAMES):
         try:
             cls = CONFIG_MAPPING[model_type]
-            if not rotates(cls):
-                continue
             if getattr(cls, "default_rope_type", "") == "axial" or model_type in TWO_DIMENSIONS:
                 models[model_type] = {"refused": "its tokens have two or three positions each"}
-                continue
-            models[model_type], error = entry(model_type)
-            if error:
-                print("error", model_type, repr(error)[:100])
+            elif rotates(cls):
+                models[model_type], error = entry(model_type)
+                if error:
+                    print(f"{model_type}: without its layers: {type(error).__name__}: {str(error)[:80]!r}")
         except Exception as error:
-            failed[model_type] = f"{type(error).__name__}: {str(error)[:150]}"
-    for name, text in failed.items():
-        print("failed", name, text.replace("\n", " "))
+            print(f"{model_type}: not understood: {type(error).__name__}: {str(error)[:80]!r}")
     inside = {key: value for key, value in parts().items() if value in models and key not in models}
-    head = {"transformers": version("transformers"), "torch": version("torch").partition("+")[0], "parts": inside}
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(models[name])}" for name in sorted(models))
-    text = f'{json.dumps(head)[:-1]}, "models": {{\n{lines}\n}}}}\n'
-    if not sys.argv[1:]:
-        OUT.write_text(text, encoding="utf-8")
-    else:
-        print(text)
-    print(len(models), "models", len(failed), "failed", len(text))
+    OUT.write_text(
+        f'{json.dumps(head)[:-1]}, "parts": {json.dumps(inside)}, "models": {{\n{lines}\n}}}}\n', encoding="utf-8"
+    )
+    print(len(models), "model types")
 
 
 if __name__ == "__main__":
