@@ -150,8 +150,8 @@ def _parameters(c: Section, kind: dict[str, Any], layer: Layer, layer_type: obje
             shown = ", ".join(map(repr, of_layers))
             raise ValueError(f"layer_type: {key!r}, must be one of {shown}, the layers that are rotated")
         return Section(f"{name}[{key!r}]", values[key])
-    if new and values and kind.get("nested"):
-        raise ValueError(f"rope_parameters: must be a dict for each of {', '.join(map(repr, kind['nested']))}")
+    if values and name in kind.get("nested", ()) and name in c:
+        raise ValueError(f"{name}: must be a dict for each type of layers")
     if values.get("rope_type", values.get("type", "default")) in ("default", "mrope"):
         pass
     elif not layer.scaled or (kind.get("unscaled") and layer.type):
@@ -160,7 +160,7 @@ def _parameters(c: Section, kind: dict[str, Any], layer: Layer, layer_type: obje
         return Section(name, values)
     default = kind.get("rope_parameters", {})
     key = kind.get("theta_key", "rope_theta")
-    if default and not layer.theta and key in c and default.get("rope_theta") != c.get(key):
+    if "rope_theta" in default and not layer.theta and key in c and default["rope_theta"] != c.get(key):
         raise ValueError(
             f"rope_parameters: missing, but {key} is not that of the model's class, {default['rope_theta']}"
         )

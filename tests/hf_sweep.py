@@ -31,9 +31,22 @@ PUBLISHER = {
     "minimax_m3_vl_text": "rotary_dim is read",
     "olmo3": "rope_theta is that of all layers",
 }
+# And where rope_parameters are by type of layers: "truncate" in them, and "type" as a scaling's old name.
 REFUSALS = (ValueError, TypeError, pyrope.UnsupportedError)
 # Keys that decide which layers are rotated, or how they pair: for these the whole model is run again.
-WHOLE = ("layer", "interleave", "position_embedding", "mem_rope", "nope", "window", "use_rope")
+WHOLE = {
+    "layer_rope_theta",
+    "layer_types",
+    "mla_use_nope",
+    "no_rope_layer_interval",
+    "no_rope_layers",
+    "partial_rotary_factor",
+    "position_embedding_type",
+    "rope_interleave",
+    "rope_scaling_layers",
+    "sliding_window",
+    "use_mem_rope",
+}
 # Keys without which a model of the class's own size would be built.
 RELEVANT = (
     "rope",
@@ -83,7 +96,7 @@ def forms(values, pairs):
     for key in values:
         if any(part in key for part in RELEVANT) and key != "rope_parameters":
             rest = {name: value for name, value in values.items() if name != key}
-            yield f"without {key}", rest, any(part in key for part in WHOLE)
+            yield f"without {key}", rest, key in WHOLE
     bare = {key: value for key, value in values.items() if key not in ("rope_parameters", "rope_scaling", "rope_theta")}
     parameters = values.get("rope_parameters") or {}
     nested = [key for key, value in parameters.items() if isinstance(value, dict)]
@@ -149,7 +162,7 @@ class Sweep:
         if result == "different":
             self.different.append(what)
 
-    def compare(self, name, form, given, layer_type, layer, heads):
+    def compare(self, name, form, given, layer_type, layer, heads, by_type=False):
         try:
             rope = pyrope.Rope.from_hf_config(given, layer_type=layer_type, device="cpu")
         except REFUSALS as refusal:
@@ -164,8 +177,7 @@ class Sweep:
             text = f"{type(error).__name__}: {error}"
         if text is None:
             return self.note("agree")
-        nested = "nested" in form or layer_type in (getattr(given, "get", dict)("rope_parameters") or {})
-        expected = name in PUBLISHER or ("truncate" in form and nested)
+        expected = name in PUBLISHER or (by_type and ("truncate" in form or "older" in form))
         return self.note("publisher" if expected else "different", name, form, layer_type, text)
 
     def model(self, name):
@@ -223,7 +235,9 @@ class Sweep:
             except Exception:
                 self.note("not run")
                 continue
-            self.compare(name, form, values, kind, layer, heads)
+            parameters = getattr(config, "rope_parameters", None) or {}
+            by_type = any(isinstance(value, dict) for value in parameters.values())
+            self.compare(name, form, values, kind, layer, heads, by_type)
 
     @staticmethod
     def label(config, kind):

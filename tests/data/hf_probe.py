@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel, logging
+from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
@@ -52,6 +53,7 @@ ONLY = {
     "csm": {"depth_decoder_config": {"num_hidden_layers": 1, "hidden_size": 64, "backbone_hidden_size": 512}},
     "dbrx": {"d_model": 512, "n_heads": 4, "n_layers": 2, "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 2}},
     "deepseek_ocr2_text": {"mlp_layer_types": ["dense"] * LAYERS},
+    "deepseek_v4": {"num_key_value_heads": 1},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "moe_intermediate_size": 32},
     "dots3_note_text": {"q_lora_rank": 32, "num_hidden_layers": 4, "n_routed_experts": 4},
     "ernie4_5_vl_moe_text": {"moe_intermediate_size": [32, 32]},
@@ -191,6 +193,21 @@ def rotation(f, args, kwargs):
     )
 
 
+@contextmanager
+def without_initial_weights():
+    """Weights do not matter: what turns is given unit vectors."""
+    names = ("kaiming_uniform_", "normal_", "uniform_", "trunc_normal_", "xavier_uniform_")
+    kept = {name: getattr(torch.nn.init, name) for name in names}
+    try:
+        for name in names:
+            setattr(torch.nn.init, name, lambda tensor, *args, **kwargs: tensor.detach().zero_())
+        with no_init_weights():
+            yield
+    finally:
+        for name, f in kept.items():
+            setattr(torch.nn.init, name, f)
+
+
 def built(config):
     cls = model_class(config)
     if cls is None:
@@ -199,8 +216,8 @@ def built(config):
         count = sum(p.numel() for p in cls(config).parameters())
     if count > 2e8:
         raise ValueError(f"{count / 1e6:.0f} million parameters")
-    torch.manual_seed(0)
-    return cls(config).eval()
+    with without_initial_weights():
+        return cls(config).eval()
 
 
 def rotary_of(config):
@@ -219,7 +236,7 @@ def rotary_of(config):
 def heads_of(config, layer_type=None):
     """Heads of q, rotated heads of k, elements of what is rotated or holds it."""
     if config.is_heterogeneous:
-        config = config.per_layer_config[layer_type]
+        config = config.per_layer_config[config.layer_types.index(layer_type)]
     heads = config.num_attention_heads
     if getattr(config, "kv_lora_rank", None):
         return heads, 1, config.qk_rope_head_dim
@@ -266,15 +283,22 @@ def layers_of_model(config):
             model(**inputs)
         except Exception as raised:
             error = raised
-    found, first = {}, None
+    found, first, apart, known = {}, None, False, {}
     for owner, f, args, kwargs in calls:
-        index = getattr(owner, "layer_idx", None)
         if "Indexer" in type(owner).__name__:
             continue
+        # Layers share their cosines and sines.
+        values = (*args, *kwargs.values())
+        key = (f, *((x.shape if x.ndim == 4 else id(x)) if torch.is_tensor(x) else None for x in values))
+        if key not in known:
+            known[key] = rotation(f, args, kwargs)
+        index = getattr(owner, "layer_idx", None)
         if index not in found:
-            found[index] = rotation(f, args, kwargs)
-        elif owner is first and "k" not in inspect.signature(f).parameters:  # q and k one after the other
-            found[index] = found[index]._replace(k_heads=rotation(f, args, kwargs).k_heads)
+            found[index] = known[key]
+            apart = "k" not in inspect.signature(f).parameters  # q and k one after the other
+        elif owner is first and apart:
+            found[index] = found[index]._replace(k_heads=known[key].k_heads)
+            apart = False
         first = owner
     return found, error
 

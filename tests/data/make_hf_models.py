@@ -68,13 +68,15 @@ PUBLISHER = {
     # transformers has no other heads for these layers.
     "mimo_v2_flash": {
         "layers": {
+            "full_attention": {"partial_rotary_factor": 0.334},
             "sliding_attention": {
+                "partial_rotary_factor": 0.334,
                 "own": {
                     "head_dim": ["swa_head_dim", None],
                     "num_attention_heads": ["swa_num_attention_heads", None],
                     "num_key_value_heads": ["swa_num_key_value_heads", None],
-                }
-            }
+                },
+            },
         }
     },
 }
@@ -175,7 +177,7 @@ def layer_entry(cls, layer_type, default):
         key: value for key, value in default.items() if key not in ("rope_type", "type", "max_position_embeddings")
     }
     if theta_key and default["rope_type"] == "default":
-        default.pop("rope_theta")
+        default.pop("rope_theta", None)
     if any(value != entry.get(key) for key, value in default.items() if value != "default"):
         entry["rope_parameters"] = default
     theta_key = theta_key or keyed(cls, THETA, "rope_theta", layer_type, rope_scaling=linear)
@@ -184,9 +186,22 @@ def layer_entry(cls, layer_type, default):
     partial_key = keyed(cls, PARTIAL, "partial_rotary_factor", layer_type)
     if partial_key and partial_key != "partial_rotary_factor":
         entry["partial_key"] = partial_key
-    new = attempt(cls, rope_parameters=linear | {"rope_theta": 0.375})
-    if new and layer_type and parameters_of(new).get(layer_type, {}).get("rope_theta") != 0.375:
-        entry["nested"] = sorted(parameters_of(cls()))
+    said = {}
+    if layer_type:
+        nested = attempt(cls, rope_parameters={name: {"rope_type": "default"} for name in parameters_of(cls())})
+        said = (parameters_of(nested).get(layer_type) or {}) if nested else {}
+        if said.get("partial_rotary_factor", 1.0) != 1:
+            entry["partial_rotary_factor"] = said["partial_rotary_factor"]
+        # Which of the forms without types this one's parameters do not follow.
+        forms = {"rope_parameters": {"rope_parameters": linear | {"rope_theta": 0.375}}}
+        forms["rope_scaling"] = {"rope_scaling": dict(linear), theta_key or "rope_theta": 0.375}
+        made = {name: attempt(cls, **values) for name, values in forms.items()}
+        follow = {
+            name: config is None or parameters_of(config).get(layer_type, {}).get("rope_theta") in (0.375, None)
+            for name, config in made.items()
+        }
+        if not all(follow.values()):
+            entry["nested"] = [name for name in sorted(follow) if not follow[name]]
     if scaled and flat.get("rope_type") != "linear":
         entry["unscaled"] = True
     if layer_type:
@@ -301,6 +316,9 @@ def entry(model_type):
         if plain and len(hf_probe.layers(plain)[0]) == plain.num_hidden_layers:
             made["rotated_without"] = "sliding_window"
     default = parameters_of(cls())
+    if default == {"": {}}:  # the class does not say it: what was measured, of which float32 left 6 digits
+        n, layer = max((len(layer.pairs), layer) for layer in turned.values())
+        default = {"": {"rope_theta": float(f"{abs(layer.pairs[-1][2]) ** (-n / (n - 1)):.5g}")}}
     entries = {name: layer_entry(cls, name, values) for name, values in default.items()}
     if "" in entries:
         flat = entries.pop("")
