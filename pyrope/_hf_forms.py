@@ -181,7 +181,9 @@ def _step(config: Values) -> Values:
     if isinstance(types, list) and not (
         isinstance(given, Mapping) and any(isinstance(v, Mapping) for v in given.values())
     ):
-        scaled = config.pop("rope_scaling", None) or given or {}
+        if given:
+            return config
+        scaled = config.pop("rope_scaling", None) or {}
         only = config.get("yarn_only_types") or ["full_attention"]
         config["rope_parameters"] = {
             name: {

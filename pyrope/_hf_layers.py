@@ -68,6 +68,7 @@ def _numbers(c: Section, entry: dict[str, Any], layer_type: Any) -> tuple[list[i
     count = len(c.items(lists[0])) if lists else c.integer("num_hidden_layers", default=0) if _rule(c, entry) else 0
     if "layer_types" in c:
         types = [_OLD_NAMES.get(name, name) if name not in kinds else name for name in c.items("layer_types")]
+        types = [name for name in types if name != "mlp"]  # Dory's, which have no number
         count = min(count, len(types)) or len(types)
     else:
         types = _types(c, entry, count, layer_type)

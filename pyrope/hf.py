@@ -130,7 +130,7 @@ def _layer_options(
         "num_k_heads": num_k_heads,
         "rotary_dim": rotary_dim,
         "rotary_offset": head_dim - rotary_dim if entry.get("last") else 0,
-        "theta": _theta(c, kind, parameters, layer),
+        "theta": _theta(c, entry, kind, parameters, layer),
         "scaling": scaling,
         "attention_factor": attention_factor,
     }
@@ -150,11 +150,11 @@ def _parameters(c: Section, kind: dict[str, Any], layer: Layer, layer_type: obje
             shown = ", ".join(map(repr, of_layers))
             raise ValueError(f"layer_type: {key!r}, must be one of {shown}, the layers that are rotated")
         return Section(f"{name}[{key!r}]", values[key])
-    if values and name in kind.get("nested", ()) and name in c:
-        raise ValueError(f"{name}: must be a dict for each type of layers")
-    if values.get("rope_type", values.get("type", "default")) in ("default", "mrope"):
-        pass
-    elif not layer.scaled or (kind.get("unscaled") and layer.type):
+    if values and name in kind.get("unread", ()):
+        hint = "must be a dict for each type of layers" if layer.type else "models of this type do not have it"
+        raise ValueError(f"{name}: {values!r}, {hint}")
+    scaled = layer.scaled and not (old and kind.get("unscaled") and layer.type)
+    if not scaled and values.get("rope_type", values.get("type")) not in (None, "default", "mrope"):
         values = {key: values[key] for key in ("rope_theta", "partial_rotary_factor") if key in values}
     if values:
         return Section(name, values)
@@ -216,15 +216,19 @@ def _partial(
     return partial
 
 
-def _theta(c: Section, kind: dict[str, Any], parameters: Section, layer: Layer) -> float:
+def _theta(c: Section, entry: dict[str, Any], kind: dict[str, Any], parameters: Section, layer: Layer) -> float:
+    key = kind.get("theta_key", "rope_theta")
+    said = key if key in c else "rope_theta"
+    if key is None and said in c and "rope_theta" not in parameters and c.get(said) != kind.get("rope_theta"):
+        raise ValueError(f"rope_theta: {c.get(said)!r}, models of this type do not have it, or for each type of layers")
     if layer.theta:
+        theirs = parameters if "rope_theta" in parameters and "rope_theta" not in kind.get("rope_parameters", {}) else c
+        if not entry.get("layer_theta") and said in theirs and theirs.number(said) != layer.theta:
+            raise ValueError(f"layer_rope_theta: {layer.theta}, but {theirs.label(said)} is {theirs.get(said)}")
         return layer.theta
     if "rope_theta" in parameters:
         return parameters.number("rope_theta")
-    keys = [key for key in (kind.get("theta_key", "rope_theta"),) if key]
-    if not keys and "rope_theta" in c:
-        raise ValueError(f"rope_theta: {c.get('rope_theta')!r}, must be in rope_parameters for each type of layers")
-    return c.number(*(keys or ["rope_theta"]), default=kind.get("rope_theta"))
+    return c.number(key or "rope_theta", default=kind.get("rope_theta"))
 
 
 def _layout(c: Section, model_type: str, entry: dict[str, Any]) -> str:

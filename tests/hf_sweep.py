@@ -94,7 +94,7 @@ def scalings(pairs):
 def forms(values, pairs):
     """(what it is, config.json, whether the whole model is to be run) of everything that is tried."""
     for key in values:
-        if any(part in key for part in RELEVANT) and key != "rope_parameters":
+        if any(part in key for part in RELEVANT) and key not in ("rope_parameters", "layer_norm_epsilon"):
             rest = {name: value for name, value in values.items() if name != key}
             yield f"without {key}", rest, key in WHOLE
     bare = {key: value for key, value in values.items() if key not in ("rope_parameters", "rope_scaling", "rope_theta")}
@@ -133,6 +133,7 @@ def difference(rope, layer, heads):
         if layer.dim != rope.rotary_dim:
             return f"rotary_dim {rope.rotary_dim}, is {layer.dim} of {rope.head_dim}"
         first = 0
+    heads = (heads[0], heads[1] or rope.num_k_heads, heads[2])
     if (rope.num_q_heads, rope.num_k_heads, rope.head_dim) != heads:
         return f"heads {(rope.num_q_heads, rope.num_k_heads, rope.head_dim)}, are {heads}"
     places = [(i, i + n) if rope.layout == "neox" else (2 * i, 2 * i + 1) for i in range(n)]
@@ -197,12 +198,12 @@ class Sweep:
             except Exception:
                 self.note("transformers refuses")
                 continue
-            self.part(name, form, values, changed, at, found, whole)
+            self.part(name, form, values, changed, at, found, whole or "layer_rope_theta" in values)
 
     def whole(self, name, form, given, config, found, error):
         """Every layer of the model as it was run."""
         types = list(getattr(config, "layer_types", None) or [])
-        numbered = types and any(isinstance(i, int) for i in found)
+        numbered = types and any(isinstance(i, int) and i >= 0 for i in found)
         if not numbered:
             layer = next(iter(found.values()))
             return self.compare(name, form, given, None, layer, self.heads(config, None, layer))
@@ -224,10 +225,10 @@ class Sweep:
             base = found[number]
             try:
                 if whole:
-                    again, _ = hf_probe.layers(config)
-                    layer = again.get(number) if number in again else None
-                    if layer is None and not again:
-                        raise ValueError
+                    again, error = hf_probe.layers(config)
+                    layer = again.get(number)
+                    if layer is None and (error or kind != self.kind(config, number)):
+                        raise ValueError("not understood")
                     heads = layer and self.heads(config, kind, layer)
                 else:
                     layer = hf_probe.alone(config, self.label(config, kind), base.function)
@@ -238,6 +239,11 @@ class Sweep:
             parameters = getattr(config, "rope_parameters", None) or {}
             by_type = any(isinstance(value, dict) for value in parameters.values())
             self.compare(name, form, values, kind, layer, heads, by_type)
+
+    @staticmethod
+    def kind(config, number):
+        types = getattr(config, "layer_types", None)
+        return types[number] if types and isinstance(number, int) and number < len(types) else None
 
     @staticmethod
     def label(config, kind):

@@ -90,7 +90,7 @@ class Layer(NamedTuple):
 
     function: str
     q_heads: int
-    k_heads: int
+    k_heads: int  # 0: of another layer's k
     dim: int  # of what the function is given: a head, or the part of it that turns
     pairs: tuple  # (i, j, angle of a position): e_i becomes cos e_i + sin e_j
     magnitude: float
@@ -238,10 +238,14 @@ def heads_of(config, layer_type=None):
     if config.is_heterogeneous:
         config = config.per_layer_config[config.layer_types.index(layer_type)]
     heads = config.num_attention_heads
+    if getattr(config, "num_attention_heads_per_layer", None):
+        heads = config.num_attention_heads_per_layer[config.layer_types.index(layer_type)]
     if getattr(config, "kv_lora_rank", None):
         return heads, 1, config.qk_rope_head_dim
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return heads, getattr(config, "num_key_value_heads", None) or heads, dim
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return heads, 1, dim
+    return heads, getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None) or heads, dim
 
 
 def alone(config, layer_type=None, name="apply_rotary_pos_emb"):
@@ -295,7 +299,9 @@ def layers_of_model(config):
         index = getattr(owner, "layer_idx", None)
         if index not in found:
             found[index] = known[key]
-            apart = "k" not in inspect.signature(f).parameters  # q and k one after the other
+            apart = "k" not in inspect.signature(f).parameters and len(args) == 3  # q and k one after the other
+            if apart:
+                found[index] = found[index]._replace(k_heads=0)
         elif owner is first and apart:
             found[index] = found[index]._replace(k_heads=known[key].k_heads)
             apart = False

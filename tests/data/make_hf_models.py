@@ -62,7 +62,7 @@ OWN = {
 # Where transformers does otherwise than the model's publisher.
 PUBLISHER = {
     # rope_theta is that of all layers; transformers takes its default for those of sliding attention.
-    "olmo3": {"layers": {"sliding_attention": {"theta_key": "rope_theta"}}},
+    "olmo3": {"layers": {"sliding_attention": {"theta_key": "rope_theta", "unread": ["rope_parameters"]}}},
     # The sections are of the pairs, as in Tencent's code and vLLM; transformers splits the elements by them.
     "hunyuan_vl_text": {"sections": {"default": None}},
     # transformers has no other heads for these layers.
@@ -125,13 +125,16 @@ def constants(cls):
     names = {key for key in ("hidden_size", "num_attention_heads") if isinstance(read(base, key), int)}
     other = attempt(cls, **{key: 4 * read(base, key) for key in ["hidden_size"] if key in names})
     third = attempt(cls, **{key: 2 * read(base, key) for key in ["num_attention_heads"] if key in names})
+    k_heads = read(base, "num_key_value_heads")
+    fourth = attempt(cls, num_key_value_heads=2 * k_heads) if isinstance(k_heads, int) else None
     found = {}
     for key in KEYS:
         value = read(base, key)
         if value is None or (value is False and key != "attention_k_eq_v"):
             continue
         same = all(config is None or read(config, key) == value for config in (other, third))
-        if key in names or same:
+        derived = key != "num_key_value_heads" and fourth is not None and read(fourth, key) != value
+        if (key in names or same) and not derived:
             found[key] = value
     return found
 
@@ -147,9 +150,9 @@ def names_of(cls):
     """{what config.json calls it: the usual name}."""
     found = {}
     for usual, own in (cls.attribute_map or {}).items():
-        if usual in KEYS:
+        if usual in KEYS and own not in KEYS:
             found[own] = usual
-        elif own in KEYS:
+        elif own in KEYS and usual not in KEYS:
             found[usual] = own
     return dict(sorted(found.items()))
 
@@ -165,46 +168,57 @@ def keyed(cls, keys, part, layer_type, **given):
 
 
 def layer_entry(cls, layer_type, default):
-    """What the parameters of a type of layers are where config.json does not say."""
+    """What the parameters of a type of layers are where config.json does not say.
+
+    rope_parameters: what the class has where the configuration has none. rope_theta, partial_rotary_factor: where they
+    do not say that; theta_key, partial_key: which key outside of them does. unscaled: rope_scaling without types does
+    not mean these layers. unread: forms without types that the class does not follow.
+    """
     linear = {"rope_type": "linear", "factor": 3.0}
-    scaled = attempt(cls, rope_scaling=dict(linear))
+    has = hasattr(cls(), "rope_parameters")
+    scaled = attempt(cls, rope_scaling=dict(linear)) if has else None
     flat = (parameters_of(scaled).get(layer_type) or {}) if scaled else {}
-    theta_key = keyed(cls, THETA, "rope_theta", layer_type)
+    theta_key = keyed(cls, THETA, "rope_theta", layer_type) if "measured" not in default else None
+    partial_key = keyed(cls, PARTIAL, "partial_rotary_factor", layer_type)
     theta = default.get("rope_theta") if theta_key else flat.get("rope_theta", default.get("rope_theta"))
-    partial = flat.get("partial_rotary_factor")
-    entry = {"rope_theta": theta} | ({"partial_rotary_factor": partial} if partial else {})
+    partial = default.get("partial_rotary_factor") if partial_key else flat.get("partial_rotary_factor")
     default = {"rope_type": default.get("rope_type") or default.get("type") or "default"} | {
-        key: value for key, value in default.items() if key not in ("rope_type", "type", "max_position_embeddings")
+        key: value
+        for key, value in default.items()
+        if key not in ("rope_type", "type", "max_position_embeddings", "measured")
     }
+    if partial_key:
+        default.pop("partial_rotary_factor", None)
     if theta_key and default["rope_type"] == "default":
         default.pop("rope_theta", None)
-    if any(value != entry.get(key) for key, value in default.items() if value != "default"):
-        entry["rope_parameters"] = default
-    theta_key = theta_key or keyed(cls, THETA, "rope_theta", layer_type, rope_scaling=linear)
-    if theta_key != "rope_theta":
-        entry["theta_key"] = theta_key
-    partial_key = keyed(cls, PARTIAL, "partial_rotary_factor", layer_type)
-    if partial_key and partial_key != "partial_rotary_factor":
-        entry["partial_key"] = partial_key
-    said = {}
     if layer_type:
         nested = attempt(cls, rope_parameters={name: {"rope_type": "default"} for name in parameters_of(cls())})
         said = (parameters_of(nested).get(layer_type) or {}) if nested else {}
-        if said.get("partial_rotary_factor", 1.0) != 1:
-            entry["partial_rotary_factor"] = said["partial_rotary_factor"]
-        # Which of the forms without types this one's parameters do not follow.
-        forms = {"rope_parameters": {"rope_parameters": linear | {"rope_theta": 0.375}}}
-        forms["rope_scaling"] = {"rope_scaling": dict(linear), theta_key or "rope_theta": 0.375}
-        made = {name: attempt(cls, **values) for name, values in forms.items()}
-        follow = {
-            name: config is None or parameters_of(config).get(layer_type, {}).get("rope_theta") in (0.375, None)
-            for name, config in made.items()
-        }
-        if not all(follow.values()):
-            entry["nested"] = [name for name in sorted(follow) if not follow[name]]
+        partial = partial or said.get("partial_rotary_factor")
+    entry = {"rope_theta": theta} | ({"partial_rotary_factor": partial} if partial not in (None, 1) else {})
+    if any(value != entry.get(key) for key, value in default.items() if value != "default"):
+        entry["rope_parameters"] = default
+    theta_key = theta_key or (keyed(cls, THETA, "rope_theta", layer_type, rope_scaling=linear) if has else None)
+    if theta_key != "rope_theta":
+        entry["theta_key"] = theta_key
+    if partial_key and partial_key != "partial_rotary_factor":
+        entry["partial_key"] = partial_key
     if scaled and flat.get("rope_type") != "linear":
         entry["unscaled"] = True
+    if not has:
+        return entry | {"unread": ["rope_parameters", "rope_scaling"]}
     if layer_type:
+        given = {
+            "rope_parameters": {"rope_parameters": linear | {"rope_theta": 0.375}},
+            "rope_scaling": {"rope_scaling": dict(linear), theta_key or "rope_theta": 0.375},
+        }
+        made = {name: attempt(cls, **values) for name, values in given.items()}
+        unread = [
+            name
+            for name, config in made.items()
+            if config is not None and parameters_of(config).get(layer_type, {}).get("rope_theta") not in (0.375, None)
+        ]
+        entry |= {"unread": unread} if unread else {}
         entry |= own_heads(cls, layer_type)
     return entry
 
@@ -307,6 +321,10 @@ def entry(model_type):
         made["partial"] = True
     if sections := hf_probe.sections(config):
         made["sections"] = sections
+    if getattr(cls(), "layer_rope_theta", None):
+        again = attempt_small(model_type, layer_rope_theta=[123.0] * config.num_hidden_layers)
+        if again and hf_probe.layers(again)[0][0].pairs != layers[0].pairs:
+            made["layer_theta"] = True
     nope = [i + 1 for i, value in enumerate(getattr(cls(), "no_rope_layers", None) or []) if not value]
     if nope and nope == list(range(nope[0], cls().num_hidden_layers + 1, nope[0])):
         made["nope_every"] = nope[0]
@@ -318,7 +336,7 @@ def entry(model_type):
     default = parameters_of(cls())
     if default == {"": {}}:  # the class does not say it: what was measured, of which float32 left 6 digits
         n, layer = max((len(layer.pairs), layer) for layer in turned.values())
-        default = {"": {"rope_theta": float(f"{abs(layer.pairs[-1][2]) ** (-n / (n - 1)):.5g}")}}
+        default = {"": {"measured": True, "rope_theta": float(f"{abs(layer.pairs[-1][2]) ** (-n / (n - 1)):.5g}")}}
     entries = {name: layer_entry(cls, name, values) for name, values in default.items()}
     if "" in entries:
         flat = entries.pop("")

@@ -221,7 +221,7 @@ def rotary_class(config):
 def frequencies(config, layer_type, seq_len):
     """float32 [rotary_dim / 2] and the attention factor."""
     module, rotary = rotary_class(config)
-    if rotary is None:  # GPT-J: the angle of position 1
+    if not hasattr(config, "rope_parameters"):  # GPT-J: the angle of position 1
         sin, cos = module.create_sinusoidal_positions(2, config.rotary_dim)[1].double().chunk(2)
         return torch.atan2(sin, cos).float(), 1.0
     parameters = config.rope_parameters[layer_type] if layer_type else config.rope_parameters
