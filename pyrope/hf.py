@@ -120,7 +120,7 @@ def _layer_options(
         raise UnsupportedError(
             f"{parameters.label('rope_type')}: {rope_type!r}, must be one of {', '.join(map(repr, SCALINGS))}"
         )
-    num_q_heads, num_k_heads, head_dim = _heads(c)
+    num_q_heads, num_k_heads, head_dim = _heads(c, entry)
     partial = _partial(c, entry, kind, parameters, rope_type, head_dim)
     rotary_dim = head_dim if rope_type == "proportional" else int(head_dim * partial)
     scaling, attention_factor = SCALINGS[rope_type](Source(parameters, c, head_dim, partial, seq_len))
@@ -167,12 +167,12 @@ def _parameters(c: Section, kind: dict[str, Any], layer: Layer, layer_type: obje
     return Section("rope_parameters", default)
 
 
-def _heads(c: Section) -> tuple[int, int, int]:
+def _heads(c: Section, entry: dict[str, Any]) -> tuple[int, int, int]:
     """Heads of q, heads of k, elements of a head."""
     num_q_heads = c.integer("num_attention_heads", "n_head", "num_heads", "n_heads")
     if "kv_lora_rank" in c:  # multi-head latent attention: one rotated key for all heads
         return num_q_heads, 1, c.integer("qk_rope_head_dim")
-    if any(key in c for key in ("head_dim", "attention_head_dim")):
+    if "own_head_dim" in entry or any(key in c for key in ("head_dim", "attention_head_dim")):
         head_dim = c.integer("head_dim", "attention_head_dim")
     else:
         hidden_size = c.integer("hidden_size", "n_embd", "d_model")
@@ -191,13 +191,14 @@ def _partial(
     """The part of a head that is rotated, 0 to 1."""
     if "kv_lora_rank" in c and rope_type != "proportional":
         return 1.0  # of qk_rope_head_dim
-    name, key = "partial_rotary_factor", kind.get("partial_key", "partial_rotary_factor")
+    name = "partial_rotary_factor"
+    key = kind.get("partial_key", name)
     given = next(
         ((section, own) for section, own in ((parameters, name), (c, key), (c, "rope_pct")) if own in section), None
     )
     partial = given[0].number(given[1]) if given else None
     if key != name and name in c and c.number(name) != (partial or kind.get(name, 1.0)):
-        raise UnsupportedError(f"{name}: {c.get(name)}, models of this type have {key}")
+        raise UnsupportedError(f"{name}: {c.get(name)}, models of this type have {key or 'it in rope_parameters'}")
     if given and partial is not None and partial > 1:
         raise ValueError(f"{given[0].label(given[1])}: {partial}, must be at most 1")
     if "rotary_dim" in c:
@@ -222,9 +223,13 @@ def _theta(c: Section, entry: dict[str, Any], kind: dict[str, Any], parameters: 
     if key is None and said in c and "rope_theta" not in parameters and c.get(said) != kind.get("rope_theta"):
         raise ValueError(f"rope_theta: {c.get(said)!r}, models of this type do not have it, or for each type of layers")
     if layer.theta:
-        theirs = parameters if "rope_theta" in parameters and "rope_theta" not in kind.get("rope_parameters", {}) else c
-        if not entry.get("layer_theta") and said in theirs and theirs.number(said) != layer.theta:
-            raise ValueError(f"layer_rope_theta: {layer.theta}, but {theirs.label(said)} is {theirs.get(said)}")
+        default = kind.get("rope_theta")
+        if "rope_parameters" in c or "rope_scaling" in c:
+            beside = parameters.get("rope_theta") or c.get(said) or default
+        else:
+            beside = c.get(said) or kind.get("rope_parameters", {}).get("rope_theta") or default
+        if not entry.get("layer_theta") and beside != layer.theta:
+            raise ValueError(f"layer_rope_theta: {layer.theta}, but rope_theta is {beside}")
         return layer.theta
     if "rope_theta" in parameters:
         return parameters.number("rope_theta")

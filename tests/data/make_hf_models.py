@@ -7,6 +7,7 @@ size and run; what is written is what it did, and what its configuration class m
     python tests/data/make_hf_models.py
 """
 
+import argparse
 import json
 import sys
 import warnings
@@ -201,7 +202,7 @@ def layer_entry(cls, layer_type, default):
     theta_key = theta_key or (keyed(cls, THETA, "rope_theta", layer_type, rope_scaling=linear) if has else None)
     if theta_key != "rope_theta":
         entry["theta_key"] = theta_key
-    if partial_key and partial_key != "partial_rotary_factor":
+    if (partial_key or partial) and partial_key != "partial_rotary_factor":
         entry["partial_key"] = partial_key
     if scaled and flat.get("rope_type") != "linear":
         entry["unscaled"] = True
@@ -234,8 +235,8 @@ def own_heads(cls, layer_type):
                 heads = ("swa_num_attention_heads", "swa_num_key_value_heads")
                 for values in ({name: 6}, {name: 48}, dict.fromkeys(heads, 16) if name in heads else {}):
                     changed = attempt(cls, attention_k_eq_v=True, **values)
-                    if values and of_layers(changed, layer_type, key) == values[name]:
-                        value = of_layers(base, layer_type, key)
+                    value = of_layers(base, layer_type, key)
+                    if values and value != values[name] and of_layers(changed, layer_type, key) == values[name]:
                         found[key] = [name, None if value == read(base, key) else value]
     return {"own": found} if found else {}
 
@@ -311,10 +312,14 @@ def entry(model_type):
         return {"refused": "its layers do not pair alike"}, error
     ((pairing, backward, last),) = kinds
     made = {"layout": pairing} | ({"backward": True} if backward else {}) | ({"last": True} if last else {})
-    if defaults := constants(cls):
-        made["defaults"] = defaults
-        if "kv_lora_rank" in defaults:
-            defaults.pop("head_dim", None)
+    defaults = constants(cls)
+    if "kv_lora_rank" in defaults:
+        defaults.pop("head_dim", None)
+    made |= {"defaults": defaults} if defaults else {}
+    sizes = [read(cls(), key) for key in ("hidden_size", "num_attention_heads", "head_dim")]
+    whole = all(isinstance(size, int) for size in sizes) and "kv_lora_rank" not in defaults
+    if whole and "head_dim" not in defaults and sizes[2] != sizes[0] // sizes[1]:  # of something else: must be said
+        made["own_head_dim"] = True
     if names_of(cls):
         made["names"] = names_of(cls)
     if partial_is_read(model_type, layers):
@@ -369,9 +374,13 @@ def parts():
 
 def main():
     warnings.filterwarnings("ignore")
-    head = {"transformers": version("transformers"), "torch": version("torch").partition("+")[0]}
-    models = json.loads(OUT.read_text(encoding="utf-8"))["models"] if sys.argv[1:] else {}
-    for model_type in sys.argv[1:] or sorted(CONFIG_MAPPING_NAMES):
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("model_types", nargs="*", help="made anew; the others stay as they are. Default: all")
+    arguments.add_argument("--to", type=Path, default=OUT)
+    arguments = arguments.parse_args()
+    head = {"transformers": version("transformers")}
+    models = json.loads(OUT.read_text(encoding="utf-8"))["models"] if arguments.model_types else {}
+    for model_type in arguments.model_types or sorted(CONFIG_MAPPING_NAMES):
         try:
             cls = CONFIG_MAPPING[model_type]
             if getattr(cls, "default_rope_type", "") == "axial" or model_type in TWO_DIMENSIONS:
@@ -384,9 +393,8 @@ def main():
             print(f"{model_type}: not understood: {type(error).__name__}: {str(error)[:80]!r}")
     inside = {key: value for key, value in parts().items() if value in models and key not in models}
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(models[name])}" for name in sorted(models))
-    OUT.write_text(
-        f'{json.dumps(head)[:-1]}, "parts": {json.dumps(inside)}, "models": {{\n{lines}\n}}}}\n', encoding="utf-8"
-    )
+    text = f'{json.dumps(head)[:-1]}, "parts": {json.dumps(inside)}, "models": {{\n{lines}\n}}}}\n'
+    arguments.to.write_text(text, encoding="utf-8")
     print(len(models), "model types")
 
 
