@@ -172,7 +172,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
             It asks for a rotation that pyrope does not have.
         """
         from pyrope.hf import rope_options
-        return cls(**rope_options(config, layer_type, seq_len, options))
+        return cls(**rope_options(config, layer_type, seq_len, options, cls))
 
     @property
     def head_dim(self) -> int:

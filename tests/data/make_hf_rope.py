@@ -116,6 +116,7 @@ HUNYUAN = model("hunyuan_v1_dense", 4096, 32, 8, 32768, head_dim=128, rope_theta
 
 
 def case(config, **rest):
+    """layer: one that is rotated, where they are not all."""
     return {"config": config, **rest}
 
 
@@ -134,8 +135,10 @@ CASES = {
     "Llama-3.1-8B": case(LLAMA31 | {"rope_theta": 5e5, "rope_scaling": llama3(8.0)}),
     "Llama-3.1-8B, new form": case(LLAMA31 | {"rope_parameters": {"rope_theta": 5e5} | llama3(8.0)}),
     "Llama-3.2-1B": case(model("llama", 2048, 32, 8, 131072, head_dim=64, rope_theta=5e5, rope_scaling=llama3(32.0))),
-    "Llama-4-Scout-17B-16E": case({"model_type": "llama4", "text_config": SCOUT}),
-    "Llama-4-Maverick-17B-128E": case(SCOUT | {"rope_scaling": None, "max_position_embeddings": 1048576}),
+    "Llama-4-Scout-17B-16E": case({"model_type": "llama4", "text_config": SCOUT}, layer="chunked_attention"),
+    "Llama-4-Maverick-17B-128E": case(
+        SCOUT | {"rope_scaling": None, "max_position_embeddings": 1048576}, layer="chunked_attention"
+    ),
     "Mistral-7B-v0.1": case(model("mistral", 4096, 32, 8, 32768, rope_theta=1e4)),
     "Mistral-Nemo-Base-2407": case(model("mistral", 5120, 32, 8, 131072, head_dim=128, rope_theta=1e6)),
     "Qwen2-7B": case(QWEN25 | {"max_position_embeddings": 131072}),
@@ -190,7 +193,7 @@ CASES = {
     "glm-4-9b-chat-hf": case(GLM | {"rope_theta": 5e6}),
     "chatglm3-6b": case(CHATGLM | {"seq_length": 8192}, port=GLM | {"rope_theta": 1e4}),
     "SmolLM-135M": case(model("llama", 576, 9, 3, 2048, rope_theta=1e4, rope_scaling=None)),
-    "SmolLM3-3B": case(model("smollm3", 2048, 16, 4, 65536, rope_theta=5e6, rope_scaling=None)),
+    "SmolLM3-3B": case(model("smollm3", 2048, 16, 4, 65536, rope_theta=5e6, rope_scaling=None), layer=0),
     "c4ai-command-r-v01": case(model("cohere", 8192, 64, 64, 8192, rope_theta=8e6)),
     "Hunyuan-7B": case(HUNYUAN | {"rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}}),
 }
@@ -218,7 +221,7 @@ def rotary_class(config):
 def frequencies(config, layer_type, seq_len):
     """float32 [rotary_dim / 2] and the attention factor."""
     module, rotary = rotary_class(config)
-    if rotary is None:  # GPT-J: the angle of position 1
+    if not hasattr(config, "rope_parameters"):  # GPT-J: the angle of position 1
         sin, cos = module.create_sinusoidal_positions(2, config.rotary_dim)[1].double().chunk(2)
         return torch.atan2(sin, cos).float(), 1.0
     parameters = config.rope_parameters[layer_type] if layer_type else config.rope_parameters
