@@ -175,7 +175,7 @@ def _step(config: Values) -> Values:
     if isinstance(heads, Mapping):
         config.setdefault("num_sliding_attention_heads", heads.get("num_attention_heads"))
     lists = {
-        key: config.get(key) for key in ("rope_theta", "partial_rotary_factors") if isinstance(config.get(key), list)
+        key: list(config[key]) for key in ("rope_theta", "partial_rotary_factors") if isinstance(config.get(key), list)
     }
     given = config.get("rope_parameters")
     if isinstance(types, list) and not (

@@ -267,7 +267,7 @@ def _sections(entry: dict[str, Any], parameters: Section) -> dict[str, Any]:
 
 def _backward(made: dict[str, Any]) -> dict[str, Any]:
     """Turned the other way: the same frequencies below 0."""
-    from pyrope._core import Rope
+    from pyrope._rope import Rope
 
     names = ("head_dim", "num_q_heads", "num_k_heads", "rotary_dim", "theta", "scaling", "inv_freq", "attention_factor")
     forward = Rope(device="cpu", **{name: made.pop(name) for name in names if name in made})

@@ -8,9 +8,9 @@ import math
 import pytest
 
 import pyrope
+from kit.hf import D, from_hf
 from pyrope import UnsupportedError
 
-D = {"hidden_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 8, "rope_theta": 1e4}
 QWEN = {"hidden_size": 4096, "num_attention_heads": 32, "rotary_emb_base": 10000, "seq_length": 8192}
 NAS = {"hidden_size": 8192, "num_attention_heads": 64, "num_key_value_heads": None, "rope_theta": 5e5}
 XDROPE = {"type": "xdrope", "alpha": 1000.0, "factor": 1.0, "xdrope_section": [16, 16, 16, 16]}
@@ -27,10 +27,6 @@ V4 = {
     "rope_scaling": {"type": "yarn", "factor": 16, "original_max_position_embeddings": 65536}
     | {"beta_fast": 32, "beta_slow": 1},
 }
-
-
-def from_hf(config, model_type, cls=pyrope.Rope, **arguments):
-    return cls.from_hf_config(config | {"model_type": model_type}, device="cpu", **arguments)
 
 
 # ---- model types that transformers has no class for

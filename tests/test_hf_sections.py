@@ -1,16 +1,10 @@
-"""Models whose tokens have more positions than one: FusedRope.from_hf_config gives their sections, or they are refused."""
+"""Models whose tokens have several positions: FusedRope.from_hf_config gives their sections, or they are refused."""
 
 import pytest
 
 import pyrope
+from kit.hf import MLA, D, from_hf
 from pyrope import UnsupportedError
-
-D = {"hidden_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 8, "rope_theta": 1e4}
-MLA = {"hidden_size": 4096, "num_attention_heads": 32, "kv_lora_rank": 512, "qk_rope_head_dim": 64, "rope_theta": 1e4}
-
-
-def from_hf(config, model_type, cls=pyrope.Rope, **arguments):
-    return cls.from_hf_config(config | {"model_type": model_type}, device="cpu", **arguments)
 
 
 @pytest.mark.parametrize(
