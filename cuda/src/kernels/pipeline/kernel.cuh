@@ -55,23 +55,26 @@ __device__ __forceinline__ void reduce_heads(const Thread& t, const Pairs& pairs
     if (t.live(u) && t.moves) t.store_head(heads, u, x[u], dynamic_factor[u]);
 }
 
-// Blocks that must fit a multiprocessor; 0: ptxas chooses. For sm_90 it gives code that only copies and turns more
-// registers than that needs (append of 1024 tokens, warm: 6.5 us with 80, 6.0 with 64); elsewhere such a bound spills.
+// Blocks that must fit a multiprocessor; 0: ptxas chooses. For sm_90 it gives code that reduces nothing more registers
+// than that needs (append of 1024 tokens, warm: 6.5 us with 80, 6.3 with 72); elsewhere such bounds spill.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
-inline constexpr int kPlainBlocks = 7;
+inline constexpr int kPlainBlocks = 7, kQuantisedBlocks = 5;
 #else
-inline constexpr int kPlainBlocks = 6;
+inline constexpr int kPlainBlocks = 6, kQuantisedBlocks = kUnspilledBlocks;
 #endif
 
 template <int kAccessBytes, bool kReduce, bool kQuantised, bool kGeneral>
-inline constexpr int kMinBlocks = kGeneral || (kReduce && kQuantised)             ? kUnspilledBlocks
-                                  : kAccessBytes == 16 && !kReduce && !kQuantised ? kPlainBlocks
-                                                                                  : 0;
+constexpr int min_blocks() {
+  if (kGeneral) return kUnspilledBlocks;
+  if (kAccessBytes < 16) return 0;
+  if (kReduce) return kQuantised ? kUnspilledBlocks : 0;
+  return kQuantised ? kQuantisedBlocks : kPlainBlocks;
+}
 
 // See PipelineCode.
 template <class D, Layout kLayout, int kVec, int kUnroll, bool kReduce, bool kQuantised, bool kGeneral, bool kEarly>
 __global__ void __launch_bounds__(kMaxBlock,
-                                  kMinBlocks<kVec * sizeof(typename D::Storage), kReduce, kQuantised, kGeneral>)
+                                  min_blocks<kVec * sizeof(typename D::Storage), kReduce, kQuantised, kGeneral>())
     pipeline_kernel(const __grid_constant__ PipelineArgs<kGeneral> args) {
   using Thread = PipelineThread<D, kLayout, kVec, kUnroll, kReduce, kQuantised, kGeneral>;
   Thread t(args, operand_of(args));
