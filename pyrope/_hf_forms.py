@@ -174,9 +174,8 @@ def _step(config: Values) -> Values:
     heads = config.get("attention_other_setting")
     if isinstance(heads, Mapping):
         config.setdefault("num_sliding_attention_heads", heads.get("num_attention_heads"))
-    lists = {
-        key: config.get(key) for key in ("rope_theta", "partial_rotary_factors") if isinstance(config.get(key), list)
-    }
+    keys = ("rope_theta", "partial_rotary_factors")
+    lists: dict[str, list[Any]] = {key: config[key] for key in keys if isinstance(config.get(key), list)}
     given = config.get("rope_parameters")
     if isinstance(types, list) and not (
         isinstance(given, Mapping) and any(isinstance(v, Mapping) for v in given.values())

@@ -73,8 +73,10 @@ def _numbers(c: Section, entry: dict[str, Any], layer_type: Any) -> tuple[list[i
     else:
         types = _types(c, entry, count, layer_type)
     if isinstance(layer_type, int) and not isinstance(layer_type, bool):
-        if not count and list(kinds) == [""]:
+        if not count and len(kinds) == 1:
             return None, []
+        if not count:
+            raise ValueError(f"layer_types: missing, with layer_type={layer_type}")
         if not 0 <= layer_type < count:
             raise ValueError(f"layer_type: {layer_type}, must be a layer type or the number of one of {count} layers")
         return [layer_type], types

@@ -189,7 +189,9 @@ def _partial(
     c: Section, entry: dict[str, Any], kind: dict[str, Any], parameters: Section, rope_type: str, head_dim: int
 ) -> float:
     """The part of a head that is rotated, 0 to 1."""
-    if "kv_lora_rank" in c and rope_type != "proportional":
+    if rope_type == "proportional" and ("kv_lora_rank" in c or "last" in entry):
+        raise UnsupportedError("rope_type: 'proportional', not for heads of which a part is rotated")
+    if "kv_lora_rank" in c:
         return 1.0  # of qk_rope_head_dim
     name = "partial_rotary_factor"
     key = kind.get("partial_key", name)

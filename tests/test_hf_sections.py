@@ -1,4 +1,4 @@
-"""Models whose tokens have more positions than one: FusedRope.from_hf_config gives their sections, or they are refused."""
+"""Models whose tokens have several positions: FusedRope.from_hf_config gives their sections, or they are refused."""
 
 import pytest
 
