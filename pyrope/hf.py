@@ -60,7 +60,7 @@ def _text_config(config: object, where: str = "config") -> tuple[dict[str, Any],
             text, inside = _text_config(config[part], f"{where}[{part!r}]")
             own = models()["parts"].get(config.get("model_type"))
             return (text if text.get("model_type") or not own else text | {"model_type": own}), inside
-    if config.get("decoder") is not None:
+    if isinstance(config.get("decoder"), Mapping) or hasattr(config.get("decoder"), "to_dict"):
         raise UnsupportedError(f"{where}: the model has an encoder and a decoder; pass {where}['decoder'] or the other")
     return dict(config), where
 

@@ -33,8 +33,8 @@ def test_every_entry_gives_a_rope(name):
     """Of the class's own sizes; of each type of layers that is rotated."""
     entry = models()["models"][name]
     kinds = [kind or None for kind, values in entry["layers"].items() if values is not None]
-    sizes = {"position_embedding_type": "rotary", "head_dim": 320} | ({"use_mem_rope": True} if name == "zamba2" else {})
-    config = {"model_type": name, "num_attention_heads": 32, "hidden_size": 4096} | sizes
+    config = {"model_type": name, "num_attention_heads": 32, "hidden_size": 4096, "head_dim": 320}
+    config |= {"position_embedding_type": "rotary", "use_mem_rope": True}  # of models that may do without
     if "nope_every" in entry:
         config["no_rope_layers"] = [1]
     for kind in kinds:
