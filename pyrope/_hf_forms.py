@@ -170,34 +170,26 @@ def _qwen(config: Values) -> Values:
 
 def _step(config: Values) -> Values:
     """Lists by layer, of which those of a type agree; a scaling for some types."""
-    types = config.get("layer_types")
     heads = config.get("attention_other_setting")
     if isinstance(heads, Mapping):
         config.setdefault("num_sliding_attention_heads", heads.get("num_attention_heads"))
-    lists = {
-        key: list(config[key]) for key in ("rope_theta", "partial_rotary_factors") if isinstance(config.get(key), list)
-    }
-    given = config.get("rope_parameters")
-    if isinstance(types, list) and not (
-        isinstance(given, Mapping) and any(isinstance(v, Mapping) for v in given.values())
-    ):
-        if given:
-            return config
-        scaled = config.pop("rope_scaling", None) or {}
-        only = config.get("yarn_only_types") or ["full_attention"]
-        config["rope_parameters"] = {
-            name: {
-                "rope_theta": _one(lists, "rope_theta", types, name, config.get("rope_theta", 1e4)),
-                "partial_rotary_factor": _one(lists, "partial_rotary_factors", types, name, 1.0),
-            }
-            | (dict(scaled) if name in only else {})
-            for name in sorted(set(types))
-        }
-    elif lists:
+    types = config.get("layer_types")
+    keys = ("rope_theta", "partial_rotary_factors")
+    lists: dict[str, list[Any]] = {key: config[key] for key in keys if isinstance(config.get(key), list)}
+    if lists and not isinstance(types, list):
         raise ValueError(f"layer_types: missing, {next(iter(lists))} is a list")
-    for key in lists:
-        del config[key]
-    return config
+    if not isinstance(types, list) or config.get("rope_parameters"):
+        return {key: value for key, value in config.items() if key not in lists}
+    scaled, only = config.pop("rope_scaling", None) or {}, config.get("yarn_only_types") or ["full_attention"]
+    config["rope_parameters"] = {
+        name: {
+            "rope_theta": _one(lists, "rope_theta", types, name, config.get("rope_theta", 1e4)),
+            "partial_rotary_factor": _one(lists, "partial_rotary_factors", types, name, 1.0),
+            **(scaled if name in only else {}),
+        }
+        for name in sorted(set(types))
+    }
+    return {key: value for key, value in config.items() if key not in lists}
 
 
 def _one(lists: Mapping[str, list[Any]], key: str, types: list[str], name: str, default: Any) -> Any:

@@ -34,6 +34,8 @@ class Layer(NamedTuple):
 
 def layers_of(c: Section, entry: dict[str, Any], layer_type: str | int | None) -> list[Layer]:
     """The kinds of layers that are rotated, among those asked for."""
+    if isinstance(layer_type, bool) or not isinstance(layer_type, (str, int, type(None))):
+        raise TypeError(f"layer_type: {layer_type!r}, must be the name of a type of layers or the number of a layer")
     kinds: dict[str, Any] = entry["layers"]
     if "rotated_without" in entry and not c.get(entry["rotated_without"]):
         one = next(kind for kind in kinds.values() if kind is not None)
@@ -64,25 +66,27 @@ def layers_of(c: Section, entry: dict[str, Any], layer_type: str | int | None) -
 def _numbers(c: Section, entry: dict[str, Any], layer_type: Any) -> tuple[list[int] | None, list[str]]:
     """The numbers of the layers, None if the configuration does not tell them apart; and the types of all."""
     kinds = entry["layers"]
-    lists = [key for key in (*_ROTATED, *_HEADS) if key in c]
-    count = len(c.items(lists[0])) if lists else c.integer("num_hidden_layers", default=0) if _rule(c, entry) else 0
+    lists = [len(c.items(key)) for key in (*_ROTATED, *_HEADS) if _has(c, key)]
+    if not lists and (_rule(c, entry) or "rope_scaling_layers" in c):
+        lists = [c.integer("num_hidden_layers")]
+    count = min(lists, default=0)
     if "layer_types" in c:
         types = [_OLD_NAMES.get(name, name) if name not in kinds else name for name in c.items("layer_types")]
         types = [name for name in types if name != "mlp"]  # Dory's, which have no number
         count = min(count, len(types)) or len(types)
     else:
         types = _types(c, entry, count, layer_type)
-    if isinstance(layer_type, int) and not isinstance(layer_type, bool):
-        if not count and list(kinds) == [""]:
+    if isinstance(layer_type, int):
+        if not count and len(kinds) == 1:
             return None, []
+        if not count:
+            raise ValueError(f"layer_types: missing, with layer_type={layer_type}")
         if not 0 <= layer_type < count:
             raise ValueError(f"layer_type: {layer_type}, must be a layer type or the number of one of {count} layers")
         return [layer_type], types
     if not count:
         return None, []
     numbers = [i for i in range(count) if layer_type in (None, types[i])]
-    if not numbers and layer_type in kinds:  # none of this model's layers, but of such a model's
-        return None, []
     if not numbers:
         raise _not_one_of(layer_type, sorted({name for name in types if _rotates(kinds, name)}))
     return numbers, types
@@ -100,7 +104,12 @@ def _types(c: Section, entry: dict[str, Any], count: int, layer_type: Any) -> li
 
 
 def _rule(c: Section, entry: dict[str, Any]) -> bool:
-    return "nope_every" in entry and "no_rope_layers" not in c
+    return "nope_every" in entry and not _has(c, "no_rope_layers")
+
+
+def _has(c: Section, key: str) -> bool:
+    """A list that is empty says no more than one that is missing."""
+    return key in c and len(c.items(key)) > 0
 
 
 def _rotates(kinds: dict[str, Any], name: str) -> bool:
@@ -112,15 +121,17 @@ def _rotates(kinds: dict[str, Any], name: str) -> bool:
 def _layer(c: Section, entry: dict[str, Any], i: int, name: str) -> Layer:
     rotated, theta = _rotates(entry["layers"], name), None
     for key in _ROTATED:
-        if key in c and c.items(key):
+        if _has(c, key):
             value = c.items(key)[i]
+            if not isinstance(value, (int, float)) or value < 0:
+                raise ValueError(f"{key}[{i}]: {value!r}, must be a number, 0 or above")
             rotated = rotated and bool(value)
             theta = float(value) if key == "layer_rope_theta" else theta
     if _rule(c, entry):
         every = c.integer("no_rope_layer_interval", default=entry["nope_every"])
         rotated = rotated and (i + 1) % every != 0
     scaled = "rope_scaling_layers" not in c or i in c.items("rope_scaling_layers")
-    heads = {own: c.items(key)[i] for key, own in _HEADS.items() if key in c}
+    heads = {own: c.items(key)[i] for key, own in _HEADS.items() if _has(c, key)}
     if None in heads.values():  # a block without attention
         return Layer(_NO_QK[0], rotated=False)
     if "per_layer_config" in c:

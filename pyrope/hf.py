@@ -60,7 +60,7 @@ def _text_config(config: object, where: str = "config") -> tuple[dict[str, Any],
             text, inside = _text_config(config[part], f"{where}[{part!r}]")
             own = models()["parts"].get(config.get("model_type"))
             return (text if text.get("model_type") or not own else text | {"model_type": own}), inside
-    if config.get("decoder") is not None:
+    if isinstance(config.get("decoder"), Mapping) or hasattr(config.get("decoder"), "to_dict"):
         raise UnsupportedError(f"{where}: the model has an encoder and a decoder; pass {where}['decoder'] or the other")
     return dict(config), where
 
@@ -189,7 +189,9 @@ def _partial(
     c: Section, entry: dict[str, Any], kind: dict[str, Any], parameters: Section, rope_type: str, head_dim: int
 ) -> float:
     """The part of a head that is rotated, 0 to 1."""
-    if "kv_lora_rank" in c and rope_type != "proportional":
+    if rope_type == "proportional" and ("kv_lora_rank" in c or "last" in entry):
+        raise UnsupportedError("rope_type: 'proportional', not for heads of which a part is rotated")
+    if "kv_lora_rank" in c:
         return 1.0  # of qk_rope_head_dim
     name = "partial_rotary_factor"
     key = kind.get("partial_key", name)

@@ -4,7 +4,6 @@ tests/data/hf_rope.json holds transformers' results, written by tests/data/make_
 transformers are installed, they are computed anew, too.
 """
 
-import importlib.metadata
 import importlib.util
 import json
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 import pyrope
+from kit.hf import version_of
 from kit.refusals import T, V, rows
 from kit.rounding import rounding
 from pyrope import UnsupportedError
@@ -21,13 +21,6 @@ from pyrope import UnsupportedError
 DATA = Path(__file__).parent / "data"
 FROZEN = json.loads((DATA / "hf_rope.json").read_text(encoding="utf-8"))
 CASES = FROZEN["cases"]
-
-
-def version_of(package):
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def from_hf(config, **arguments):

@@ -245,18 +245,30 @@ def heads_of(config, layer_type=None):
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
         return heads, 1, dim
-    return heads, getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None) or heads, dim
+    k_heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None) or heads
+    if config.model_type == "mimo_v2_flash" and layer_type == "sliding_attention":
+        k_heads *= 2
+    return heads, k_heads, dim
 
 
 def alone(config, layer_type=None, name="apply_rotary_pos_emb"):
     """The Layer that the model's functions give, without the model around."""
     module, rotary = rotary_of(config)
-    q_heads, k_heads, dim = heads_of(config, layer_type)
-    q, k = (torch.zeros(1, count, TOKENS, dim) for count in (q_heads, k_heads))
+    f = getattr(module, name)
+    q_heads, k_heads, whole = heads_of(config, layer_type)
     labelled = "layer_type" in inspect.signature(rotary.forward).parameters
     with torch.no_grad():
-        made = rotary(q, torch.arange(TOKENS)[None], **({"layer_type": layer_type} if labelled else {}))
-        return rotation(getattr(module, name), (q, k, *(made if isinstance(made, tuple) else (made,))), {})
+        x = torch.zeros(1, q_heads, TOKENS, whole)
+        made = rotary(x, torch.arange(TOKENS)[None], **({"layer_type": layer_type} if labelled else {}))
+        made = made if isinstance(made, tuple) else (made,)
+        pair = any(key in inspect.signature(f).parameters for key in ("k", "xk", "key"))
+        for dim in (whole, min(whole, made[0].shape[-1])):  # the function is given a head, or the part that turns
+            q, k = (torch.zeros(1, heads, TOKENS, dim) for heads in (q_heads, k_heads))
+            try:
+                return rotation(f, (q, k, *made) if pair else (q, *made), {})._replace(k_heads=k_heads)
+            except RuntimeError:
+                continue
+    raise ValueError(f"{name}: not called as expected")
 
 
 def layers(config):

@@ -306,7 +306,7 @@ def entry(model_type):
     layers, error = hf_probe.layers(config)
     turned = {i: layer for i, layer in layers.items() if layer.pairs}
     if not turned:
-        return {"refused": "transformers calls no function that rotates its q and k"}, error
+        return {"refused": "no function that rotates q and k was found in it"}, error
     kinds = {(layout(layer), layer.pairs[0][2] < 0, layer.pairs[0][0] > 0) for layer in turned.values()}
     if len(kinds) > 1:
         return {"refused": "its layers do not pair alike"}, error

@@ -1,5 +1,7 @@
 """What the tests of Hugging Face configurations share: minimal ones, and how they are read."""
 
+import importlib.metadata
+
 import pyrope
 
 D = {"hidden_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 8, "rope_theta": 1e4}
@@ -16,3 +18,11 @@ MLA = {
 def from_hf(config, model_type=None, cls=pyrope.Rope, **arguments):
     config = config | ({"model_type": model_type} if model_type else {})
     return cls.from_hf_config(config, device="cpu", **arguments)
+
+
+def version_of(package):
+    """Of an installed package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
