@@ -42,6 +42,9 @@ SAME = {
 # Where a model of several parts has its language model.
 PARTS = ("text_config", "thinker_config", "language_config", "llm_config")
 
+# Tokens have several positions, and which pair takes which is not in the data file.
+STREAMS = {"neomme": "tokens of this model have two positions each, and its order of pairs is not known here"}
+
 # The model has no rotation, or one that pyrope has not.
 REFUSED = {
     "alibi": "the model has no rotary embedding",

@@ -143,7 +143,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         free(self.words)
 
     @classmethod
-    def from_hf_config(cls, config: object, *, layer_type: str | None = None, seq_len: int | None = None,
+    def from_hf_config(cls, config: object, *, layer_type: str | int | None = None, seq_len: int | None = None,
                        **options: Any) -> Self:
         """The Rope of a Hugging Face model configuration.
 
@@ -151,8 +151,9 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         ----------
         config : dict or object
             What config.json holds, or a configuration object of transformers.
-        layer_type : str, optional
-            Which of the model's layers, for example ``"sliding_attention"``; required if they differ.
+        layer_type : str or int, optional
+            Which of the model's layers: the name of their type, for example ``"sliding_attention"``, or the number of
+            one; required if they differ or are not all rotated.
         seq_len : int, optional
             Tokens that the context will have, for ``dynamic`` and ``longrope``. Default: no more than the original
             training had.
@@ -162,14 +163,17 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         Notes
         -----
         Rotated is what the model rotates: with multi-head latent attention, ``qk_rope_head_dim`` elements of q and a
-        single head of k. ``dtype``, ``device`` and ``angle`` do not come from the configuration.
+        single head of k. ``dtype``, ``device`` and ``angle`` do not come from the configuration. A model type that is
+        not known is refused unless ``layout`` is given. A FusedRope gets the sections of M-RoPE, unless ``sections``
+        is given.
 
         Raises
         ------
         ValueError, TypeError
             The configuration lacks or contradicts something; the text names the key.
         pyrope.UnsupportedError
-            It asks for a rotation that pyrope does not have.
+            It asks for a rotation that pyrope does not have, of a model type that it does not know, or of layers that
+            are not rotated.
         """
         from pyrope.hf import rope_options
         return cls(**rope_options(config, layer_type, seq_len, options, cls))

@@ -6,7 +6,6 @@ transformers. Here is what follows from that and a config.json.
 
 import json
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,14 @@ from pyrope.errors import UnsupportedError
 # Arguments of Rope that the configuration has under other names.
 _ARGUMENTS = {"head_dim": "head_dim", "num_q_heads": "num_attention_heads", "theta": "rope_theta"}
 _UNKNOWN: dict[str, Any] = {"partial": True, "layers": {"": {}}}
+_MODELS: dict[str, Any] = {}
 
 
-@cache
 def models() -> dict[str, Any]:
     """The data file: "models" by model type, "parts": the model type of the language model of those of several."""
-    made: dict[str, Any] = json.loads(Path(__file__).with_name("hf_models.json").read_text(encoding="utf-8"))
-    return made
+    if not _MODELS:
+        _MODELS.update(json.loads(Path(__file__).with_name("hf_models.json").read_text(encoding="utf-8")))
+    return _MODELS
 
 
 def rope_options(
@@ -124,7 +124,7 @@ def _layer_options(
     partial = _partial(c, entry, kind, parameters, rope_type, head_dim)
     rotary_dim = head_dim if rope_type == "proportional" else int(head_dim * partial)
     scaling, attention_factor = SCALINGS[rope_type](Source(parameters, c, head_dim, partial, seq_len))
-    return (_sections(entry, parameters) if streams else {}) | {
+    return (_sections(model_type, entry, parameters) if streams else {}) | {
         "head_dim": head_dim,
         "num_q_heads": num_q_heads,
         "num_k_heads": num_k_heads,
@@ -250,8 +250,10 @@ def _layout(c: Section, model_type: str, entry: dict[str, Any]) -> str:
     return said
 
 
-def _sections(entry: dict[str, Any], parameters: Section) -> dict[str, Any]:
+def _sections(model_type: str, entry: dict[str, Any], parameters: Section) -> dict[str, Any]:
     """M-RoPE: how many pairs turn by each position of a token."""
+    if model_type in forms.STREAMS:
+        raise UnsupportedError(f"sections: {forms.STREAMS[model_type]}")
     known = entry.get("sections")
     if known is None:
         return {}

@@ -60,3 +60,10 @@ def test_sections_that_cannot_be():
     ):
         from_hf(D, "ernie4_5_vl_moe_text", cls=pyrope.FusedRope)
     assert from_hf(D, "ernie4_5_vl_moe_text").layout == "gptj"
+
+
+def test_streams_whose_order_is_not_known():
+    """Two of neomme's; a Rope of text, whose positions are the same, is one of either."""
+    with pytest.raises(UnsupportedError, match=r"^sections: tokens of this model have two positions"):
+        from_hf(D, "neomme", pyrope.FusedRope, layer_type="full_attention")
+    assert from_hf(D, "neomme", layer_type="full_attention").rotary_dim == 16
