@@ -46,6 +46,7 @@ cdef extern from "roperope/roperope.h" nogil:
         ROPE_MAX_PAGE_SIZE
         ROPE_MAX_ROW_STRIDE
         ROPE_MAX_XPOS_DIM
+        ROPE_MAX_STREAMS
     double ROPE_XPOS_SCALE_BASE_MIN
     double ROPE_XPOS_SCALE_BASE_MAX
     double ROPE_XPOS_GAMMA_MIN
@@ -157,7 +158,7 @@ cdef extern from "roperope/roperope.h" nogil:
     ctypedef struct rope_sections:
         int32_t num_streams
         int32_t interleaved
-        int32_t sizes[4]
+        int32_t sizes[ROPE_MAX_STREAMS]
         int64_t stream_stride
 
     ctypedef struct rope_cos_sin:

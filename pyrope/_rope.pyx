@@ -1,6 +1,7 @@
 # cython: language_level=3, freethreading_compatible=True, annotation_typing=False
 """pyrope.Rope."""
 
+from libc.math cimport isfinite
 from libc.stdint cimport INT32_MAX, int32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
@@ -120,7 +121,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         if attention_factor is not None:
             self.attention_factor = as_real("attention_factor", attention_factor)
         d.attention_factor = <float>self.attention_factor
-        if not 0 < d.attention_factor < 3.0e38:
+        if not (d.attention_factor > 0 and isfinite(d.attention_factor)):
             raise ValueError(f"attention_factor: {attention_factor}, must be above 0 and finite as a float32")
         if not is_compiled(d.backend, d.dtype, d.layout, d.angle):
             raise UnsupportedError(

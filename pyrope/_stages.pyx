@@ -1,6 +1,7 @@
 # cython: language_level=3, freethreading_compatible=True
 """The stages of pyrope.FusedRope but for its cache: what its constructor (set_*) and its calls (read_*) are given."""
 
+from libc.math cimport isfinite
 from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint64_t
 
 from pyrope._arguments cimport (
@@ -37,8 +38,8 @@ cdef tuple set_sections(sections, bint interleaved, rope_apply_desc* d):
         if interleaved:
             raise ValueError("sections_interleaved: True, only allowed with sections")
         return None
-    if not isinstance(sections, (tuple, list)) or not 2 <= len(sections) <= 4:
-        raise TypeError(f"sections: {sections!r}, must be 2 to 4 numbers of pairs")
+    if not isinstance(sections, (tuple, list)) or not 2 <= len(sections) <= ROPE_MAX_STREAMS:
+        raise TypeError(f"sections: {sections!r}, must be 2 to {ROPE_MAX_STREAMS} numbers of pairs")
     for i, count in enumerate(sections):
         d.sections.sizes[i] = as_count("sections", count, 0, pairs)
     d.sections.num_streams, d.sections.interleaved = len(sections), interleaved
@@ -71,9 +72,9 @@ cdef int set_norm(norm, str dtype, rope_apply_desc* d) except -1:
         raise TypeError(f"norm: {norm!r} is not a pyrope.RMSNorm")
     d.norm.eps = <float>as_real("eps", norm.eps)
     d.norm.weight_bias = <float>as_real("weight_bias", norm.weight_bias)
-    if not 0 <= d.norm.eps < 3.0e38:
+    if not (d.norm.eps >= 0 and isfinite(d.norm.eps)):
         raise ValueError(f"eps: {norm.eps}, must be at least 0 and finite as a float32")
-    if not -3.0e38 < d.norm.weight_bias < 3.0e38:
+    if not isfinite(d.norm.weight_bias):
         raise ValueError(f"weight_bias: {norm.weight_bias}, must be finite as a float32")
     if norm.weight_dtype is not None:
         d.norm.weight_is_f32 = choose("weight_dtype", norm.weight_dtype, {dtype: 0, "float32": 1})

@@ -76,6 +76,7 @@ enum { ROPE_INDEX_INT64 = 0, ROPE_INDEX_INT32 = 1 };
 #define ROPE_MAX_PAGE_SIZE (1 << 20)
 #define ROPE_MAX_ROW_STRIDE (1 << 20)
 #define ROPE_MAX_XPOS_DIM 512
+#define ROPE_MAX_STREAMS 4
 #define ROPE_XPOS_SCALE_BASE_MIN 1e-6
 #define ROPE_XPOS_SCALE_BASE_MAX 1e18
 #define ROPE_XPOS_GAMMA_MIN 1e-6
@@ -233,11 +234,12 @@ typedef struct rope_cache {
 
 /* Which of several positions of a token a pair turns by (M-RoPE, arXiv:2409.12191; 2-D and 3-D vision). */
 typedef struct rope_sections {
-  int32_t num_streams;   /* 0: one position a token; else 2 to 4, positions is [num_streams, num_tokens] */
-  int32_t interleaved;   /* 0: stream s takes sizes[s] pairs behind those of stream s - 1; 1: pair i takes stream
-                            i % num_streams while i < num_streams * sizes[that stream], else stream 0 */
-  int32_t sizes[4];      /* pairs of each stream; their sum is rotary_dim/2 */
-  int64_t stream_stride; /* elements of positions between streams; 0: num_tokens */
+  int32_t num_streams; /* 0: one position a token; else 2 to ROPE_MAX_STREAMS,
+                          positions is [num_streams, num_tokens] */
+  int32_t interleaved; /* 0: stream s takes sizes[s] pairs behind those of stream s - 1; 1: pair i takes stream
+                          i % num_streams while i < num_streams * sizes[that stream], else stream 0 */
+  int32_t sizes[ROPE_MAX_STREAMS]; /* pairs of each stream; their sum is rotary_dim/2 */
+  int64_t stream_stride;           /* elements of positions between streams; 0: num_tokens */
 } rope_sections;
 
 /* ROPE_ANGLE_COS_SIN: rows of cos and sin, indexed by position. */

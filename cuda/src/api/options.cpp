@@ -7,7 +7,8 @@
 namespace rope::api {
 namespace {
 
-static_assert(2 * kMaxXPosPairs == ROPE_MAX_XPOS_DIM && kMaxNormHeads == ROPE_MAX_NORM_HEADS);
+static_assert(2 * kMaxXPosPairs == ROPE_MAX_XPOS_DIM && kMaxNormHeads == ROPE_MAX_NORM_HEADS &&
+              kMaxStreams == ROPE_MAX_STREAMS);
 
 rope_status read_sections(const rope_apply_desc& d, Sections* s) {
   const rope_sections& from = d.sections;
@@ -16,12 +17,12 @@ rope_status read_sections(const rope_apply_desc& d, Sections* s) {
       return fail(ROPE_ERR_INVALID_ARG, "sections.num_streams: 0, but sections has other fields set");
     return ROPE_OK;
   }
-  ROPE_TRY(check_range("sections.num_streams", from.num_streams, 2, 4));
+  ROPE_TRY(check_range("sections.num_streams", from.num_streams, 2, ROPE_MAX_STREAMS));
   ROPE_TRY(check_range("sections.interleaved", from.interleaved, 0, 1));
   if (!d.positions) return fail(ROPE_ERR_INVALID_ARG, "positions: NULL, required with sections");
   *s = {from.num_streams, from.interleaved != 0, {}, from.stream_stride ? from.stream_stride : d.num_tokens};
   int64_t sum = 0;
-  for (int32_t i = 0; i < 4; ++i) {
+  for (int32_t i = 0; i < ROPE_MAX_STREAMS; ++i) {
     const int32_t size = s->sizes[i] = from.sizes[i];
     if (size < 0 || (i >= from.num_streams && size))
       return fail(ROPE_ERR_INVALID_ARG, "sections.sizes[%d]: %d, must be 0 or more, and 0 behind num_streams", i, size);
