@@ -20,11 +20,6 @@ def turned(rope, element=0):
     return x[0, 0]
 
 
-def powers(theta, dim):
-    """Frequencies as RoFormer defines them."""
-    return [theta ** (-2 * i / dim) for i in range(dim // 2)]
-
-
 # ---- pairing and direction
 
 ADJACENT = "kimi_k2 bailing_hybrid axk2 mistral_large4_text hy_v4_vl_text axk1 sarvam_mla"
