@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-pytest.register_assert_rewrite("kit")
+pytest.register_assert_rewrite("kit")  # before anything imports it, hence E402 below
 
 import pyrope  # noqa: E402
 from kit.memory import REQUIRE_GPU  # noqa: E402
