@@ -1,22 +1,27 @@
 // Stands in for CUDA when the kernels are compiled by g++. Every CUDA thread of a launch runs to its end before the
-// next one starts; where the threads of a block meet, each is a thread of the host. Finds wrong indices and accesses
-// (with AddressSanitizer and UBSan).
+// next one starts; where the threads of a block meet, they take turns. Finds wrong indices and accesses (with
+// AddressSanitizer and UBSan).
 #pragma once
 
-#include <pthread.h>
+#include <ucontext.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <mutex>
-#include <thread>
 #include <vector>
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/common_interface_defs.h>
+#endif
 
 #define __global__
 #define __device__
 #define __forceinline__ inline
 #define __grid_constant__
 #define __launch_bounds__(...)
-#define __shared__ static  // launches whose threads meet come one after the other
+#define __shared__ static
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -33,64 +38,152 @@ void for_each_in(dim3 size, Body body) {
       for (unsigned x = 0; x < size.x; ++x) body(dim3{x, y, z});
 }
 
-inline pthread_barrier_t block_meeting;
-inline std::vector<pthread_barrier_t> warp_meetings;
-
 inline unsigned thread_index() { return (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x; }
 
-inline void synchronize(bool warp_only) {
-  pthread_barrier_wait(warp_only ? &warp_meetings[thread_index() / 32] : &block_meeting);
-}
+// ---- blocks whose threads meet: each is a fiber of the host thread, which goes round among them
 
-inline float exchange(float x, int lanes) {
-  static float values[1024];
-  const unsigned self = thread_index();
-  values[self] = x;
-  synchronize(true);
-  const float y = values[self ^ unsigned(lanes)];
-  synchronize(true);
-  return y;
-}
+// Where `expected` fibers wait for each other.
+struct Meeting {
+  unsigned expected = 0, arrived = 0, round = 0;
+};
 
-// A host thread for each thread of a block; they take the blocks one after the other.
-template <class Args>
-void run_together(void (*kernel)(Args), dim3 grid, dim3 block, const Args& args) {
-  static std::mutex one_launch;
-  const std::lock_guard lock(one_launch);
-  const unsigned count = block.x * block.y * block.z;
-  pthread_barrier_init(&block_meeting, nullptr, count);
-  warp_meetings.resize((count + 31) / 32);
-  for (unsigned w = 0; w < warp_meetings.size(); ++w)
-    pthread_barrier_init(&warp_meetings[w], nullptr, std::min(32u, count - 32 * w));
-  std::vector<std::thread> threads;
-  for_each_in(block, [&](dim3 t) {
-    threads.emplace_back([&, t] {
-      gridDim = grid;
-      blockDim = block;
-      threadIdx = t;
-      for_each_in(grid, [&](dim3 b) {
-        blockIdx = b;
-        kernel(args);
-        synchronize(false);
-      });
-    });
-  });
-  for (std::thread& thread : threads) thread.join();
-  pthread_barrier_destroy(&block_meeting);
-  for (pthread_barrier_t& meeting : warp_meetings) pthread_barrier_destroy(&meeting);
-}
+class Fibers {
+ public:
+  // Runs body(), as each thread of the block, to its end.
+  template <class Body>
+  void run(dim3 block, Body body) {
+    const unsigned count = block.x * block.y * block.z;
+    together_ = {count};
+    warps_.assign((count + 31) / 32, {});
+    for (unsigned w = 0; w < warps_.size(); ++w) warps_[w].expected = std::min(32u, count - 32 * w);
+    while (stacks_.size() < count) stacks_.push_back(std::make_unique<char[]>(kStackBytes));
+    body_ = body;
+    fibers_.assign(count, {});
+    unsigned n = 0;
+    for_each_in(block, [&](dim3 index) { start(fibers_[n], stacks_[n].get(), index), ++n; });
+    for (unsigned left = count; left;) {
+      left = 0;
+      for (Fiber& fiber : fibers_) {
+        if (fiber.done) continue;
+        current_ = &fiber;
+        threadIdx = fiber.index;
+        go(home_, nullptr, fiber.context, fiber.stack, kStackBytes);
+        left += !fiber.done;
+      }
+    }
+  }
+
+  void meet(bool warp_only) {
+    Meeting& m = warp_only ? warps_[thread_index() / 32] : together_;
+    const unsigned round = m.round;
+    if (++m.arrived == m.expected) {
+      m.arrived = 0;
+      ++m.round;
+    }
+    while (m.round == round) leave();
+  }
+
+  float exchange(float x, int lanes) {
+    const unsigned self = thread_index();
+    values_[self] = x;
+    meet(true);
+    const float y = values_[self ^ unsigned(lanes)];
+    meet(true);
+    return y;
+  }
+
+ private:
+  static constexpr size_t kStackBytes = 256 << 10;
+
+  struct Fiber {
+    ucontext_t context;
+    char* stack = nullptr;
+    dim3 index;
+    bool done = false;
+  };
+
+  static void enter(unsigned low, unsigned high) {
+    auto* self = reinterpret_cast<Fibers*>(uintptr_t(high) << 32 | low);
+    arrive(nullptr, &self->home_stack_, &self->home_bytes_);
+    self->body_();
+    self->current_->done = true;
+    self->leave();
+  }
+
+  void start(Fiber& fiber, char* stack, dim3 index) {
+    fiber.stack = stack;
+    fiber.index = index;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = stack;
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    fiber.context.uc_link = nullptr;
+    const auto self = reinterpret_cast<uintptr_t>(this);
+    makecontext(&fiber.context, reinterpret_cast<void (*)()>(enter), 2, unsigned(self), unsigned(self >> 32));
+  }
+
+  // Back to run(), until it comes round again.
+  void leave() {
+    const dim3 block = blockIdx;
+    Fiber& fiber = *current_;
+    go(fiber.context, fiber.done ? &fiber : nullptr, home_, home_stack_, home_bytes_);
+    blockIdx = block;
+  }
+
+  // AddressSanitizer is told which stack it is on. `ended`: the fiber that is left for good.
+  static void go(ucontext_t& from, Fiber* ended, ucontext_t& to, const void* stack, size_t bytes) {
+#ifdef __SANITIZE_ADDRESS__
+    void* fake = nullptr;
+    __sanitizer_start_switch_fiber(ended ? nullptr : &fake, stack, bytes);
+    swapcontext(&from, &to);
+    arrive(fake, nullptr, nullptr);
+#else
+    (void)ended, (void)stack, (void)bytes;
+    swapcontext(&from, &to);
+#endif
+  }
+
+  static void arrive([[maybe_unused]] void* fake, [[maybe_unused]] const void** stack, [[maybe_unused]] size_t* bytes) {
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_finish_switch_fiber(fake, stack, bytes);
+#endif
+  }
+
+  std::vector<std::unique_ptr<char[]>> stacks_;
+  std::vector<Fiber> fibers_;
+  std::vector<Meeting> warps_;
+  std::function<void()> body_;
+  Meeting together_;
+  Fiber* current_ = nullptr;
+  ucontext_t home_;
+  const void* home_stack_ = nullptr;
+  size_t home_bytes_ = 0;
+  float values_[1024];
+};
+
+inline thread_local Fibers fibers;
+
+inline void synchronize(bool warp_only) { fibers.meet(warp_only); }
+inline float exchange(float x, int lanes) { return fibers.exchange(x, lanes); }
 
 template <bool kTogether = false, class Args>
 int launch(void (*kernel)(Args), dim3 grid, dim3 block, const Args& args, void*, bool) {
   const bool valid = grid.x - 1 < 0x7fffffffu && grid.y - 1 < 65535 && grid.z - 1 < 65535 && block.z - 1 < 64 &&
                      block.x && block.y && block.x * block.y * block.z <= 1024;
   if (!valid) return 1;  // cudaErrorInvalidValue
-  if (kTogether) {
-    run_together(kernel, grid, block, args);
-    return 0;
-  }
   gridDim = grid;
   blockDim = block;
+  if (kTogether) {
+    static std::mutex one_launch;  // shared memory is static
+    const std::lock_guard lock(one_launch);
+    fibers.run(block, [&] {
+      for_each_in(grid, [&](dim3 b) {
+        blockIdx = b;
+        kernel(args);
+        synchronize(false);
+      });
+    });
+    return 0;
+  }
   for_each_in(grid, [&](dim3 b) {
     blockIdx = b;
     for_each_in(block, [&](dim3 t) {
@@ -108,6 +201,11 @@ inline void assume_global(const void*) {}
 inline void wait_for_previous() {}
 inline void release_next() {}
 inline void prefetch(const void*) {}
+
+template <class T>
+T* advance(T* base, int32_t i, int32_t step) {
+  return base + int64_t(i) * step;
+}
 
 template <class T>
 const T* as_memory(const T* argument) {

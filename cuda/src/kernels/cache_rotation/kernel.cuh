@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
   const bool inside = token < p.num_tokens && slot_index < args.slots;
   if (!kDynamic && !inside) return;
   const Slot slot =
-      slot_of<kLayout, kVec, kDynamic>(p.rotary_dim, p.rotary_offset, keys.dim, args.stored_slots, slot_index);
+      slot_of<kVec, kDynamic>(kLayout, p.rotary_dim, p.rotary_offset, keys.dim, args.stored_slots, slot_index);
   const PairMap<kLayout, kVec> map{slot.rotated ? slot_index : 0, p.rotary_dim / 2};
   wait_for_previous();
   release_next();
@@ -99,11 +99,12 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
       for (int j = 0; j < 2 * kVec; ++j) largest[0] = larger_magnitude(largest[0], x[j]);
       BlockRows<kVec>{lanes, slot_index, keys.dim, 32 % lanes == 0, true, slot, largest_of + row * lanes}.largest(
           largest);
-      factor = renew_scale(p, keys, token, place, head + u * step, largest[0], slot_index == 0 && live(u));
+      factor = renew_scale(keys.quantize, scale_row(p, keys, token, place) * keys.heads + head + u * step, largest[0],
+                           slot_index == 0 && live(u));
     }
     if (!live(u)) return;
     if constexpr (kQuantised) {
-      store_codes<kVec>(keys.quantize.type, row_of(u), slot, factor, x);
+      store_codes<kVec>(keys.quantize.type, row_of(u), slot.first, slot.second, factor, x);
     } else {
       auto* row = reinterpret_cast<typename Stored::Storage*>(row_of(u));
       a[u].narrow(x);

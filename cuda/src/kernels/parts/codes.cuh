@@ -4,7 +4,6 @@
 #include "../../operations/token.h"
 #include "chunk.h"
 #include "launch.h"
-#include "slot.h"
 
 namespace rope::cuda {
 
@@ -25,11 +24,12 @@ __device__ __forceinline__ void store_codes(char* at, float factor, const float*
 
 // x * factor, rounded, to the two chunks of a slot.
 template <int kVec>
-__device__ __forceinline__ void store_codes(OutType type, char* row, const Slot& s, float factor, const float* x) {
+__device__ __forceinline__ void store_codes(OutType type, char* row, int32_t first, int32_t second, float factor,
+                                            const float* x) {
 #pragma unroll
   for (int c = 0; c < 2; ++c)
     for_code(type, [&](auto code) {
-      store_codes<decltype(code), kVec>(row + (c ? s.second : s.first), factor, x + c * kVec);
+      store_codes<decltype(code), kVec>(row + (c ? second : first), factor, x + c * kVec);
     });
 }
 
@@ -43,12 +43,11 @@ __device__ __forceinline__ void widen_codes(OutType type, const Chunk<Codes, kVe
   });
 }
 
-// What a head is multiplied with whose scale is computed from its largest magnitude; one of its threads `stores` it.
-__device__ __forceinline__ float renew_scale(const PipelineParams& p, const PipelineOperand& o, int64_t token,
-                                             const CachePlace& place, int32_t head, float largest_magnitude,
-                                             bool stores) {
-  const float scale = dynamic_scale(o.quantize.type, largest_magnitude);
-  if (stores) o.quantize.scales[scale_row(p, o, token, place) * o.heads + head] = scale;
+// What a head is multiplied with whose scale is computed from its largest magnitude; one of its threads `stores` it, the
+// n-th.
+__device__ __forceinline__ float renew_scale(const Quantize& q, int64_t n, float largest_magnitude, bool stores) {
+  const float scale = dynamic_scale(q.type, largest_magnitude);
+  if (stores) q.scales[n] = scale;
   return 1.0f / scale;
 }
 

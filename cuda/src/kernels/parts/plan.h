@@ -13,9 +13,6 @@ inline constexpr int kMaxBlock = 128;  // threads that a plan gives a block, whe
 // Blocks of long code that must fit a multiprocessor. Without that, ptxas spills so that more do.
 inline constexpr int kUnspilledBlocks = 4;
 
-// Of a call with sections, how a slot's pairs (math/pair.h) share a token's positions: all by one, or any.
-enum class SectionForm { kNone, kWhole, kAny };
-
 // Which accesses every address allows that a kernel forms in steps of an access. What is added counts in bytes of
 // elements as large as an input's; in memory of smaller elements a distance stands for as many more bytes.
 class Alignment {

@@ -13,11 +13,16 @@ struct Slot {
 // A head's slots: the rotated ones (math/pair.h), then `stored_slots` of what is only copied or stored, chunk by
 // chunk; of these the last one may have one chunk only, and takes it twice. rotary_dim is 0 where nothing is rotated.
 // kStored: there may be any.
-template <Layout kLayout, int kVec, bool kStored>
-ROPE_INLINE Slot slot_of(int32_t rotary_dim, int32_t rotary_offset, int32_t dim, int32_t stored_slots, int32_t slot) {
+template <int kVec, bool kStored>
+ROPE_INLINE Slot slot_of(Layout layout, int32_t rotary_dim, int32_t rotary_offset, int32_t dim, int32_t stored_slots,
+                         int32_t slot) {
   const int32_t half = rotary_dim / 2, rotated_slots = half / kVec;
   if (!kStored || slot < rotated_slots) {
-    const PairMap<kLayout, kVec> map{slot, half};
+    if (layout == Layout::kGptj) {
+      const PairMap<Layout::kGptj, kVec> map{slot, half};
+      return {true, rotary_offset + map.first(), rotary_offset + map.second()};
+    }
+    const PairMap<Layout::kNeox, kVec> map{slot, half};
     return {true, rotary_offset + map.first(), rotary_offset + map.second()};
   }
   const auto element = [&](int32_t chunk) {

@@ -18,4 +18,13 @@ __device__ __forceinline__ void turn_pairs(const CosSin* angle, float* x) {
   }
 }
 
+template <int kVec>
+__device__ __forceinline__ void turn_pairs(Layout layout, const CosSin* angle, float* x) {
+  if (layout == Layout::kGptj) {
+    turn_pairs<Layout::kGptj, kVec>(angle, x);
+  } else {
+    turn_pairs<Layout::kNeox, kVec>(angle, x);
+  }
+}
+
 }  // namespace rope::cuda

@@ -1,4 +1,4 @@
-// The words of a thread's pairs, in the launch's argument, and their phases by several positions.
+// What a call has for every pair, in the launch's argument.
 #pragma once
 
 #include <cstring>
@@ -38,39 +38,6 @@ __device__ __forceinline__ void load_words(const uint64_t* words, PairMap<kLayou
 template <int kMaxPairs>
 void fill_streams(const Sections& sections, int32_t pairs, uint8_t (&streams)[kMaxPairs]) {
   for (int32_t i = 0; sections.streams && i < pairs; ++i) streams[i] = uint8_t(stream_of(sections, i));
-}
-
-// The streams of a slot's pairs, a byte each.
-template <Layout kLayout, int kVec>
-__device__ __forceinline__ uint64_t load_streams(const uint8_t* streams, PairMap<kLayout, kVec> map) {
-  uint64_t bytes = 0;
-#pragma unroll
-  for (int j = 0; j < kVec; ++j) bytes |= uint64_t(streams[map.pair(j)]) << (8 * j);
-  return bytes;
-}
-
-// The phases of a slot's pairs of a token with sections. False: the token is to be left alone.
-template <SectionForm kForm, Angle kAngle, int kVec>
-__device__ __forceinline__ bool section_phases(const Positions& p, uint64_t streams, int64_t token,
-                                               const uint64_t* word, uint64_t* phase) {
-  constexpr uint64_t kOnes = ~0ull / 255 >> (64 - 8 * kVec);  // a one for each pair
-  const uint64_t own = streams & 0xff;
-  const int64_t first = stream_position(p, token, 0);
-  if (kForm == SectionForm::kAny && streams != own * kOnes) {
-    int64_t at[kMaxStreams];
-#pragma unroll
-    for (int i = 0; i < kMaxStreams; ++i) at[i] = i < p.sections.streams ? stream_position(p, token, i) : 0;
-#pragma unroll
-    for (int j = 0; j < kVec; ++j) {
-      const uint32_t s = uint32_t(streams >> (8 * j)) & 0xff;
-      phase[j] = phase_at<kAngle>(s == 0 ? at[0] : s == 1 ? at[1] : s == 2 ? at[2] : at[3], word[j]);
-    }
-  } else {
-    const int64_t position = stream_position(p, token, int32_t(own));
-#pragma unroll
-    for (int j = 0; j < kVec; ++j) phase[j] = phase_at<kAngle>(position, word[j]);
-  }
-  return first != -1;
 }
 
 }  // namespace rope::cuda

@@ -1,0 +1,71 @@
+// The general kernel: a pipeline (operations/pipeline.h) of every shape and with every option, where those that it is
+// made for are the pipeline kernel's (../pipeline): heads of any size and alignment, xPos, norms across heads.
+//
+// A block works on one operand: blockIdx.x counts blocks of the first operand, then those of the next; z counts slots
+// that do not fit one block. What needs a whole head, the norm and computed scales (kReduce), is in parts/rows.cuh;
+// every thread of a block then takes the same number of turns.
+#pragma once
+
+#include "thread.cuh"
+
+namespace rope::cuda {
+
+template <class D, int kVec, bool kReduce>
+__global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks) general_kernel(const __grid_constant__ GeneralArgs args) {
+  int which = 0;  // the operand that the block works on
+#pragma unroll
+  for (int i = 1; i < kMaxOperands; ++i) which += blockIdx.x >= args.first_block[i];
+  GeneralThread<D, kVec, kReduce> t(args, which);
+  if (!kReduce && !t.inside) return;
+  wait_for_previous();
+  release_next();
+
+  Chunk<D, kVec> a, b;
+  t.load_head(a, b);
+  CosSin angle[kVec] = {};
+  t.take_place(angle);
+  if (!kReduce && !t.moves) return;
+
+  bool summed = false;  // with a norm across heads a first round only adds up
+  float mean = 0.0f;    // of the heads' sums
+  for (int32_t turn = 0;; ++turn) {
+    float x[2 * kVec] = {}, factor = 1.0f;
+    bool stores = t.live() && t.moves;
+    if (t.live()) {
+      a.widen(x);
+      b.widen(x + kVec);
+    }
+    if constexpr (kReduce) {
+      if (t.p.norm.after) t.rotate_head(angle, x);
+      if (t.o.weight) {
+        float total = mean;
+        if (!summed) t.rows().sums_of_squares(reinterpret_cast<float(&)[1][2 * kVec]>(x), t.inside, &total);
+        if (t.across && !summed) {
+          if (t.live() && t.at.slot == 0) t.head_sums()[t.head] = total;
+          stores = false;
+        } else {
+          t.normalise(total, x);
+        }
+      }
+      if (!t.p.norm.after) t.rotate_head(angle, x);
+      if (t.o.quantize.kind == ScaleKind::kDynamic && (summed || !t.across)) factor = t.renew_factor(t.rows(), x);
+    } else {
+      t.rotate_head(angle, x);
+    }
+    if (stores) {
+      if (t.quantised && t.o.quantize.kind != ScaleKind::kDynamic) factor = t.given_factor();
+      t.store_head(a, b, x, factor);
+    }
+    t.head += t.plan.columns;
+    if (turn + 1 == t.plan.turns) {
+      if (!t.across || summed) return;
+      mean = sum_together(t.head_sums(), t.o.heads) / float(t.o.heads);
+      summed = true;
+      t.head = t.at.head;
+      turn = -1;
+    }
+    t.load_head(a, b);
+  }
+}
+
+}  // namespace rope::cuda
