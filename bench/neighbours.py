@@ -115,8 +115,8 @@ def unable(device) -> str | None:
         return "needs torch with CUDA, whose GEMM is one of the neighbours"
     try:
         kernels(device.index)
-    except Exception as error:  # where NVRTC is not installed cuda-python raises what it likes
-        return f"its kernels cannot be compiled: {error}"
+    except Exception as error:  # where NVRTC (nvidia-cuda-nvrtc) is not installed cuda-python raises what it likes
+        return f"its kernels cannot be compiled: {type(error).__name__}: {error}"
     return None
 
 
