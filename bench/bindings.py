@@ -15,10 +15,15 @@ import pyrope
 # ---- pyrope
 
 
-def make_rope(kind, case, inputs, **stages):
-    """A Rope or FusedRope for a case, with the stages of the latter."""
+def make_rope(kind, case, inputs, **options):
+    """A Rope or FusedRope for a case, with the stages of the latter. In a chain of itself its launches overlap, in a
+    step as the options say.
+    """
     device = inputs.device
-    on_gpu = {"enable_pdl": True, "positions_ready": True}
+    if device.kind != "cuda":
+        options["num_threads"] = device.threads
+    elif not case.step:
+        options |= {"enable_pdl": True, "positions_ready": True}
     return kind(
         case.head_dim,
         case.num_heads,
@@ -28,8 +33,7 @@ def make_rope(kind, case, inputs, **stages):
         layout=case.layout,
         dtype=case.dtype,
         device=device.kind,
-        **(on_gpu if device.kind == "cuda" else {"num_threads": device.threads}),
-        **stages,
+        **options,
     )
 
 
@@ -43,9 +47,14 @@ def position_arguments(case, inputs) -> dict:
     return forms[case.positions]()
 
 
-def pyrope_apply(case, slot, inputs):
+def strides(slot) -> dict:
+    """Those of the tensors in packed buffers, as Rope.apply takes them."""
+    return {f"{name}_strides": array.strides[:2] for name, array in slot.items() if array.packed}
+
+
+def pyrope_apply(case, slot, inputs, **options):
     ptr = {name: array.ptr for name, array in slot.items()}
-    rope = make_rope(pyrope.Rope, case, inputs)
+    rope = make_rope(pyrope.Rope, case, inputs, **options)
     return functools.partial(
         rope.apply,
         ptr.get("q"),
@@ -53,6 +62,7 @@ def pyrope_apply(case, slot, inputs):
         case.tokens,
         **position_arguments(case, inputs),
         **{name: ptr[name] for name in ("q_out", "k_out") if name in ptr},
+        **strides(slot),
         stream=inputs.device.stream,
     )
 
@@ -266,6 +276,10 @@ def flash_attn(case, slot, inputs):
         return None if case.in_place else [x.flatten(0, 1) for x in out]
 
     return run
+
+
+def contiguous_only(case: Case) -> str | None:
+    return "contiguous q and k only" if case.step else None
 
 
 def in_place_only(case: Case) -> str | None:

@@ -35,6 +35,7 @@ class Case:
     rotary_dim: int | None = None  # None: head_dim
     positions: str = "ids"
     in_place: bool = True
+    step: bool = False  # inside a model's layer: behind what writes packed buffers (packed.py), before what reads them
 
     @property
     def tokens(self) -> int:
@@ -63,7 +64,8 @@ class Case:
         heads = f"{self.num_heads}/{self.num_kv_heads} heads of {self.head_dim}"
         part = f" (rotated {self.rotated})" if self.rotated != self.head_dim else ""
         where = "in place" if self.in_place else "out of place"
-        return f"{self.op} {self.dtype} {self.layout}, {tokens}, {heads}{part}, {self.positions}, {where}"
+        inside = ", in a step" if self.step else ""
+        return f"{self.op} {self.dtype} {self.layout}, {tokens}, {heads}{part}, {self.positions}, {where}{inside}"
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Case))  # what tells cases apart
@@ -216,6 +218,24 @@ _VARIANTS = [
     *grid(positions=list(POSITIONS), batch_size=[16], seq_len=[1, 512]),
 ]  # fmt: skip
 _BATCHES = ([1, 64], [1]), ([1], [1024, 8192])  # decode, prefill
+
+
+def _in_step(decode: list[int], prefill: list[int], **lists) -> list[Case]:
+    """Requests of one token, and one request of many, between the other kernels of a layer."""
+    return [*grid(step=[True], batch_size=decode, **lists), *grid(step=[True], seq_len=prefill, **lists)]
+
+
+_STEP = [
+    case for lists in ({"op": ["apply"]}, {"op": ["append"]}, {"op": ["append-fp8"]},
+                       {"op": ["norm-append"], "heads": [(64, 8)]}, {"op": ["mla-fp8"]})
+    for case in _in_step([1, 8, 64, 256], [1024, 4096], **lists)
+]  # fmt: skip
+_STEP_FORMS = [
+    case for lists in ({"op": ["apply", "append", "norm-append"], "heads": [(8, 1)]}, {"op": ["mrope"]},
+                       {"op": ["apply", "append"], "layout": ["gptj"]},
+                       {"op": ["apply", "append"], "head_dim": [64, 256]}, {"rotary_dim": [64]})
+    for case in _in_step([1, 64], [1024], **lists)
+]  # fmt: skip
 _PIPELINE = [
     *(case for op in ("append", "append-fp8", "mrope") for batch, tokens in _BATCHES
       for case in grid(op=[op], batch_size=batch, seq_len=tokens)),
@@ -238,6 +258,9 @@ SUITES = {
     "full": ("decode, prefill, and every dtype, layout, head size, rotated part and form of positions",
              [*_DECODE, *_PREFILL, *_VARIANTS]),
     "pipeline": ("every other operation at its usual shapes, 1 to 8192 tokens", _PIPELINE),
+    "step": ("what a call adds to a model's layer, behind a GEMM or a kernel that lets its dependents start early, "
+             "before a reader: every operation but mrope, 1 to 4096 tokens", _STEP),
+    "step-forms": ("the same of a shard's heads, sections, other pairings, head sizes and rotated parts", _STEP_FORMS),
 }  # fmt: skip
 # The same suite on a CPU leaves out the sizes that take minutes there.
 CPU_QUICK = [*grid(batch_size=[1, 16]), *grid(seq_len=[256, 2048])]

@@ -2,7 +2,8 @@
 """Say what got faster or slower between two runs of run.py, beyond their noise.
 
 A time differs beyond noise where the 20 % to 80 % intervals of the two runs do not meet and the medians differ by more
-than --least. The ceiling is compared as well: where it moved, the machine did. Exit status 1: something got slower.
+than --least. The ceiling, in a step the layer and the floor, are compared as well: where they moved, the machine did.
+Exit status 1: something got slower.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import sys
 
 import report
 from cases import FIELDS
-from report import KINDS
+from report import KINDS, ROOFS
 
 
 def verdict(a: dict, b: dict, least: float) -> str | None:
@@ -24,8 +25,9 @@ def verdict(a: dict, b: dict, least: float) -> str | None:
 
 
 def load(path: pathlib.Path) -> tuple[dict, dict]:
-    """(the record, its cases by identity)."""
+    """(the record, its cases by identity) of a file, or of the folder that --save-path made."""
     try:
+        path = path / "results.json" if path.is_dir() else path
         record = report.load(path)
         return record, {tuple(case[field] for field in FIELDS): case for case in record["cases"]}
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -46,9 +48,11 @@ def changes(a: dict, b: dict, name: str, least: float) -> list[tuple]:
 
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("before", type=pathlib.Path)
+    p.add_argument("before", type=pathlib.Path, help="results.json, or the folder that run.py --save-path made")
     p.add_argument("after", type=pathlib.Path)
-    p.add_argument("--names", default="pyrope,ceiling", help="implementations to compare (default: %(default)s)")
+    p.add_argument(
+        "--names", default="pyrope,ceiling,layer,floor", help="implementations to compare (default: %(default)s)"
+    )
     p.add_argument("--least", type=float, default=0.02, help="smallest change that counts (default: %(default)s)")
     args = p.parse_args()
     try:
@@ -69,6 +73,8 @@ def main() -> int:
     slower = False
     for name in args.names.split(","):
         found = changes(a, b, name, args.least)
+        if not found and name in ROOFS:
+            continue
         counts = {word: sum(change[4] == word for change in found) for word in ("faster", "slower", None)}
         print(f"\n{name}: {counts['faster']} faster, {counts['slower']} slower, {counts[None]} the same")
         for title, kind, x, y, word in found:
@@ -77,7 +83,7 @@ def main() -> int:
                     f"  {word} {kind}: {x['q50']:.3g} ({x['q20']:.3g}-{x['q80']:.3g}) -> {y['q50']:.3g} "
                     f"({y['q20']:.3g}-{y['q80']:.3g}) us, {100 * (y['q50'] / x['q50'] - 1):+.1f} %: {title}"
                 )
-        slower |= bool(counts["slower"]) and name != "ceiling"
+        slower |= bool(counts["slower"]) and name not in ROOFS
     return int(slower)
 
 

@@ -99,6 +99,10 @@ class Cpu:
         make = {"cold": cold, "warm": warm, "host": lambda: issue([host] * host_calls, self.synchronize)}
         return {kind: make[kind] for kind in kinds}
 
+    def no_step(self) -> str:
+        """Why calls cannot be measured in a step here."""
+        return "a step is measured on a CUDA device only"
+
     def host_call(self, peer, case, inputs, call: Callable) -> Callable:
         """What the host cost is measured with: the same call on no tokens, which leaves the cost of calling."""
         empty = type(inputs)(self, dataclasses.replace(case, seq_len=0), 1, 0)

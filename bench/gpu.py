@@ -143,6 +143,25 @@ class Gpu:
         }
         return {kind: make[kind]() for kind in kinds}
 
+    def timed(self, body: Callable[[], None]) -> Callable[[], float]:
+        """A sampler of a body that is captured as one graph: microseconds of all of it, with cold caches."""
+        body()  # what is loaded or set up on first use is no part of a graph
+        return self._replay(self._capture([body]), 1, self._evict)
+
+    def neighbours(self, inputs) -> tuple[dict, tuple[str, Callable]]:
+        """(what surrounds the call in a layer, by kind, (what it is, the least of calls))."""
+        import neighbours
+        from packed import buffers
+
+        packed = buffers(inputs.case)
+        return {kind: make(inputs, packed) for kind, make in neighbours.NEIGHBOURS.items()}, neighbours.floor(inputs)
+
+    def no_step(self) -> str | None:
+        """Why calls cannot be measured in a step here, or None."""
+        import neighbours
+
+        return neighbours.unable(self)
+
     def host_call(self, peer, case, inputs, call: Callable) -> Callable:
         """What the host cost is measured with: the call itself, as it only queues the work."""
         return call

@@ -10,6 +10,7 @@ from memory import THETA, Inputs
 from peers import PEERS, Peer, brief
 from reference import WrongResultError, check
 from report import add_rates
+from step import SLOTS, Step
 from timing import TURNS, interleave, plan, quantiles
 
 CHECKED_TOKENS = 128  # of a case, evenly spread
@@ -99,45 +100,70 @@ def bind(peer: Peer, case: Case, inputs: Inputs, failed: dict) -> tuple[list, di
     return [], found
 
 
-def leaves_no_trace(case: Case, inputs: Inputs, sampler: Callable) -> bool:
-    """Whether a sample changes nothing in the last slot, as if its work were not on the device's stream."""
+def leaves_no_trace(case: Case, inputs: Inputs, sampler: Callable, without: Callable) -> bool:
+    """Whether a sample changes nothing in the last slot, as if its work were not on the device's stream.
+
+    without : what leaves it as a sample without the work does
+    """
     name = list(OPS[case.op].results(case).values())[-1]
     last = inputs.slots[-1][name]
     row = inputs.rows_of(name, np.array([case.tokens - 1]))
-    size = last.nbytes // last.shape[0]
-    inputs.device.write(last.ptr + int(row[0]) * size, np.full(size, MARK, np.uint8))
+    address, size = last.head(int(row[0]))
+    inputs.device.write(address, np.full(size, MARK, np.uint8))
+    without()
+    before = last.rows(row).tobytes()
     sampler()
-    return last.rows(row).tobytes() == bytes([MARK]) * size
+    return last.rows(row).tobytes() == before
+
+
+class Alone:
+    """The call in a chain of itself, with cold and with warm caches, and its cost to the host."""
+
+    def __init__(self, inputs: Inputs):
+        self._inputs, device = inputs, inputs.device
+        self._calls = plan(device.footprint, inputs.slot_bytes, device.fewest_calls)[1]
+        self._kinds = ("cold", "warm", "host") if inputs.slot_bytes <= device.cache_bytes else ("cold", "host")
+
+    def roofs(self) -> dict[str, tuple[str, dict]]:
+        """Of each of the roofs, what it is and its samplers by kind."""
+        kinds = self._kinds if self._inputs.device.kind == "cuda" else self._kinds[:-1]
+        return {name: (what, self._make(calls, kinds, calls[0]))
+                for name, (what, calls) in roofs(self._inputs.case, self._inputs).items()}  # fmt: skip
+
+    def samplers(self, peer: Peer, calls: list[Callable]) -> dict[str, Callable]:
+        """Of one implementation, by kind; `calls` are those of each slot."""
+        host = self._inputs.device.host_call(peer, self._inputs.case, self._inputs, calls[0])
+        return self._make(calls, ("host",) if peer.host_only else self._kinds, host, peer.host_calls)
+
+    def without(self) -> dict[str, Callable]:
+        """The kinds whose work is checked to be there, and what leaves the memory as it is without that work."""
+        return {"cold": lambda: None}
+
+    def _make(self, calls: list, kinds: tuple, host: Callable, host_calls: int | None = None) -> dict[str, Callable]:
+        order, device = [calls[i % len(calls)] for i in range(self._calls)], self._inputs.device
+        return device.samplers(kinds, order, host, host_calls or device.host_calls)
 
 
 def samplers(case: Case, present: list[Peer], inputs: Inputs, failed: dict, tick: Callable) -> tuple[dict, dict]:
-    """({name: result so far}, {(name, "cold" | "warm" | "host"): sampler}) of the roofs and every implementation."""
-    device = inputs.device
-    calls = plan(device.footprint, inputs.slot_bytes, device.fewest_calls)[1]
-    kinds = ("cold", "warm", "host") if inputs.slot_bytes <= device.cache_bytes else ("cold", "host")
+    """({name: result so far}, {(name, kind): sampler}) of the roofs and every implementation."""
+    place = Step(inputs) if case.step else Alone(inputs)
     results, found = {}, {}
-
-    def make(slot_calls: list, kinds: tuple, host: Callable, host_calls: int | None = None) -> dict[str, Callable]:
-        order = [slot_calls[i % len(slot_calls)] for i in range(calls)]
-        return device.samplers(kinds, order, host, host_calls or device.host_calls)
-
-    for name, (what, slot_calls) in roofs(case, inputs).items():
+    for name, (what, made) in place.roofs().items():
         results[name] = {"status": "ok", "what": what}
-        made = make(slot_calls, kinds if device.kind == "cuda" else kinds[:-1], slot_calls[0])
         found |= {(name, kind): sampler for kind, sampler in made.items()}
     for peer in present:
-        if case.op not in peer.ops:
+        if not peer.measured(case):
             continue
         tick(f"{peer.name}: {case}")
         slot_calls, results[peer.name] = bind(peer, case, inputs, failed)
         if not slot_calls:
             continue
         try:
-            host = device.host_call(peer, case, inputs, slot_calls[0])
-            made = make(slot_calls, ("host",) if peer.host_only else kinds, host, peer.host_calls)
-            writes = "cold" in made and not results[peer.name]["new_tensors"]
-            if writes and leaves_no_trace(case, inputs, made["cold"]):
-                raise RuntimeError("what was to be timed changes nothing")
+            made = place.samplers(peer, slot_calls)
+            checked = {} if results[peer.name]["new_tensors"] else place.without()
+            for kind, without in checked.items():
+                if kind in made and leaves_no_trace(case, inputs, made[kind], without):
+                    raise RuntimeError("what was to be timed changes nothing")
         except Exception as error:
             if peer is PEERS[0]:
                 raise
@@ -155,7 +181,7 @@ def measure(device, case: Case, present: list[Peer], failed: dict, seed: int, ti
     tick : called with a text and a part of the case that has been done
     """
     op = OPS[case.op]
-    slots = plan(device.footprint, Inputs.bytes_of(case), device.fewest_calls)[0]
+    slots = SLOTS if case.step else plan(device.footprint, Inputs.bytes_of(case), device.fewest_calls)[0]
     inputs = Inputs(device, case, slots, seed)
     results, sources = samplers(case, present, inputs, failed, tick)
     inputs.fill(slots)

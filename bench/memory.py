@@ -1,10 +1,12 @@
 """Typed memory of either device, and the tensors of one case."""
 
 import ctypes
+import math
 from functools import cached_property
 
 import numpy as np
 from cases import FP8, ITEMSIZE, OPS, PAGE_SIZE, SECTIONS, Case
+from packed import buffers
 from reference import inv_freq
 
 THETA = 10000.0
@@ -16,27 +18,33 @@ _WORDS = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 class Array:
     """`shape` elements of `dtype` at address `ptr`, with views for NumPy, CuPy and torch; it owns nothing.
 
+    strides : (token, head) in elements, of a tensor in the rows of a packed buffer; else it is contiguous
     bfloat16 and the 8-bit floats are unknown to the array protocols, so every view starts as integers of the same size.
     """
 
-    def __init__(self, device, ptr: int, shape: tuple[int, ...], dtype: str):
+    def __init__(self, device, ptr: int, shape: tuple[int, ...], dtype: str, strides: tuple[int, int] | None = None):
         self.device, self.ptr, self.shape, self.dtype = device, ptr, shape, dtype
+        self.packed = strides is not None
+        self.itemsize = ITEMSIZE[dtype]
+        self.strides = (*strides, 1) if strides else tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
     @property
-    def nbytes(self) -> int:
-        return int(np.prod(self.shape)) * ITEMSIZE[self.dtype]
+    def _steps(self) -> tuple[int, ...]:
+        """The strides in bytes."""
+        return tuple(stride * self.itemsize for stride in self.strides)
 
     @property
     def __cuda_array_interface__(self) -> dict:
         """Integers of the element size, on a CUDA device."""
-        word = np.dtype(_WORDS[ITEMSIZE[self.dtype]]).str
-        return {"shape": self.shape, "typestr": word, "data": (self.ptr, False), "strides": None, "version": 3}
+        word = np.dtype(_WORDS[self.itemsize]).str
+        strides = self._steps if self.packed else None
+        return {"shape": self.shape, "typestr": word, "data": (self.ptr, False), "strides": strides, "version": 3}
 
     @cached_property
     def numpy(self) -> np.ndarray:
         """In host memory: the array itself."""
-        flat = np.frombuffer((ctypes.c_byte * self.nbytes).from_address(self.ptr), numpy_dtype(self.dtype))
-        return flat.reshape(self.shape)
+        flat = (ctypes.c_byte * (extent(self.shape, self.strides) * self.itemsize)).from_address(self.ptr)
+        return np.ndarray(self.shape, numpy_dtype(self.dtype), flat, strides=self._steps)
 
     @cached_property
     def torch(self):
@@ -46,14 +54,23 @@ class Array:
         if self.device.kind == "cuda":
             words = torch.as_tensor(self, device=self.device.name)
         else:
-            words = torch.from_numpy(self.numpy.view(_WORDS[ITEMSIZE[self.dtype]]))
+            words = torch.from_numpy(self.numpy.view(_WORDS[self.itemsize]))
         return words.view(getattr(torch, self.dtype))
 
     def rows(self, tokens: np.ndarray) -> np.ndarray:
         """A host copy of some rows of the first dimension."""
-        size = self.nbytes // self.shape[0]
-        data = b"".join(self.device.read(self.ptr + int(t) * size, size) for t in tokens)
-        return np.frombuffer(data, numpy_dtype(self.dtype)).reshape(len(tokens), *self.shape[1:])
+        shape, size = (len(tokens), *self.shape[1:]), extent(self.shape[1:], self.strides[1:]) * self.itemsize
+        data = b"".join(self.device.read(self.ptr + int(t) * self._steps[0], size) for t in tokens)
+        return np.ndarray(shape, numpy_dtype(self.dtype), data, strides=(size, *self._steps[1:])).copy()
+
+    def head(self, token: int) -> tuple[int, int]:
+        """(address, bytes) of a token's first head."""
+        return self.ptr + token * self._steps[0], self.shape[-1] * self.itemsize
+
+
+def extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Elements from the first to the last, both included."""
+    return 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) if 0 not in shape else 0
 
 
 def numpy_dtype(name: str) -> np.dtype:
@@ -68,35 +85,50 @@ class Inputs:
     """The memory of one case: `slots` sets of its tensors, filled with normal random values, and what they share.
 
     A slot is a dict from the op's tensor names to arrays. Slots lie behind each other, so that calls which go through
-    them find a cold cache.
+    them find a cold cache. In a step `buffers` has the packed buffers of each slot, by name.
     """
 
     def __init__(self, device, case: Case, slots: int, seed: int):
         self.device, self.case, self.rng = device, case, np.random.default_rng(seed)
-        op = OPS[case.op]
-        shapes, sizes = op.tensors(case), self._sizes(case)
+        op, sizes = OPS[case.op], self._sizes(case)
         self.slot_bytes = sum(sizes.values())
         self.input_bytes = sum(size for name, size in sizes.items() if name in op.inputs)
         self.base = device.allocate(max(slots * self.slot_bytes, 1))
-        self.slots = []
-        for i in range(slots):
-            ptr, slot = self.base + i * self.slot_bytes, {}
-            for name, shape in shapes.items():
-                slot[name] = Array(device, ptr, shape, op.dtypes.get(name, case.dtype))
-                ptr += sizes[name]
-            self.slots.append(slot)
+        ends = np.cumsum([0, *sizes.values()])
+        starts = [{name: self.base + i * self.slot_bytes + int(at) for name, at in zip(sizes, ends, strict=False)}
+                  for i in range(slots)]  # fmt: skip
+        self.slots = [self._slot(start) for start in starts]
+        self.buffers = [{name: Array(device, start[name], (case.tokens, buffer.width), case.dtype)
+                         for name, buffer in buffers(case).items()} for start in starts]  # fmt: skip
         block = self.rng.standard_normal(min(1 << 20, max(self.slot_bytes, 1)), np.float32)
         self._block = block.astype(numpy_dtype(case.dtype)).tobytes()
         self.fill(slots)
 
     @staticmethod
     def _sizes(case: Case) -> dict[str, int]:
-        op = OPS[case.op]
-        nbytes = {
+        """Bytes of every tensor, of those in a packed buffer by its name."""
+        op, packed = OPS[case.op], buffers(case)
+        inside = {name for buffer in packed.values() for name in buffer.views}
+        nbytes = {name: case.tokens * buffer.width * case.itemsize for name, buffer in packed.items()} | {
             name: int(np.prod(shape)) * ITEMSIZE[op.dtypes.get(name, case.dtype)]
             for name, shape in op.tensors(case).items()
+            if name not in inside
         }
         return {name: -(-size // ALIGNMENT) * ALIGNMENT for name, size in nbytes.items()}
+
+    def _slot(self, starts: dict[str, int]) -> dict[str, Array]:
+        """The tensors of a slot, by the addresses of what _sizes lists."""
+        case, op, slot = self.case, OPS[self.case.op], {}
+        places = {name: (key, buffer, view) for key, buffer in buffers(case).items()
+                  for name, view in buffer.views.items()}  # fmt: skip
+        for name, shape in op.tensors(case).items():
+            if name in places:
+                key, buffer, (first, stride) = places[name]
+                at = starts[key] + first * case.itemsize
+                slot[name] = Array(self.device, at, shape, case.dtype, (buffer.width, stride))
+            else:
+                slot[name] = Array(self.device, starts[name], shape, op.dtypes.get(name, case.dtype))
+        return slot
 
     @classmethod
     def bytes_of(cls, case: Case) -> int:

@@ -2,6 +2,7 @@
 them.
 """
 
+import functools
 import importlib
 import importlib.metadata
 from collections.abc import Callable
@@ -33,6 +34,11 @@ class Peer:
     host_calls: int | None = None  # calls between synchronisations for the host cost; None: the device's
     checked_as: dict[str, str] = field(default_factory=dict)  # operation -> what it does there instead
     host_only: bool = False  # another way to issue a kernel that is already timed
+    step_only: bool = False  # pyrope with other options or arguments, which are compared in a step
+
+    def measured(self, case: Case) -> bool:
+        """Whether it has a place among the results of a case."""
+        return case.op in self.ops and not (self.host_only if case.step else self.step_only)
 
     def unable(self, case: Case) -> str | None:
         """Why this case is not for it, or None."""
@@ -82,11 +88,31 @@ def brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0]}"
 
 
+PYROPE = {
+    "apply": b.pyrope_apply,
+    "mrope": p.pyrope_mrope,
+    "append": p.pyrope_append,
+    "append-fp8": p.pyrope_append_fp8,
+    "norm-append": p.pyrope_norm_append,
+    "mla-fp8": p.pyrope_mla_fp8,
+}
+
+
+def pyrope_with(**options) -> dict[str, Callable]:
+    """pyrope's operations with options of a Rope."""
+    return {op: functools.partial(call, **options) for op, call in PYROPE.items()}
+
+
 PEERS = (
-    Peer("pyrope", "pyrope.Rope.apply, with stages pyrope.FusedRope.apply; raw pointers",
-         {"apply": b.pyrope_apply, "mrope": p.pyrope_mrope, "append": p.pyrope_append,
-          "append-fp8": p.pyrope_append_fp8, "norm-append": p.pyrope_norm_append, "mla-fp8": p.pyrope_mla_fp8},
-         devices=BOTH),
+    Peer("pyrope", "pyrope.Rope.apply, with stages pyrope.FusedRope.apply; raw pointers; in a step with its defaults, "
+         "else with enable_pdl and positions_ready", PYROPE, devices=BOTH),
+    Peer("pyrope-pdl", "the same with enable_pdl", pyrope_with(enable_pdl=True), step_only=True),
+    Peer("pyrope-ready", "the same with enable_pdl and positions_ready",
+         pyrope_with(enable_pdl=True, positions_ready=True), step_only=True),
+    Peer("pyrope-table", "pyrope.FusedRope.apply with a table of cos and sin, defaults",
+         {"apply": p.pyrope_table, "append": p.pyrope_append_table}, step_only=True),
+    Peer("pyrope-pages", "pyrope.FusedRope.apply with a page table instead of slots, defaults",
+         {"append": p.pyrope_append_pages}, step_only=True),
     Peer("pyrope-plain", "pyrope.Rope.apply by the first of the positions", {"mrope": b.pyrope_apply}, devices=BOTH,
          checked_as={"mrope": "apply"}),
     Peer("sglang", "SGLang's fused rope kernel, with or without its store, table, PDL; compiled module",
@@ -109,7 +135,7 @@ PEERS = (
          refuses=b.in_place_only),
     Peer("liger", "Liger's Triton kernel, rows of cos and sin gathered before", {"apply": b.liger},
          ("liger_kernel", "liger_kernel.ops.rope", "torch"), layouts=("neox",),
-         refuses=lambda c: b.in_place_only(c) or b.needs_k(c)),
+         refuses=lambda c: b.in_place_only(c) or b.needs_k(c) or b.contiguous_only(c)),
     Peer("flash-attn", "flash-attn's Triton rotary, table; a launch each for q and k", {"apply": b.flash_attn},
          ("flash_attn_rotary", "torch"), refuses=lambda c: None if c.head_dim <= 256 else "head_dim above 256"),
     Peer("torch.compile", "torch.compile of the formula with a table, static shapes; new tensors",

@@ -18,8 +18,9 @@ def _pyrope(case, inputs, arguments: dict, positions: dict | None = None, **stag
     return functools.partial(rope.apply, q, k, case.tokens, **where, **arguments, stream=inputs.device.stream)
 
 
-def _pointers(slot) -> dict:
-    return {name: array.ptr for name, array in slot.items()}
+def _tensors(slot) -> dict:
+    """The arguments for a slot's tensors: pointers and strides."""
+    return {name: array.ptr for name, array in slot.items()} | b.strides(slot)
 
 
 def _cache(case) -> pyrope.PagedCache:
@@ -31,39 +32,62 @@ def _eight_bits(*names: str) -> dict:
 
 
 def pyrope_append(case, slot, inputs, **stages):
-    arguments = _pointers(slot) | {"slots": inputs.slot_mapping.ptr}
+    arguments = _tensors(slot) | {"slots": inputs.slot_mapping.ptr}
     return _pyrope(case, inputs, arguments, cache=_cache(case), **stages)
 
 
-def pyrope_append_fp8(case, slot, inputs):
-    return pyrope_append(case, slot, inputs, **_eight_bits("q", "k", "v"))
+def pyrope_append_pages(case, slot, inputs):
+    table = inputs.paged["table"]
+    arguments = _tensors(slot) | {
+        "page_table": table.ptr,
+        "page_table_stride": table.shape[1],
+        "request_ids": inputs.paged["requests"].ptr,
+        "cache_positions": inputs.ids.ptr,
+    }
+    return _pyrope(case, inputs, arguments, cache=_cache(case))
 
 
-def pyrope_norm_append(case, slot, inputs):
-    arguments, head = _pointers(slot), case.head_dim * case.itemsize
-    packed = arguments.pop("qkv")
-    strides = slot["qkv"].shape[1] * case.head_dim, case.head_dim
-    arguments |= {
-        "q": packed,
-        "k": packed + case.num_heads * head,
-        "v": packed + case.heads * head,
-        **{f"{name}_strides": strides for name in "qkv"},
+def pyrope_append_fp8(case, slot, inputs, **options):
+    return pyrope_append(case, slot, inputs, **_eight_bits("q", "k", "v"), **options)
+
+
+def pyrope_norm_append(case, slot, inputs, **options):
+    packed, head = slot["qkv"], case.head_dim * case.itemsize
+    arguments = {name: array.ptr for name, array in slot.items() if name != "qkv"} | {
+        "q": packed.ptr,
+        "k": packed.ptr + case.num_heads * head,
+        "v": packed.ptr + case.heads * head,
+        **{f"{name}_strides": packed.strides[:2] for name in "qkv"},
         "q_weight": inputs.norm_weights["q"].ptr,
         "k_weight": inputs.norm_weights["k"].ptr,
         "slots": inputs.slot_mapping.ptr,
     }
     norm = pyrope.RMSNorm(eps=NORM_EPS, weight_dtype="float32")
-    return _pyrope(case, inputs, arguments, cache=_cache(case), norm=norm)
+    return _pyrope(case, inputs, arguments, cache=_cache(case), norm=norm, **options)
 
 
-def pyrope_mla_fp8(case, slot, inputs):
+def pyrope_mla_fp8(case, slot, inputs, **options):
     shape = {"q_nope_dim": NOPE_DIM, "num_v_heads": case.num_kv_heads, "v_head_dim": NOPE_DIM}
-    return _pyrope(case, inputs, _pointers(slot), **shape, **_eight_bits("q", "k", "v"))
+    return _pyrope(case, inputs, _tensors(slot), **shape, **_eight_bits("q", "k", "v"), **options)
 
 
-def pyrope_mrope(case, slot, inputs):
-    arguments = {"k": None} | _pointers(slot)
-    return _pyrope(case, inputs, arguments, {"positions": inputs.stream_ids.ptr}, sections=SECTIONS)
+def pyrope_mrope(case, slot, inputs, **options):
+    arguments = {"k": None} | _tensors(slot)
+    return _pyrope(case, inputs, arguments, {"positions": inputs.stream_ids.ptr}, sections=SECTIONS, **options)
+
+
+def _by_table(inputs) -> dict:
+    """Arguments for cosines and sines that come with the call."""
+    return {"cos": inputs.cos_sin.ptr, "cos_sin_rows": inputs.table_rows}
+
+
+def pyrope_table(case, slot, inputs):
+    return _pyrope(case, inputs, {"k": None} | _tensors(slot) | _by_table(inputs), angle="cos_sin")
+
+
+def pyrope_append_table(case, slot, inputs):
+    arguments = _tensors(slot) | _by_table(inputs) | {"slots": inputs.slot_mapping.ptr}
+    return _pyrope(case, inputs, arguments, cache=_cache(case), angle="cos_sin")
 
 
 # ---- FlashInfer

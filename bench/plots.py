@@ -2,9 +2,9 @@
 
 import math
 import pathlib
+import textwrap
 
-from cases import FIELDS
-from report import ROOFS
+from report import ROOFS, STEP_KINDS, groups, shape_of, size
 
 try:
     import matplotlib
@@ -13,39 +13,21 @@ except ImportError as error:
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-SHAPE = [field for field in FIELDS if field not in ("batch_size", "seq_len")]
+CHARACTERS = 13  # of a title in an inch
 COLORS = plt.get_cmap("tab10").colors
 plt.rcParams |= {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
                  "grid.color": "#dddddd", "axes.axisbelow": True, "figure.dpi": 130}  # fmt: skip
 
 
-def groups(record: dict) -> dict[tuple, list[dict]]:
-    """Cases that differ in their tokens only, by size."""
-    found: dict[tuple, list[dict]] = {}
-    for case in sorted(record["cases"], key=lambda case: (case["tokens"], case["seq_len"])):
-        found.setdefault(tuple(case[field] for field in SHAPE), []).append(case)
-    return found
+def head(figure, *lines: str) -> None:
+    """The title of a figure, in as many lines as its width needs."""
+    width = int(CHARACTERS * figure.get_figwidth())
+    figure.suptitle("\n".join(textwrap.fill(line, width) for line in lines), fontsize=9)
 
 
-def title(record: dict, case: dict) -> str:
-    """What is the same in all cases of a group, and the device."""
-    rotated = f", {case['rotary_dim']} rotated" if case["rotary_dim"] else ""
-    place = "in place" if case["in_place"] else "out of place"
-    heads = f"{case['num_heads']} query and {case['num_kv_heads']} key heads of {case['head_dim']}{rotated}"
-    kind = f"{case['op']}, {case['dtype']}, {case['layout']}"
-    return f"{kind}, {heads}, positions: {case['positions']}, {place}\n{record['device']['name']}"
-
-
-def size(case: dict) -> str:
-    """Name of a case within its group."""
-    tokens = case["tokens"]
-    short = f"{tokens >> 10}k" if tokens >= 1024 and tokens % 1024 == 0 else str(tokens)
-    return short if 1 in (case["batch_size"], case["seq_len"]) else f"{short} ({case['batch_size']}x{case['seq_len']})"
-
-
-def timed(cases: list[dict]) -> list[str]:
+def timed(cases: list[dict], kind: str = "cold") -> list[str]:
     """Implementations that have a time in any of the cases, the roofs left out."""
-    names = dict.fromkeys(name for case in cases for name, entry in case["results"].items() if "cold" in entry)
+    names = dict.fromkeys(name for case in cases for name, entry in case["results"].items() if kind in entry)
     return [name for name in names if name not in ROOFS]
 
 
@@ -75,7 +57,7 @@ def against_size(record: dict, cases: list[dict], path: pathlib.Path) -> None:
     left.set_yscale("log")
     right.set_ylim(bottom=0)
     figure.legend(loc="outside right center", frameon=False)
-    figure.suptitle(title(record, cases[0]), fontsize=9)
+    head(figure, shape_of(cases[0]), record["device"]["name"])
     figure.savefig(path)
     plt.close(figure)
 
@@ -108,8 +90,33 @@ def ratios(record: dict, cases: list[dict], path: pathlib.Path) -> None:
     panels[0][0].invert_yaxis()
     for row in panels:
         row[0].set_ylabel("tokens")
-    figure.suptitle(f"{title(record, cases[0])}\ntime over pyrope's time, caches cold; blue, above 1: pyrope is faster",
-                    fontsize=9)  # fmt: skip
+    head(figure, shape_of(cases[0]), record["device"]["name"],
+         "time over pyrope's time, caches cold; blue, above 1: pyrope is faster")  # fmt: skip
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def in_step(record: dict, cases: list[dict], path: pathlib.Path) -> None:
+    """A panel for each kind of neighbour: microseconds that a call adds to a layer over the number of tokens."""
+    figure, panels = plt.subplots(1, len(STEP_KINDS), figsize=(11, 4.8), layout="constrained", sharey=True)
+    x = range(len(cases))
+    names = list(dict.fromkeys(name for kind in STEP_KINDS for name in timed(cases, kind)))
+    for i, name in enumerate([*names, "floor"]):
+        style = {"color": COLORS[i % 10], "linestyle": ("-", ":")[i // 10], "marker": ".", "linewidth": 1.3}
+        if name == "floor":
+            style = {"color": "black", "linestyle": "--", "linewidth": 1.5}
+        elif name.startswith("pyrope"):
+            style |= {"linewidth": 2.2, "marker": "o", "zorder": 5}
+        for axes, kind in zip(panels, STEP_KINDS, strict=True):
+            at = [j for j in x if kind in cases[j]["results"].get(name, {})]
+            axes.plot(at, [cases[j]["results"][name][kind]["q50"] for j in at], label=name, **style)
+    for axes, kind in zip(panels, STEP_KINDS, strict=True):
+        axes.set_xticks(list(x), [size(case) for case in cases])
+        axes.set(xlabel="tokens", title=f"behind {kind}")
+    panels[0].set_yscale("log")
+    panels[0].set_ylabel("µs that a call adds to a layer (median)")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    head(figure, shape_of(cases[0]), record["device"]["name"])
     figure.savefig(path)
     plt.close(figure)
 
@@ -118,8 +125,9 @@ def draw(record: dict, folder: pathlib.Path) -> list[pathlib.Path]:
     """Write the figures of a run into a folder; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for number, cases in enumerate(groups(record).values(), 1):
-        for kind, function in (("size", against_size), ("ratio", ratios)):
+    for number, cases in enumerate(groups(record["cases"]).values(), 1):
+        alone = (("size", against_size), ("ratio", ratios))
+        for kind, function in (("step", in_step),) if cases[0]["step"] else alone:
             path = folder / f"{cases[0]['op']}-{number:02}-{kind}.png"
             function(record, cases, path)
             paths.append(path)

@@ -15,6 +15,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import packed
 import peers as implementations
 import report
 from cases import FIELDS, OPS, POSITIONS, SUITES, Case, select
@@ -25,7 +26,7 @@ import pyrope
 
 
 class Progress:
-    """A bar on the terminal, and nothing where stderr is none."""
+    """A bar on the terminal, and a line a case where stderr is none."""
 
     def __init__(self, total: int):
         self.total, self.done, self.start, self.on = max(total, 1), 0, time.monotonic(), sys.stderr.isatty()
@@ -41,6 +42,11 @@ class Progress:
                 file=sys.stderr,
                 flush=True,
             )
+
+    def begin(self, number: int, text: str) -> None:
+        """A line for a case, where there is no bar."""
+        if not self.on:
+            self.say(f"[{number}/{self.total}] {time.monotonic() - self.start:.0f} s  {text}")
 
     def say(self, text: str) -> None:
         """A line above the bar."""
@@ -68,7 +74,7 @@ def count(text: str) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     forms = "; ".join(f"{name}: {text}" for name, text in POSITIONS.items())
     suites = "; ".join(f"{name}: {text}" for name, (text, _) in SUITES.items())
-    names = ", ".join(peer.name for peer in PEERS[1:])
+    names = ", ".join(peer.name for peer in PEERS[1:] if not peer.step_only)
     p = argparse.ArgumentParser(
         description=__doc__,
         epilog="example: bench/run.py --batch-size 1 8 --seq-len 1024 --dtype float16 --peers none --json results.json",
@@ -88,6 +94,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     many.add_argument("--positions", nargs="+", choices=list(POSITIONS), help=forms)
     many.add_argument("--in-place", dest="in_place", action="append_const", const=True)
     many.add_argument("--out-of-place", dest="in_place", action="append_const", const=False)
+    many.add_argument("--in-step", dest="step", action="append_const", const=True,
+                      help="CUDA: between the other kernels of a layer, as in the suite step")  # fmt: skip
     p.add_argument("--device", default="auto", help="cuda:N, cuda, cpu (default: the GPU if there is one)")
     p.add_argument("--num-threads", type=count, default=0, help="CPU: of pyrope and the ceiling (default: all)")
     p.add_argument("--seed", type=int, default=0, help="of the values and positions")
@@ -117,15 +125,16 @@ def open_device(name: str, threads: int):
     return Gpu(int(index or 0))
 
 
-def choose_peers(text: str, device: str, ops: set[str]) -> tuple[list[Peer], dict]:
-    """pyrope and the peers of some operations that can run, and what is recorded about each."""
-    names = [peer.name for peer in PEERS]
+def choose_peers(text: str, device: str, cases: list[Case]) -> tuple[list[Peer], dict]:
+    """pyrope, its other forms in a step, and the peers of some cases that can run; what is recorded about each."""
+    names = [peer.name for peer in PEERS if not peer.step_only]
     wanted = {"all": names, "none": []}.get(text, text.split(","))
     if unknown := set(wanted) - set(names):
         raise SystemExit(f"--peers: {', '.join(sorted(unknown))}: must be all, none or some of {', '.join(names[1:])}")
     present, about = [], {}
     for peer in PEERS:
-        if peer is not PEERS[0] and (peer.name not in wanted or not ops & peer.ops.keys()):
+        asked = peer.name in wanted or peer is PEERS[0] or peer.step_only
+        if not asked or not any(peer.measured(case) for case in cases):
             continue
         reason = implementations.absent(peer, device)
         about[peer.name] = {"status": "absent", "reason": reason, "what": peer.what} if reason else {
@@ -176,9 +185,9 @@ def main(argv: list[str] | None = None) -> None:
     chosen = {field: list(dict.fromkeys(values)) for field in FIELDS if (values := getattr(args, field)) is not None}
     cases = select(args.suite, device.kind, chosen)
     for case in cases:
-        if reason := OPS[case.op].refuses(case):
+        if reason := OPS[case.op].refuses(case) or (case.step and (packed.refuses(case) or device.no_step())):
             raise SystemExit(f"{case}: {reason}")
-    present, about = choose_peers(args.peers, device.kind, {case.op for case in cases})
+    present, about = choose_peers(args.peers, device.kind, cases)
     record = describe(device, argv if argv is not None else sys.argv[1:])
     progress = Progress(len(cases))
     failed = build(present, cases, progress)
@@ -186,7 +195,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.save_path:
         args.save_path.mkdir(parents=True, exist_ok=True)
     paths = [path for path in (args.json, args.save_path and args.save_path / "results.json") if path]
-    for case in cases:
+    for number, case in enumerate(cases, 1):
+        progress.begin(number, str(case))
         record["cases"].append(measure(device, case, present, failed, args.seed, progress.tick))
         for path in paths:  # after each case: a run that is cut off keeps what it has
             report.save(record, path)

@@ -43,11 +43,26 @@ def module_of_bench(name):
         ("run.py", ["--json", "no/such/folder.json"], "--json: no/such is not a folder"),
         ("compare.py", ["missing.json", RESULTS], "missing.json"),
         ("compare.py", [RESULTS, __file__], "not the results of run.py"),
+        ("compare.py", [RESULTS, BENCH], "results.json"),
     ],
 )
 def test_refused(program, arguments, text):
     done = bench(program, *arguments)
     assert done.returncode == 2 and done.stdout == "" and text in done.stderr
+
+
+def test_a_step_needs_a_gpu():
+    done = bench("run.py", "--device", "cpu", "--suite", "step")
+    assert done.returncode == 1 and done.stdout == "" and "a step is measured on a CUDA device only" in done.stderr
+
+
+def test_a_line_a_case_where_no_terminal_is(tmp_path):
+    small = ["--device", "cpu", "--peers", "none", "--num-heads", "2", "--num-kv-heads", "1", "--seq-len", "1", "2"]
+    done = bench("run.py", *small, "--save-path", tmp_path)
+    assert done.returncode == 0
+    lines = done.stderr.splitlines()
+    assert [line[:5] for line in lines] == ["[1/2]", "[2/2]"] and "1x2 tokens, 2/1 heads of 128" in lines[1]
+    assert bench("compare.py", tmp_path, tmp_path / "results.json").returncode == 0
 
 
 @pytest.mark.parametrize(("field", "value"), [("name", "NVIDIA B200"), ("threads", 7)])
@@ -75,11 +90,13 @@ def test_results_are_small(report, path, tmp_path):
     fields = [name for name in record if name != "cases"]
     assert len(path.read_text().splitlines()) == len(record["cases"]) + len(fields) + 4
     for case in record["cases"]:
-        assert list(case) == [*report.FIELDS, "results"]
+        assert [name for name in report.FIELDS if name in case or name not in report.SELDOM] == list(case)[:-1]
+        assert list(case)[-1] == "results"
         for entry in case["results"].values():
             if isinstance(entry, dict):
                 assert set(entry) <= set(report.KINDS) and all(len(times) == 3 for times in entry.values())
-                assert all(0 < low <= median <= high for low, median, high in entry.values())
+                assert all(low <= median <= high for low, median, high in entry.values())
+                assert all(times[0] > 0 for kind, times in entry.items() if kind not in report.STEP_KINDS)
             else:
                 assert entry.startswith(("n/a: ", "wrong: ", "failed: "))
     report.save(report.load(path), tmp_path / path.name)
@@ -92,36 +109,34 @@ def measured_case(cases, **fields):
     case = cases.Case(**fields)
     op = cases.OPS[case.op]
     quantiles = {"q20": 1.4449999, "q50": 1.4850000001, "q80": 3.0, "samples": 25}
-    entry = {"status": "ok", "error": 0.9, "new_tensors": False, "cold": quantiles, "host": quantiles | {"q80": 2.5}}
-    roof = {"status": "ok", "what": "a flip", "cold": quantiles | {"q50": 1.2}, "warm": quantiles}
-    wrong = {"status": "wrong", "reason": "q at position 3: 1, should be 2"}
+    kinds = ("gemm", "early") if case.step else ("cold", "host")
+    entry = {"status": "ok", "error": 0.9, "new_tensors": False, **dict.fromkeys(kinds, quantiles)}
+    entry[kinds[-1]] = quantiles | {"q80": 2.5}
+    roof = {"status": "ok", "what": "a flip", kinds[0]: quantiles | {"q50": 1.2}, kinds[-1]: quantiles}
     results = {
-        "ceiling": roof,
-        "copy": roof,
+        **dict.fromkeys(("layer", "floor") if case.step else ("ceiling", "copy"), roof),
         "pyrope": entry,
         "none": {"status": "n/a", "reason": "no k"},
-        "bad": wrong,
+        "bad": {"status": "wrong", "reason": "q at position 3: 1, should be 2"},
     }
     sizes = {"ideal_bytes": op.ideal_bytes(case), "touched_bytes": op.touched_bytes(case)}
     return {"title": str(case), **vars(case), "tokens": case.tokens, **sizes, "slots": 128, "results": results}
 
 
+def run_of(report, found):
+    """Cases as a whole run."""
+    for case in found:
+        report.add_rates(case)
+    device = {"name": "a card", "clocks.sm": "1980", "clocks.mem": "2619", "temperature.gpu": "41"}
+    about = {"date": "today", "commit": None, "arguments": [], "versions": {"pyrope": "0"}, "peers": {}}
+    return about | {"cases": found, "device": device, "device_after": device | {"clocks.sm": "1755"}}
+
+
 def test_a_run_is_read_as_it_was_measured(report, tmp_path):
     import cases
 
-    device = {"name": "a card", "clocks.sm": "1980", "clocks.mem": "2619", "temperature.gpu": "41"}
     found = [measured_case(cases, seq_len=7, rotary_dim=20), measured_case(cases, op="append", batch_size=3)]
-    for case in found:
-        report.add_rates(case)
-    record = {
-        "date": "today",
-        "commit": None,
-        "arguments": [],
-        "versions": {"pyrope": "0"},
-        "peers": {},
-        "cases": found,
-    }
-    record |= {"device": device, "device_after": device | {"clocks.sm": "1755"}}
+    record = run_of(report, [*found, measured_case(cases, op="append", batch_size=3, step=True)])
     report.save(record, tmp_path / "run.json")
     again = report.load(tmp_path / "run.json")
     assert report.table(again) == report.table(record) and "SM 1755 MHz" in report.table(again)
@@ -130,11 +145,26 @@ def test_a_run_is_read_as_it_was_measured(report, tmp_path):
     assert roof["gbps"] == pytest.approx(2 * first["touched_bytes"] / 1.2e3) and roof["percent"] == 100
     assert own["gbps"] == pytest.approx(first["ideal_bytes"] / 1.485e3) and own["ratio"] == 1
     assert own["percent"] == pytest.approx(100 * 1.2 / 1.485) and roof["ratio"] == pytest.approx(1.2 / 1.485)
-    for case, old in zip(again["cases"], found, strict=True):
+    for case, old in zip(again["cases"], record["cases"], strict=True):
         assert case["results"]["bad"] == old["results"]["bad"]
         assert {name: case[name] for name in old if name not in ("slots", "results")} == {
             name: old[name] for name in old if name not in ("slots", "results")
         }
+
+
+def test_a_step_is_a_table_of_sizes_by_implementations(report):
+    import cases
+
+    sizes = [measured_case(cases, step=True, **tokens) for tokens in ({"seq_len": 2048}, {"batch_size": 8})]
+    lines = report.table(run_of(report, sizes)).splitlines()
+    assert [line for line in lines if "behind early, us" in line] == [
+        "apply, bfloat16, neox, 32 query and 8 key heads of 128, positions: ids, in place, in a step; behind early, us"
+    ]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    assert rows[0] == rows[4] == ["tokens", "layer", "floor", "pyrope", "+-"]
+    assert rows[2:4] == [[size, "1.20", "1.20", "1.49", "0.78"] for size in ("8", "2k")]
+    assert rows[6:] == [[size, "1.49", "1.49", "1.49", "0.78"] for size in ("8", "2k")]
+    assert lines.count("  bad: wrong: q at position 3: 1, should be 2") == 1
 
 
 def test_another_schema_is_refused(tmp_path):
@@ -163,6 +193,21 @@ def test_results_are_drawn(report, tmp_path):
     paths = plots.draw(report.load(RESULTS), tmp_path)
     assert {path.name for path in paths} == {"apply-01-size.png", "apply-01-ratio.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_titles_are_inside_of_their_figures(report, monkeypatch, tmp_path):
+    """Of one panel, which is the narrowest, and of a step."""
+    import cases
+
+    plots, figures = module_of_bench("plots"), []
+    monkeypatch.setattr(plots.plt, "close", figures.append)
+    found = [measured_case(cases, rotary_dim=20, step=step) for step in (False, True)]
+    found[0]["results"] |= {"sglang": found[0]["results"]["pyrope"]}
+    assert [path.name for path in plots.draw(run_of(report, found), tmp_path)] == [
+        "apply-01-size.png", "apply-01-ratio.png", "apply-02-step.png"]  # fmt: skip
+    for figure in figures:
+        box = figure._suptitle.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height
 
 
 # ---- the check that every result passes before it is timed
