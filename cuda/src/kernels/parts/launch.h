@@ -10,20 +10,27 @@
 
 namespace rope::cuda {
 
+// Percent of a multiprocessor's first-level cache that is shared memory: 32 KB on sm_90. Where kernels ask for different
+// shares one cannot start before the other has left a multiprocessor, and what the runtime would choose for as much as a
+// few KB a block is not what kernels without shared memory have (KERNELS.md).
+inline constexpr unsigned kCarveout = 14;
+
 // kTogether: the threads of a block meet (synchronize), which only the CPU has to know beforehand.
 // `dependent`: the kernel may start while the previous one of the stream still runs; it must call
 // wait_for_previous() before it touches memory. Returns the launch's cudaError_t.
 template <bool kTogether = false, class Args>
 int launch(void (*kernel)(Args), dim3 grid, dim3 block, const Args& args, void* stream, bool dependent) {
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2];
+  attributes[0].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+  attributes[0].val.sharedMemCarveout = kCarveout;
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &attribute;
-  config.numAttrs = dependent ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = dependent ? 2 : 1;
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, args);
   if (error != cudaSuccess) (void)cudaGetLastError();  // reported to the caller: do not leave it for the next one
   return error;
@@ -94,16 +101,32 @@ __device__ __forceinline__ const T* as_memory(const T* argument) {
   return address;
 }
 
-// base + i * step, by one instruction; nvcc forms a product of 64 bits of it.
+// The compiler need not ask at run time, as it does where it has lost sight of an argument, what memory this is.
+__device__ __forceinline__ void assume_global(const void* address) { __builtin_assume(__isGlobal(address)); }
+
+// base + i * step in device memory, by one instruction: nvcc forms a product of 64 bits of it.
 template <class T>
 __device__ __forceinline__ T* advance(T* base, int32_t i, int32_t step) {
   T* at;
   asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(at) : "r"(i), "r"(step), "l"(base));
+  assume_global(at);
   return at;
 }
 
-// The compiler need not ask at run time, as it does where it has lost sight of an argument, what memory this is.
-__device__ __forceinline__ void assume_global(const void* address) { __builtin_assume(__isGlobal(address)); }
+// A load that stays where it is written, whatever its value is used for: ptxas moves others to their first use, or makes
+// them depend on a condition that they do not need.
+__device__ __forceinline__ uint32_t load_here(const char* at) {
+  uint32_t x;
+  asm volatile("ld.global.b32 %0, [%1];" : "=r"(x) : "l"(at));
+  return x;
+}
+
+// The same of a kernel's argument, as ordinary memory (as_memory()).
+__device__ __forceinline__ uint64_t load_here(const uint64_t* at) {
+  uint64_t x;
+  asm volatile("ld.b64 %0, [%1];" : "=l"(x) : "l"(at));
+  return x;
+}
 
 }  // namespace rope::cuda
 

@@ -7,58 +7,60 @@
 
 namespace rope::cuda {
 
-// Strides in bytes.
+// Heads count from the first of the token's list on, and so do `in` and `out`, which need not be in the operand. Strides
+// in bytes.
 struct alignas(16) OperandArgs {
   const char* in;
   char* out;
   int32_t in_token_stride, in_head_stride;
   int32_t out_token_stride, out_head_stride;
-  int32_t out_page_stride, out_entry_stride;  // of an operand in a cache, which no token strides through
-  int32_t first_group, heads;
-  bool rotated, cached;
-  const void* weight;
-  Quantize quantize;
-  int32_t dim, slots, stored_slots;
+  int32_t out_page_stride, out_entry_stride;  // of an operand in a cache, which no token strides through; else 0
+  int32_t end_head, cached;
 };
 
-// [tokens], of 4 or 8 bytes.
-struct IndexArgs {
-  const char* data;
-  int32_t bytes;
+// What stages ask of one.
+struct StageArgs {
+  const void* weight;
+  Quantize quantize;
+  int32_t first_head;
+  int32_t dim, slots, stored_slots;
 };
 
 // What a call is like, for PipelineArgs::flags.
 enum PipelineFlag : uint32_t {
-  kUniform = 1,         // all slots of all heads: chunks at `start` + slot * vec and `span` behind that
-  kSimple = 2,          // exact angles, of positions that are read or counted
-  kCounted = 4,         // positions are offset + token
-  kCached = 8,          // some operand is
-  kDirect = 16,         // the index is a slot: its page is index >> page_shift, its entry index & entry_mask
-  kGptj = 32,           // pairs are neighbours
-  kDependent = 64,      // launched while the kernel before may run
-  kEarly = 128,         // of such a launch: positions and indices may be read before the wait,
-  kReleaseEarly = 256,  // the next kernel is let in before it,
-  kPrefetch = 512,      // heads are asked for before it
+  kPositions64 = 1,    // positions are of 8 bytes, else 4
+  kIndices64 = 2,      // cache indices are
+  kCounted = 4,        // positions are offset + token, else read
+  kCached = 8,         // some operand is
+  kGptj = 16,          // pairs are neighbours
+  kEarly = 32,         // of a dependent launch: positions and indices may be read before the wait,
+  kReleaseEarly = 64,  // the next kernel is let in before it,
+  kPrefetch = 128,     // heads are asked for before it
+  kCounts = 256,       // tokens that have no place in the cache are counted
+  kStreams = 512,      // a token has several positions
 };
 
+// Words of 32 bits and more: parts of one take more instructions, and ptxas loads them in a slower way.
 template <int kMaxPairs>
 struct PipelineArgs {
-  // Of every call.
+  // Of every call, before its loads: with the operands behind them, as few lines of the constant cache as may be.
   uint32_t flags;
   int32_t num_tokens;
-  IndexArgs positions;
-  int32_t pairs;
-  int32_t groups, rotated_groups, turns;
+  const char *positions, *indices;         // [tokens]
   int32_t later_groups[kMaxOperands - 1];  // where the operands behind the first begin in the list
-  int32_t start, span;                     // elements
-  float cos_scale, sin_scale;
-  int32_t streams;  // of positions; 0: a token has one
-  IndexArgs indices;
-  uint32_t entries, entry_mask;
-  int32_t page_shift;
+  int32_t groups, block_groups;            // of all operands; of a block
+  int32_t apart;                           // elements, from a slot's first chunk to its second
   OperandArgs operands[kMaxOperands];
 
+  // Of every call, behind them.
+  int32_t pairs, rotated_groups, turns;
+  float cos_scale, sin_scale;
+  int32_t angle_step, angle_apart;  // of a slot's angles: from slot to slot, and from its first half to its second
+  uint32_t entries, entry_mask;     // a slot's page is index >> page_shift, its entry index & entry_mask
+  int32_t page_shift;
+
   // Of some.
+  StageArgs stages[kMaxOperands];
   int64_t offset, stream_stride;  // stream_stride: bytes
   PipelineParams params;
   uint8_t stream_of[kMaxPairs];  // which of a token's positions each pair turns by

@@ -22,26 +22,41 @@ struct Chunks {
   float scale[kUnroll];
 };
 
-template <bool kQuantised>
-__device__ __forceinline__ ScalePlace given_scales(const Group& g, int32_t token) {
-  return kQuantised && g.operand->quantize.type != OutType::kSame ? scale_place(g.operand->quantize, token, g.head)
-                                                                  : ScalePlace{};
-}
-
 // All loads are in flight before the first is waited for.
 template <bool kQuantised, class C, int kUnroll>
 __device__ __forceinline__ void load_group(const Group& g, int32_t token, Chunks<C, kUnroll>& x) {
-  const ScalePlace given = given_scales<kQuantised>(g, token);
+  const OperandArgs& o = *g.operand;
+  ScalePlace given = {};
+  const Quantize& quantize = g.stage->quantize;
+  if (kQuantised && quantize.type != OutType::kSame)
+    given = scale_place(quantize, token, g.head - g.stage->first_head);
   const char* const second = advance(g.in, g.apart, C::kElementBytes);
-  assume_global(g.in);
-  assume_global(second);
 #pragma unroll
   for (int u = 0; u < kUnroll; ++u) {
     if (u >= g.live) continue;
-    x.a[u] = *reinterpret_cast<const C*>(advance(g.in, u, g.in_step));
-    x.b[u] = *reinterpret_cast<const C*>(advance(second, u, g.in_step));
+    x.a[u] = *reinterpret_cast<const C*>(u ? advance(g.in, u, o.in_head_stride) : g.in);
+    x.b[u] = *reinterpret_cast<const C*>(u ? advance(second, u, o.in_head_stride) : second);
     if (given.scales) x.scale[u] = given.scales[u * given.head_step];
   }
+}
+
+template <int kUnroll, int kElementBytes>
+__device__ __forceinline__ void prefetch_group(const Group& g) {
+#pragma unroll
+  for (int u = 0; u < kUnroll; ++u) {
+    if (u >= g.live) continue;
+    prefetch(advance(g.in, u, g.operand->in_head_stride));
+    prefetch(advance(g.in, u, g.operand->in_head_stride) + g.apart * kElementBytes);
+  }
+}
+
+// Of what is computed before the wait (parts/launch.h).
+template <int kMaxPairs>
+__device__ __forceinline__ uint64_t digest_of(const PipelineArgs<kMaxPairs>& args, const Group& g) {
+  uint64_t digest = 0;
+  fold(digest, g.in, g.out, g.apart, g.live, g.rotated, args.positions, args.indices, args.entries,
+       g.operand->out_page_stride, g.operand->out_entry_stride);
+  return digest;
 }
 
 // What the codes of a head are multiplied with, whose scale is given.
@@ -54,7 +69,7 @@ template <class D, int kVec, int kUnroll, bool kQuantised>
 __device__ __forceinline__ void reduce_group(const PipelineParams& p, const Group& g, Layout layout, const CosSin* angle,
                                              bool writes, int64_t row, float (&x)[kUnroll][2 * kVec],
                                              float (&factor)[kUnroll]) {
-  const OperandArgs& o = *g.operand;
+  const StageArgs& stage = *g.stage;
   const WarpRows<kVec> rows{int32_t(blockDim.x)};
   const auto turn_all = [&] {
 #pragma unroll
@@ -65,10 +80,10 @@ __device__ __forceinline__ void reduce_group(const PipelineParams& p, const Grou
   if (p.norm.on) {
     float total[kUnroll];
     rows.sums_of_squares(x, true, total);
-    if (o.weight && g.live > 0) {
+    if (stage.weight && g.live > 0) {
       float weight[2 * kVec];
-      load_weights<D, kVec, true>(p.norm, o.weight, g.first, weight);
-      load_weights<D, kVec, true>(p.norm, o.weight, g.first + g.apart, weight + kVec);
+      load_weights<D, kVec, true>(p.norm, stage.weight, g.first, weight);
+      load_weights<D, kVec, true>(p.norm, stage.weight, g.first + g.apart, weight + kVec);
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
         const float r = norm_factor(total[u], p.norm.inverse_dim, p.norm.eps);
@@ -85,10 +100,11 @@ __device__ __forceinline__ void reduce_group(const PipelineParams& p, const Grou
 #pragma unroll
     for (int j = 0; j < 2 * kVec; ++j) largest[u] = larger_magnitude(largest[u], x[u][j]);
   rows.largest(largest);
-  if (o.quantize.kind != ScaleKind::kDynamic) return;
+  if (stage.quantize.kind != ScaleKind::kDynamic) return;
+  const int32_t heads = g.operand->end_head - stage.first_head;
 #pragma unroll
   for (int u = 0; u < kUnroll; ++u)
-    factor[u] = renew_scale(o.quantize, row * o.heads + g.head + u, largest[u],
+    factor[u] = renew_scale(stage.quantize, row * heads + g.head - stage.first_head + u, largest[u],
                             threadIdx.x == 0 && u < g.live && writes);
 }
 
@@ -99,11 +115,10 @@ __device__ __forceinline__ void finish_group(const PipelineArgs<kMaxPairs>& args
                                              Chunks<Chunk<D, kVec>, kUnroll>& heads) {
   using C = Chunk<D, kVec>;
   const OperandArgs& o = *g.operand;
-  const bool writes = moves && (entry.found || !o.cached), quantised = kQuantised && o.quantize.type != OutType::kSame;
-  char* const out =
-      advance(advance(advance(g.out, entry.page, o.out_page_stride), entry.entry, o.out_entry_stride), g.first,
-              quantised ? 1 : C::kElementBytes);
-  const int32_t apart = g.apart * (quantised ? 1 : C::kElementBytes);
+  const Quantize& quantize = g.stage->quantize;
+  const bool writes = moves && (entry.found || !o.cached);
+  const bool quantised = kQuantised && quantize.type != OutType::kSame;
+  char* const out = advance(advance(g.out, entry.page, o.out_page_stride), entry.entry, o.out_entry_stride);
   float x[kUnroll][2 * kVec] = {}, factor[kUnroll];
   if constexpr (kReduce) {
 #pragma unroll
@@ -118,83 +133,83 @@ __device__ __forceinline__ void finish_group(const PipelineArgs<kMaxPairs>& args
 #pragma unroll
   for (int u = 0; u < kUnroll; ++u) {
     if (u >= g.live || !writes) continue;
-    char* const to = advance(out, u, g.out_step);
-    assume_global(to);
-    const bool changes = g.rotated || (kReduce && o.weight);  // else a copy, bit for bit
+    char* const to = u ? advance(out, u, o.out_head_stride) : out;
+    const bool changes = g.rotated || (kReduce && g.stage->weight);  // else a copy, bit for bit
     if (!kReduce && (changes || quantised)) {
       heads.a[u].widen(x[u]);
       heads.b[u].widen(x[u] + kVec);
       if (g.rotated) turn_pairs<kVec>(args.layout(), angle, x[u]);
     }
     if (quantised) {
-      if (!kReduce || o.quantize.kind != ScaleKind::kDynamic) factor[u] = given_factor(o.quantize, heads.scale[u]);
-      store_codes<kVec>(o.quantize.type, to, 0, g.apart, factor[u], x[u]);
+      if (!kReduce || quantize.kind != ScaleKind::kDynamic) factor[u] = given_factor(quantize, heads.scale[u]);
+      store_codes<kVec>(quantize.type, to, 0, g.apart, factor[u], x[u]);
     } else {
       if (changes) {
         heads.a[u].narrow(x[u]);
         heads.b[u].narrow(x[u] + kVec);
       }
       *reinterpret_cast<C*>(to) = heads.a[u];
-      *reinterpret_cast<C*>(to + apart) = heads.b[u];
+      *reinterpret_cast<C*>(advance(to, g.apart, C::kElementBytes)) = heads.b[u];
     }
   }
 }
 
-template <class D, int kVec, int kUnroll, bool kReduce, bool kQuantised, int kMaxPairs>
-__global__ void __launch_bounds__(kMaxBlock) pipeline_kernel(const __grid_constant__ PipelineArgs<kMaxPairs> args) {
-  constexpr int kElementBytes = sizeof(typename D::Storage);
-  __shared__ CosSin angles[kMaxAngles[kMaxPairs > kFewPairs]];
-  const int32_t token = int32_t(blockIdx.x * blockDim.z + threadIdx.z);
-  const int32_t first_of_block = int32_t(blockIdx.y * blockDim.y) * args.turns;
-  int32_t index = first_of_block + int32_t(threadIdx.y);
-  const bool inside = token < args.num_tokens, rotates = first_of_block < args.rotated_groups;
-  const bool reports = index == 0 && threadIdx.x == 0;  // of its token
-  CosSin* const own = angles + threadIdx.z * args.pairs;
-  Group g = group_of<D, kVec, kUnroll>(args, token, inside, index);
+// Blocks that must fit a multiprocessor; 0: ptxas chooses, which gives short code few registers, but spills of long code
+// so that more blocks fit.
+constexpr int min_blocks(int unroll, bool reduce, bool quantised) {
+  return unroll == 4 && reduce ? kUnspilledBlocks - 1 : unroll == 4 || reduce || quantised ? kUnspilledBlocks : 0;
+}
 
-  TokenIndices at = {};
-  bool moves = false;
-  if (args.is(kDependent)) {
-    if (args.is(kReleaseEarly)) release_next();
-    if (args.is(kPrefetch))
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        if (u >= g.live) continue;
-        prefetch(advance(g.in, u, g.in_step));
-        prefetch(advance(g.in, u, g.in_step) + g.apart * kElementBytes);
-      }
-    uint64_t digest = 0;
-    fold(digest, g.in, g.out, g.first, g.apart, g.in_step, g.out_step, g.live, g.rotated, args.positions.data,
-         args.positions.bytes, args.indices.data, args.indices.bytes, args.pairs, args.entries,
-         g.operand->out_page_stride, g.operand->out_entry_stride);
-    if (args.is(kEarly) && inside) {
-      at = read_indices(args, token);
-      moves = form_simple_angles(args, token, rotates, at.position, own);
-      fold(digest, at.cache.index, moves);
-    }
-    wait_for_previous(digest);
-    release_next();
-  }
-  const bool late = inside && !args.is(kEarly);
-  if (late) at = read_indices(args, token);
+// See PipelineCode. kDependent: the launch is, and waits (parts/launch.h); else none of that code is in the way.
+template <class D, int kVec, int kUnroll, bool kReduce, bool kQuantised, bool kAny, bool kDependent, int kMaxPairs>
+__global__ void __launch_bounds__(kMaxBlock, min_blocks(kUnroll, kReduce, kQuantised))
+    pipeline_kernel(const __grid_constant__ PipelineArgs<kMaxPairs> args) {
+  constexpr auto kPlace = group_of<D, kVec, kUnroll, kQuantised, kAny, kMaxPairs>;
+  __shared__ CosSin angles[kMaxAngles[kMaxPairs > kFewPairs]];
+  const FirstPair pair = first_pair<kAny>(args);
+  const int32_t token = int32_t(blockIdx.x * blockDim.z + threadIdx.z);
+  const int32_t first_of_block = int32_t(blockIdx.y) * args.block_groups;
+  int32_t index = first_of_block + int32_t(threadIdx.y);
+  const bool inside = token < args.num_tokens;
+  const int32_t real_token = inside ? token : args.num_tokens - 1;
+  const bool early = kDependent && !kAny && args.is(kEarly);
+  CosSin* const own = angles + threadIdx.z * args.pairs;
   Chunks<Chunk<D, kVec>, kUnroll> heads;
-  load_group<kQuantised>(g, token, heads);
-  if (late)
-    moves = args.is(kSimple) ? form_simple_angles(args, token, rotates, at.position, own)
-                             : form_any_angles(args, token, rotates, reports, own);
+  TokenIndices at = {};
+  if (!kDependent) at = load_indices<kAny>(args, real_token);
+  Group g = kPlace(args, token, inside, index);
+  if constexpr (kDependent) {
+    if (args.is(kReleaseEarly)) release_next();
+    if (args.is(kPrefetch)) prefetch_group<kUnroll, sizeof(typename D::Storage)>(g);
+    if (!early) wait_for_previous(digest_of(args, g));
+  }
+
+  // Where positions may be read before the wait, heads come behind the angles, else they are under way meanwhile.
+  if (kDependent) at = load_indices<kAny>(args, real_token);
+  if (!early) load_group<kQuantised>(g, token, heads);
+  const bool rotates = first_of_block < args.rotated_groups;
+  const bool reports = inside && index == 0 && threadIdx.x == 0;  // of its token
+  const bool moves = form_angles<kAny>(args, real_token, at.position, pair, rotates && inside, reports, own) && inside;
+  if (early) {
+    uint64_t digest = digest_of(args, g);
+    fold(digest, at.slot.low, at.slot.high, moves);
+    wait_for_previous(digest);
+    load_group<kQuantised>(g, token, heads);
+  }
+  if constexpr (kDependent) release_next();
   if (rotates) synchronize(false);
   if (!kReduce && !moves) return;
 
   CosSin angle[kVec] = {};
   const int32_t slot = int32_t(threadIdx.x);
-  if (rotates && moves && slot * kVec < args.pairs) load_angles<kVec>(own, args.layout(), slot, args.pairs, angle);
-  Entry entry = {};
-  if (args.is(kCached) && moves) entry = find_entry(args, at.cache, reports);
+  if (!kAny || slot * kVec < args.pairs) load_angles<kVec>(own + slot * args.angle_step, args.angle_apart, angle);
+  Entry entry = {true, 0, 0, 0};
+  if (args.is(kCached)) entry = find_entry<kAny>(args, real_token, at.slot, reports && moves);
   for (int32_t turn = 1;; ++turn) {
     finish_group<D, kVec, kUnroll, kReduce, kQuantised>(args, g, token, moves, entry, angle, heads);
     if (turn == args.turns) return;
     index += int32_t(blockDim.y);
-    g = group_of<D, kVec, kUnroll>(args, token, inside, index);
+    g = kPlace(args, token, inside, index);
     load_group<kQuantised>(g, token, heads);
   }
 }

@@ -50,26 +50,26 @@ void plan_operands(const PipelineParams& p, int element_bytes, int vec, bool red
   if (reduce) plan->block_x = unsigned(power_of_two(int32_t(plan->block_x)));
 }
 
-// Of operands with equal slots, where those of each begin and how far apart they are.
-void find_uniform(const PipelineParams& p, int vec, PipelinePlan* plan) {
-  const bool adjacent = vec == 1 && p.layout == Layout::kGptj;
-  plan->span = p.rotary_dim / 2;
-  plan->uniform = !adjacent;
+// All slots of all heads have their chunks rotary_dim / 2 elements apart, and begin at the same one, *start.
+bool are_alike(const PipelineParams& p, const PipelinePlan& plan, int vec, int32_t* start) {
+  bool alike = vec > 1 || p.layout == Layout::kNeox;
   for (int i = 0; i < p.num_operands; ++i) {
     const PipelineOperand& o = p.operands[i];
-    const OperandPlan& x = plan->operands[i];
-    const int32_t start = o.rotated ? p.rotary_offset : 0;
-    plan->uniform &= (o.rotated && !x.stored_slots) || (!o.rotated && x.dim == p.rotary_dim);
-    plan->uniform &= i == 0 || start == plan->start;
-    plan->uniform &= unsigned(x.slots) == plan->block_x;
-    plan->start = start;
+    const OperandPlan& x = plan.operands[i];
+    const int32_t own = o.rotated ? p.rotary_offset : 0;
+    alike &= i == 0 || own == *start;
+    alike &= unsigned(x.slots) == plan.block_x && (o.rotated ? !x.stored_slots : x.dim == p.rotary_dim);
+    *start = own;
   }
+  return alike;
 }
 
-bool is_simple(const PipelineParams& p) {
+// Positions that are read or counted, exact angles, and slots in a cache whose page is found by a shift.
+bool is_usual(const PipelineParams& p, bool linear) {
+  const PositionKind kind = p.positions.kind;
   return p.angle == Angle::kExact && !p.positions_from && !p.sets.words &&
-         (p.positions.kind == PositionKind::kOffset || p.positions.kind == PositionKind::kIds32 ||
-          p.positions.kind == PositionKind::kIds64);
+         (kind == PositionKind::kOffset || kind == PositionKind::kIds32 || kind == PositionKind::kIds64) &&
+         (!p.cache.indices || linear || (p.cache.page_shift >= 0 && !p.cache.page_table && !p.cache.request_ids));
 }
 
 bool is_linear(const PipelineParams& p) {
@@ -129,6 +129,16 @@ constexpr Regime kReduced[] = {
     {INT64_MAX, 16, 4, 64, 2, true, false},
 };
 
+// What is compiled of a kind, by the regime's wish.
+void find_code(const Regime& regime, int element_bytes, PipelineCode* code) {
+  const bool wide = code->access_bytes == 16;
+  code->any |= code->access_bytes == element_bytes || (code->many && !wide);
+  code->unroll = wide ? regime.unroll : code->access_bytes == element_bytes ? 2 : 1;
+  if (code->any) code->quantised |= code->reduce;  // codes or none
+  if (wide && (code->many || (code->any && !code->quantised))) code->unroll = 4;
+  if (wide && code->quantised && (code->any || code->reduce)) code->unroll = 2;
+}
+
 // Threads along the groups of a token, of at most `most`: an equal share for every block, exact where that leaves at
 // least half of them in use.
 int32_t share(int32_t groups, int32_t most) {
@@ -178,14 +188,15 @@ PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes) {
   plan_operands(p, element_bytes, vec, code.reduce, &plan);
   plan.general = is_general(p, code, vec) || plan.block_x > kMaxBlock;
   if (plan.general) return plan;
-  code.unroll = code.access_bytes == 16 ? regime->unroll : vec == 1 ? 2 : 1;
-  if (code.access_bytes == 16 && code.many) code.unroll = 4;
-  if (code.access_bytes == 16 && code.reduce && code.quantised) code.unroll = 2;
+  plan.linear = is_linear(p);
+  code.any = !is_usual(p, plan.linear) || !are_alike(p, plan, vec, &plan.start);
+  if (code.any) {
+    plan.start = 0;
+    plan.linear = false;
+  }
+  find_code(*regime, element_bytes, &code);
   plan.release_early = regime->release_early;
   plan.prefetch = regime->prefetch;
-  plan.simple = is_simple(p);
-  plan.linear = is_linear(p);
-  find_uniform(p, vec, &plan);
   plan_grid(p, *regime, &plan);
   return plan;
 }

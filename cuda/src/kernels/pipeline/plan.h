@@ -17,34 +17,43 @@ struct PipelineCode {
   bool reduce;       // a norm, or scales that are computed
   bool quantised;    // some output is
   bool many;         // pairs, more than kFewPairs
+  bool any;          // position, angle, cache and place of what is rotated in a head. Without it: positions that are read
+                     // or counted, exact angles, slots of a cache, and all slots of all heads with their chunks equally
+                     // far apart
 
   constexpr bool operator==(const PipelineCode& x) const {
     return access_bytes == x.access_bytes && unroll == x.unroll && reduce == x.reduce && quantised == x.quantised &&
-           many == x.many;
+           many == x.many && any == x.any;
   }
 };
 
 // All that are compiled. What none of them does is the general kernel's (kernels/general).
 template <int kElementBytes>
 inline constexpr PipelineCode kPipelineCodes[] = {
-    {kElementBytes, 2, false, false, false},
-    {kElementBytes, 2, false, false, true},
-    {8, 1, false, false, false},
-    {8, 1, false, false, true},
-    {16, 2, false, false, false},
-    {16, 4, false, false, false},
-    {16, 4, false, false, true},
-    // quantised
-    {8, 1, false, true, false},
-    {16, 2, false, true, false},
-    {16, 4, false, true, false},
-    // reduced
-    {8, 1, true, false, false},
-    {16, 2, true, false, false},
-    {16, 4, true, false, false},
-    // both
-    {8, 1, true, true, false},
-    {16, 2, true, true, false},
+    {8, 1, false, false, false, false},
+    {8, 2, false, false, false, false},
+    {16, 2, false, false, false, false},
+    {16, 4, false, false, false, false},
+    {16, 4, false, false, true, false},
+    {8, 1, false, true, false, false},
+    {16, 2, false, true, false, false},
+    {16, 4, false, true, false, false},
+    {8, 1, true, false, false, false},
+    {16, 2, true, false, false, false},
+    {16, 4, true, false, false, false},
+    {8, 1, true, true, false, false},
+    {16, 2, true, true, false, false},
+    // any
+    {kElementBytes, 2, false, false, false, true},
+    {kElementBytes, 2, false, false, true, true},
+    {8, 1, false, false, false, true},
+    {8, 1, false, false, true, true},
+    {16, 4, false, false, false, true},
+    {16, 4, false, false, true, true},
+    {8, 1, false, true, false, true},
+    {16, 2, false, true, false, true},
+    {8, 1, true, true, false, true},
+    {16, 2, true, true, false, true},
 };
 
 // Angles of a block's tokens, at most; of code for few pairs, and for many.
@@ -65,13 +74,10 @@ struct PipelinePlan {
   PipelineCode code;
   OperandPlan operands[kMaxOperands];
   int32_t groups, rotated_groups;  // of the list; of its first operands, those that are rotated
-  // All slots of all heads have their chunks `span` elements apart, the first at `start` + slot * vec.
-  bool uniform;
-  int32_t start, span;
-  bool simple;                   // positions and angles are of the usual kind
-  bool linear;                   // the cache's entries are one row
-  bool release_early, prefetch;  // of a dependent launch: before the wait
-  int32_t turns;                 // of a thread, over its groups
+  int32_t start;                   // without `any`: of the first slot's first chunk, elements
+  bool linear;                     // without `any`: the cache's entries are equally far apart, whatever their page
+  bool release_early, prefetch;    // of a dependent launch: before the wait
+  int32_t turns;                   // of a thread, over its groups
   unsigned block_x, block_y, block_z, grid_x, grid_y;
 };
 

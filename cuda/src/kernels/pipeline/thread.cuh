@@ -1,4 +1,4 @@
-// Where a thread of the pipeline kernel works, and what its token's threads share.
+// Where a thread of the pipeline kernel works, and what its token's threads share. kAny: see PipelineCode.
 #pragma once
 
 #include "../../operations/token.h"
@@ -12,156 +12,161 @@ namespace rope::cuda {
 // A thread's heads in flight: where its slot of the first is read and written, and how far it is to the next.
 struct Group {
   const OperandArgs* operand;
-  int32_t head, live;    // the first; heads that there are
+  const StageArgs* stage;
+  int32_t head, live;    // the first, of the token's list; heads that there are
   int32_t first, apart;  // elements: where the slot's first chunk lies, and how far behind it the second
   bool rotated;          // the slot is
-  const char* in;        // the first chunk
-  char* out;             // the head, but for its place in a cache
-  int32_t in_step, out_step;
+  const char* in;
+  char* out;  // but for the place in a cache
 };
 
-template <class D, int kVec, int kUnroll, int kMaxPairs>
+template <class D, int kVec, int kUnroll, bool kQuantised, bool kAny, int kMaxPairs>
 __device__ __forceinline__ Group group_of(const PipelineArgs<kMaxPairs>& args, int32_t token, bool inside,
                                           int32_t index) {
+  constexpr int32_t kElementBytes = sizeof(typename D::Storage);
   int32_t which = 0;
 #pragma unroll
   for (int i = 0; i < kMaxOperands - 1; ++i) which += index >= args.later_groups[i];
   const OperandArgs& o = args.operands[which];
-  const int32_t lane = int32_t(threadIdx.x), group = index - o.first_group;
+  const int32_t lane = int32_t(threadIdx.x);
+  const bool live = inside && index < args.groups;
   Group g;
   g.operand = &o;
-  g.head = group * kUnroll;
-  g.live = !inside || index >= args.groups ? 0 : kUnroll == 1 ? 1 : o.heads - g.head;
-  if (args.is(kUniform)) {
-    g.first = args.start + lane * kVec;
-    g.apart = args.span;
-    g.rotated = o.rotated;
-  } else {
-    const Slot slot = slot_of<kVec, true>(args.layout(), o.rotated ? 2 * args.pairs : 0, args.params.rotary_offset,
-                                          o.dim, o.stored_slots, lane);
+  g.stage = &args.stages[which];
+  g.head = index * kUnroll;
+  g.live = !live ? 0 : kUnroll == 1 ? 1 : o.end_head - g.head;
+  g.first = lane * kVec;
+  g.apart = args.apart;
+  g.rotated = index < args.rotated_groups;
+  if constexpr (kAny) {
+    const StageArgs& x = *g.stage;
+    const Slot slot = slot_of<kVec, true>(args.layout(), g.rotated ? args.params.rotary_dim : 0,
+                                          args.params.rotary_offset, x.dim, x.stored_slots, lane);
     g.first = slot.first;
     g.apart = slot.second - slot.first;
     g.rotated = slot.rotated;
-    if (lane >= o.slots) g.live = 0;
+    if (lane >= x.slots) g.live = 0;
   }
-  g.in = advance(advance(advance(o.in, token, o.in_token_stride), g.head, o.in_head_stride), g.first,
-                 int32_t(sizeof(typename D::Storage)));
-  g.out = advance(advance(o.out, token, o.out_token_stride), g.head, o.out_head_stride);
-  g.in_step = o.in_head_stride;
-  g.out_step = o.out_head_stride;
+  g.in = advance(advance(advance(o.in, token, o.in_token_stride), g.head, o.in_head_stride), g.first, kElementBytes);
+  g.out = advance(advance(advance(o.out, token, o.out_token_stride), g.head, o.out_head_stride), g.first,
+                  kQuantised && g.stage->quantize.type != OutType::kSame ? 1 : kElementBytes);
   return g;
 }
 
-// Two words, for which both widths are loaded in the same way: ptxas would extend a sign, and so wait, before it issues
-// the loads that follow.
-__device__ __forceinline__ int64_t index_at(const IndexArgs& x, int64_t stream_bytes, int32_t token) {
-  const char* const at = advance(x.data + stream_bytes, token, x.bytes);
-  assume_global(at);
-  const int32_t low = *reinterpret_cast<const int32_t*>(at), high = *reinterpret_cast<const int32_t*>(at + x.bytes - 4);
-  return x.bytes == 4 ? low : int64_t(uint64_t(uint32_t(high)) << 32 | uint32_t(low));
+// An index as it is loaded. Its sign is extended where it is used: ptxas would wait for that before the next loads.
+struct Index {
+  uint32_t low, high;
+};
+
+__device__ __forceinline__ Index load_index(const char* indices, bool wide, int32_t i) {
+  const int32_t high = wide ? 4 : 0;
+  const char* const at = advance(indices, i, 4 + high);
+  return {load_here(at), load_here(at + high)};
+}
+
+__device__ __forceinline__ int64_t value_of(Index at, bool wide) {
+  const uint32_t high = wide ? at.high : uint32_t(int32_t(at.low) >> 31);
+  return int64_t(uint64_t(high) << 32 | at.low);
+}
+
+// The first pair whose angle a thread forms. Its word comes from afar, as an argument is nobody's before its launch.
+struct FirstPair {
+  int32_t pair;
+  uint32_t stream;
+  uint64_t word;
+};
+
+template <bool kAny, int kMaxPairs>
+__device__ __forceinline__ FirstPair first_pair(const PipelineArgs<kMaxPairs>& args) {
+  FirstPair at = {int32_t(threadIdx.y * blockDim.x + threadIdx.x), 0, 0};
+  if constexpr (kAny) return at;
+  const int32_t pair = at.pair & (kMaxPairs - 1);  // some pair, for a thread that has none
+  at.word = load_here(as_memory(args.words) + pair);
+  if (args.is(kStreams)) at.stream = as_memory(args.stream_of)[pair];
+  return at;
 }
 
 // What says where a token stands.
 struct TokenIndices {
-  int64_t position;
-  CacheIndex cache;
+  Index position, slot;
 };
 
-template <int kMaxPairs>
-__device__ __forceinline__ TokenIndices read_indices(const PipelineArgs<kMaxPairs>& args, int32_t token) {
+template <bool kAny, int kMaxPairs>
+__device__ __forceinline__ TokenIndices load_indices(const PipelineArgs<kMaxPairs>& args, int32_t token) {
   TokenIndices at = {};
-  if (args.is(kSimple))
-    at.position =
-        args.is(kCounted) ? int64_t(uint64_t(args.offset) + uint64_t(token)) : index_at(args.positions, 0, token);
-  if (args.is(kCached)) {
-    if (args.is(kDirect)) {
-      at.cache.index = index_at(args.indices, 0, token);
-    } else {
-      at.cache = cache_index(args.params.cache, token);
-    }
-  }
+  if constexpr (kAny) return at;
+  if (!args.is(kCounted)) at.position = load_index(args.positions, args.is(kPositions64), token);
+  if (args.is(kCached)) at.slot = load_index(args.indices, args.is(kIndices64), token);
   return at;
 }
 
-// ---- a token's angles, in shared memory. False: the token is to be left alone.
-
-// Of one position, or one of a token's streams, and exact phases.
-template <int kMaxPairs>
-__device__ __forceinline__ bool form_simple_angles(const PipelineArgs<kMaxPairs>& args, int32_t token, bool rotates,
-                                                   int64_t position, CosSin* angles) {
-  if (!args.is(kCounted) && position == -1) return false;
-  if (!rotates) return true;
-  int64_t at[kMaxStreams] = {position};
-  if (args.streams) {
-#pragma unroll
-    for (int i = 1; i < kMaxStreams; ++i)
-      if (i < args.streams) at[i] = index_at(args.positions, i * args.stream_stride, token);
-  }
+// A token's angles, by its threads together, into shared memory. False: the token is to be left alone. `reports`: this
+// thread counts that.
+template <bool kAny, int kMaxPairs>
+__device__ __forceinline__ bool form_angles(const PipelineArgs<kMaxPairs>& args, int32_t token, Index position,
+                                            FirstPair at, bool rotates, bool reports, CosSin* angles) {
   const int32_t threads = int32_t(blockDim.x * blockDim.y);
-  for (int32_t i = int32_t(threadIdx.y * blockDim.x + threadIdx.x); i < args.pairs; i += threads) {
-    if (args.streams) {
-      const uint32_t s = as_memory(args.stream_of)[i];
-      position = s == 0 ? at[0] : s == 1 ? at[1] : s == 2 ? at[2] : at[3];
-    }
-    angles[i] =
-        scaled_angle(phase_at<Angle::kExact>(position, as_memory(args.words)[i]), args.cos_scale, args.sin_scale);
+  if constexpr (kAny) {
+    TokenState state = {};
+    if (!token_state(args.params, token, reports, &state)) return false;
+    for (int32_t i = at.pair; rotates && i < args.pairs; i += threads)
+      angles[i] = pair_angle(args.params, {as_memory(args.words), nullptr}, 0, state, token, i);
+    return true;
   }
-  return true;
-}
-
-template <int kMaxPairs>
-__device__ __forceinline__ bool form_any_angles(const PipelineArgs<kMaxPairs>& args, int32_t token, bool rotates,
-                                                bool reports, CosSin* angles) {
-  const PipelineParams& p = args.params;
-  TokenState state = {};
-  if (!token_state(p, token, reports, &state)) return false;
-  const int32_t threads = int32_t(blockDim.x * blockDim.y);
-  for (int32_t i = int32_t(threadIdx.y * blockDim.x + threadIdx.x); rotates && i < args.pairs; i += threads)
-    angles[i] = pair_angle(p, {as_memory(args.words), nullptr}, 0, state, token, i);
+  const bool wide = args.is(kPositions64);
+  const int64_t first =
+      args.is(kCounted) ? int64_t(uint64_t(args.offset) + uint64_t(token)) : value_of(position, wide);
+  if (first == -1 && !args.is(kCounted)) return false;
+  while (rotates && at.pair < args.pairs) {
+    int64_t own = first;
+    if (args.is(kStreams))
+      own = value_of(load_index(args.positions + at.stream * args.stream_stride, wide, token), wide);
+    angles[at.pair] = scaled_angle(phase_at<Angle::kExact>(own, at.word), args.cos_scale, args.sin_scale);
+    at.pair += threads;
+    if (at.pair >= args.pairs) break;
+    at.word = as_memory(args.words)[at.pair];
+    if (args.is(kStreams)) at.stream = as_memory(args.stream_of)[at.pair];
+  }
   return true;
 }
 
 // Those of a slot: kVec / 2 from each of two on, or one.
 template <int kVec>
-__device__ __forceinline__ void load_angles(const CosSin* angles, Layout layout, int32_t slot, int32_t pairs,
-                                            CosSin* own) {
-  if constexpr (kVec == 1) {
-    own[0] = angles[slot];
-  } else {
-    constexpr int kHalf = kVec / 2;
-    struct alignas(kHalf > 1 ? 16 : 8) Half {
-      CosSin x[kHalf];
-    };
-    const CosSin* const first = angles + slot * (layout == Layout::kGptj ? kHalf : kVec);
-    const Half a = *reinterpret_cast<const Half*>(first);
-    const Half b = *reinterpret_cast<const Half*>(first + (layout == Layout::kGptj ? pairs / 2 : kHalf));
+__device__ __forceinline__ void load_angles(const CosSin* first, int32_t apart, CosSin* own) {
+  constexpr int kHalf = kVec > 1 ? kVec / 2 : 1;
+  struct alignas(kHalf > 1 ? 16 : 8) Half {
+    CosSin x[kHalf];
+  };
 #pragma unroll
-    for (int j = 0; j < kHalf; ++j) {
-      own[j] = a.x[j];
-      own[kHalf + j] = b.x[j];
-    }
+  for (int i = 0; i < kVec; i += kHalf) {
+    const Half half = *reinterpret_cast<const Half*>(first + (i ? apart : 0));
+#pragma unroll
+    for (int j = 0; j < kHalf; ++j) own[i + j] = half.x[j];
   }
 }
 
-// ---- where a token goes in the caches
-
+// Where a token goes in the caches.
 struct Entry {
   bool found;
   int32_t page, entry;
   int64_t row;  // of all entries
 };
 
-template <int kMaxPairs>
-__device__ __forceinline__ Entry find_entry(const PipelineArgs<kMaxPairs>& args, const CacheIndex& at, bool reports) {
-  if (args.is(kDirect)) {
-    const bool found = uint64_t(at.index) < args.entries;
-    if (!found && reports && at.index >= 0) count_one(args.params.cache.num_skipped);
-    const uint32_t slot = found ? uint32_t(at.index) : 0;
-    return {found, int32_t(slot >> args.page_shift), int32_t(slot & args.entry_mask), slot};
+template <bool kAny, int kMaxPairs>
+__device__ __forceinline__ Entry find_entry(const PipelineArgs<kMaxPairs>& args, int32_t token, Index slot,
+                                            bool reports) {
+  if constexpr (kAny) {
+    const CacheMap& cache = args.params.cache;
+    CachePlace place = {};
+    const bool found = cache_place<true>(cache, cache_index(cache, token), reports, &place);
+    return {found, int32_t(place.page), int32_t(place.entry), place.page * cache.page_size + place.entry};
   }
-  CachePlace place = {};
-  const bool found = cache_place<true>(args.params.cache, at, reports, &place);
-  return {found, int32_t(place.page), int32_t(place.entry), place.page * args.params.cache.page_size + place.entry};
+  const int64_t index = value_of(slot, args.is(kIndices64));
+  const bool found = uint64_t(index) < args.entries;
+  if (args.is(kCounts)) {
+    if (!found && reports && index >= 0) count_one(args.params.cache.num_skipped);
+  }
+  return {found, int32_t(slot.low >> args.page_shift), int32_t(slot.low & args.entry_mask), index};
 }
 
 }  // namespace rope::cuda
