@@ -33,11 +33,10 @@ enum PipelineFlag : uint32_t {
   kCounted = 4,        // positions are offset + token, else read
   kCached = 8,         // some operand is
   kGptj = 16,          // pairs are neighbours
-  kEarly = 32,         // of a dependent launch: positions and indices may be read before the wait,
-  kReleaseEarly = 64,  // the next kernel is let in before it,
-  kPrefetch = 128,     // heads are asked for before it
-  kCounts = 256,       // tokens that have no place in the cache are counted
-  kStreams = 512,      // a token has several positions
+  kEarly = 32,         // of a dependent launch: positions and indices may be read before the wait
+  kReleaseEarly = 64,  // and the next kernel is let in at once
+  kCounts = 128,       // tokens that have no place in the cache are counted
+  kStreams = 256,      // a token has several positions
 };
 
 // Words of 32 bits and more: parts of one take more instructions, and ptxas loads them in a slower way.

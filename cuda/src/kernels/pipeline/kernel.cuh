@@ -180,8 +180,11 @@ __global__ void __launch_bounds__(kMaxBlock, min_blocks(kUnroll, kReduce, kQuant
   Group g = kPlace(args, token, inside, index);
   if constexpr (kDependent) {
     if (args.is(kReleaseEarly)) release_next();
-    if (args.is(kPrefetch)) prefetch_group<kUnroll, sizeof(typename D::Storage)>(g);
-    if (!early) wait_for_previous(digest_of(args, g));
+    prefetch_group<kUnroll, sizeof(typename D::Storage)>(g);
+    if (!early) {
+      release_next();
+      wait_for_previous(digest_of(args, g));
+    }
   }
 
   // Where positions may be read before the wait, heads come behind the angles, else they are under way meanwhile.
@@ -193,10 +196,10 @@ __global__ void __launch_bounds__(kMaxBlock, min_blocks(kUnroll, kReduce, kQuant
   if (early) {
     uint64_t digest = digest_of(args, g);
     fold(digest, at.slot.low, at.slot.high, moves);
+    release_next();
     wait_for_previous(digest);
     load_group<kQuantised>(g, token, heads);
   }
-  if constexpr (kDependent) release_next();
   if (rotates) synchronize(false);
   if (!kReduce && !moves) return;
 

@@ -40,7 +40,6 @@ inline uint32_t flags_of(const PipelineParams& p, const Execution& e, const Pipe
   set(kGptj, p.layout == Layout::kGptj);
   set(kEarly, early);
   set(kReleaseEarly, plan.release_early);
-  set(kPrefetch, plan.prefetch);
   set(kCounts, p.cache.num_skipped);
   set(kStreams, p.positions.sections.streams);
   return flags;
@@ -93,7 +92,7 @@ int launch_pipeline(const PipelineParams& p, const PairData& pairs, const Execut
   return launch<true>(pipeline_kernel<D, kCode.access_bytes / kElementBytes, kCode.unroll, kCode.reduce,
                                       kCode.quantised, kCode.any, kDependent, kMaxPairs>,
                       dim3{plan.grid_x, plan.grid_y, 1}, dim3{plan.block_x, plan.block_y, plan.block_z}, args, e.stream,
-                      kDependent);
+                      e.dependent);
 }
 
 template <class D>
@@ -102,8 +101,10 @@ Outcome pipeline(const PipelineParams& p, const PairData& pairs, const Execution
   const PipelinePlan plan = plan_pipeline(p, kElementBytes);
   if (plan.general) return general<D>(p, pairs, e);
   const auto launch_code = [&](auto index) {
+    // Rare code is not compiled twice: a wait is nothing to a kernel that is launched plainly.
+    constexpr bool kAny = kPipelineCodes<kElementBytes>[index.value].any;
     return e.dependent ? launch_pipeline<D, index.value, true>(p, pairs, e, plan)
-                       : launch_pipeline<D, index.value, false>(p, pairs, e, plan);
+                       : launch_pipeline<D, index.value, kAny>(p, pairs, e, plan);
   };
   return {for_compiled<kPipelineCodes<kElementBytes>>(plan.code, launch_code), nullptr};
 }

@@ -109,34 +109,62 @@ struct Regime {
   int unroll;        // heads in flight in a thread
   int32_t threads;   // of a block
   int32_t turns;     // of a thread, at most
-  bool prefetch, release_early;
 };
 
-// Measured on an H100 (KERNELS.md).
+// Measured on an H100 (KERNELS.md). Where a launch is all latency, work is spread thin; then angles, and what else a
+// thread does before its first head, are worth sharing among several. Few heads would leave a block of several to a
+// thread half empty.
+constexpr int32_t kFewHeads = 12;
 constexpr Regime kPlain[] = {
-    {1'000'000, 8, 1, 128, 1, true, true},
-    {16'000'000, 16, 2, 64, 1, true, false},
-    {INT64_MAX, 16, 4, 128, 8, true, false},
+    {1'500'000, 8, 1, 128, 1},   {4'500'000, 8, 2, 128, 1},   {8'000'000, 16, 2, 128, 1},
+    {20'000'000, 16, 4, 128, 1}, {64'000'000, 16, 2, 128, 1}, {INT64_MAX, 16, 4, 128, 8},
+};
+constexpr Regime kPlainFew[] = {
+    {500'000, 8, 1, 128, 1},
+    {64'000'000, 8, 2, 128, 1},
+    {INT64_MAX, 16, 4, 128, 8},
 };
 constexpr Regime kQuantised[] = {
-    {1'000'000, 8, 1, 128, 1, true, true},
-    {16'000'000, 16, 2, 64, 1, true, false},
-    {INT64_MAX, 16, 4, 128, 8, true, false},
+    {2'000'000, 8, 1, 128, 1},
+    {8'000'000, 16, 2, 64, 1},
+    {INT64_MAX, 16, 2, 128, 2},
 };
 constexpr Regime kReduced[] = {
-    {1'000'000, 8, 1, 128, 1, true, true},
-    {6'000'000, 16, 2, 64, 1, true, false},
-    {INT64_MAX, 16, 4, 64, 2, true, false},
+    {1'500'000, 8, 1, 128, 1},
+    {9'000'000, 8, 2, 128, 1},
+    {INT64_MAX, 16, 2, 64, 8},
 };
+constexpr Regime kReducedFew[] = {
+    {1'500'000, 8, 1, 128, 1},
+    {INT64_MAX, 8, 2, 128, 1},
+};
+
+// Heads may be done with wide accesses that cannot be with narrow ones.
+constexpr Regime kWide = {INT64_MAX, 16, 2, 128, 1};
+
+const Regime* regimes_of(const PipelineCode& code, int64_t heads) {
+  const bool few = heads <= kFewHeads;
+  if (code.reduce) return few ? kReducedFew : kReduced;
+  if (code.quantised) return kQuantised;
+  return few ? kPlainFew : kPlain;
+}
+
+// Where a launch has fewer blocks than the device has multiprocessors, the next one's would crowd it.
+constexpr int64_t kCrowd = 132;
 
 // What is compiled of a kind, by the regime's wish.
 void find_code(const Regime& regime, int element_bytes, PipelineCode* code) {
-  const bool wide = code->access_bytes == 16;
-  code->any |= code->access_bytes == element_bytes || (code->many && !wide);
-  code->unroll = wide ? regime.unroll : code->access_bytes == element_bytes ? 2 : 1;
-  if (code->any) code->quantised |= code->reduce;  // codes or none
-  if (wide && (code->many || (code->any && !code->quantised))) code->unroll = 4;
-  if (wide && code->quantised && (code->any || code->reduce)) code->unroll = 2;
+  const bool wide = code->access_bytes == 16, one_element = code->access_bytes == element_bytes;
+  code->any |= one_element || (code->many && !wide);
+  code->unroll = regime.unroll;
+  if (code->any) {
+    code->quantised |= code->reduce;  // codes or none
+    code->unroll = one_element ? 2 : !wide ? 1 : code->quantised ? 2 : 4;
+  } else if (wide) {
+    code->unroll = code->many ? 4 : std::max(code->unroll, 2);
+  } else {
+    code->unroll = code->quantised && !code->reduce ? 1 : std::min(code->unroll, 2);
+  }
 }
 
 // Threads along the groups of a token, of at most `most`: an equal share for every block, exact where that leaves at
@@ -171,18 +199,19 @@ PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes) {
   PipelinePlan plan = {};
   PipelineCode& code = plan.code;
   const Alignment aligned = alignment(p, element_bytes);
-  int64_t bytes = 0;
+  int64_t bytes = 0, heads = 0;
   for (int i = 0; i < p.num_operands; ++i) {
     const PipelineOperand& o = p.operands[i];
     bytes += p.num_tokens * o.heads * (o.whole ? o.dim : p.rotary_dim) * element_bytes;
+    heads += o.heads;
     code.quantised |= o.quantize.type != OutType::kSame;
   }
   code.reduce = reduces(p);
   code.many = p.rotary_dim > 2 * kFewPairs;
-  const Regime* regime = code.reduce ? kReduced : code.quantised ? kQuantised : kPlain;
+  const Regime* regime = regimes_of(code, heads);
+  while (bytes > regime->max_bytes) ++regime;
   const auto vec_of = [&](const Regime& r) { return aligned.widest(r.access_bytes) / element_bytes; };
-  // Heads may be done with wide accesses that cannot be with narrow ones.
-  while (bytes > regime->max_bytes || (regime->access_bytes < 16 && is_general(p, code, vec_of(*regime)))) ++regime;
+  if (is_general(p, code, vec_of(*regime))) regime = &kWide;
   const int vec = vec_of(*regime);
   code.access_bytes = vec * element_bytes;
   plan_operands(p, element_bytes, vec, code.reduce, &plan);
@@ -190,14 +219,13 @@ PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes) {
   if (plan.general) return plan;
   plan.linear = is_linear(p);
   code.any = !is_usual(p, plan.linear) || !are_alike(p, plan, vec, &plan.start);
+  find_code(*regime, element_bytes, &code);
   if (code.any) {
     plan.start = 0;
     plan.linear = false;
   }
-  find_code(*regime, element_bytes, &code);
-  plan.release_early = regime->release_early;
-  plan.prefetch = regime->prefetch;
   plan_grid(p, *regime, &plan);
+  plan.release_early = int64_t(plan.grid_x) * plan.grid_y >= kCrowd;
   return plan;
 }
 

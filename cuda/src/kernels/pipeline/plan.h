@@ -37,11 +37,11 @@ inline constexpr PipelineCode kPipelineCodes[] = {
     {16, 4, false, false, true, false},
     {8, 1, false, true, false, false},
     {16, 2, false, true, false, false},
-    {16, 4, false, true, false, false},
     {8, 1, true, false, false, false},
+    {8, 2, true, false, false, false},
     {16, 2, true, false, false, false},
-    {16, 4, true, false, false, false},
     {8, 1, true, true, false, false},
+    {8, 2, true, true, false, false},
     {16, 2, true, true, false, false},
     // any
     {kElementBytes, 2, false, false, false, true},
@@ -76,7 +76,7 @@ struct PipelinePlan {
   int32_t groups, rotated_groups;  // of the list; of its first operands, those that are rotated
   int32_t start;                   // without `any`: of the first slot's first chunk, elements
   bool linear;                     // without `any`: the cache's entries are equally far apart, whatever their page
-  bool release_early, prefetch;    // of a dependent launch: before the wait
+  bool release_early;              // of a dependent launch: the next one is let in at once
   int32_t turns;                   // of a thread, over its groups
   unsigned block_x, block_y, block_z, grid_x, grid_y;
 };
