@@ -237,6 +237,7 @@ SUITES = {
              grid(rotary_dim=[32], heads=[(32, 32), (48, 48)], batch_size=[1, 4, 16, 64], seq_len=powers(64, 1024))),
     "full": ("decode, prefill, and every dtype, layout, head size, rotated part and form of positions",
              [*_DECODE, *_PREFILL, *_VARIANTS]),
+    "cpu-busy": ("CPU: one model, idle and beside a process that is always busy", grid(seq_len=[64, 256, 2048])),
     "pipeline": ("every other operation at its usual shapes, 1 to 8192 tokens", _PIPELINE),
 }  # fmt: skip
 # The same suite on a CPU leaves out the sizes that take minutes there.
