@@ -18,8 +18,9 @@ from peers import Peer
 from report import BUSY_QUANTILES, add_rates
 from timing import issue, quantiles
 
-ROUNDS = 20
-WINDOW = 0.1  # seconds of calls, one behind the other
+ROUNDS = 30
+WINDOW = 0.1  # seconds of calls
+PAUSE = 1e-3  # seconds of other work between two calls, as an engine has it
 SETTLE = 0.03  # seconds that the system takes to place the other process
 
 
@@ -40,10 +41,13 @@ def busy_process() -> Iterator[Callable[[bool], None]]:
 
 
 def window(call: Callable, synchronize: Callable) -> list[float]:
-    """Microseconds of each call that starts within the window."""
+    """Microseconds of each call that starts within the window; the thread is busy in between."""
     samples, end = [], time.perf_counter() + WINDOW
     while time.perf_counter() < end:
         samples.append(issue([call], synchronize))
+        after = time.perf_counter() + PAUSE
+        while time.perf_counter() < after:
+            pass
     return samples
 
 

@@ -16,8 +16,8 @@ namespace {
 
 // What takes a thread as long, 10 to 25 us, as it takes to wake one that sleeps (KERNELS.md).
 constexpr int64_t kBytesPerThread = 256 << 10;
-// A few microseconds: what a call may have to wait for at its end.
-constexpr int64_t kBytesPerPiece = 40 << 10;
+// 3 to 15 us: what a call may have to wait for at its end. Large ones cost less, but a thread needs several.
+constexpr int64_t kSmallPiece = 40 << 10, kLargePiece = 160 << 10, kPiecesPerThread = 8;
 
 struct Ranges {
   TokenRangeFn fn;
@@ -70,7 +70,8 @@ void for_token_ranges(int64_t num_tokens, int64_t bytes_per_token, const Threads
   if (threads > 1 && !allowed.parallel_for)
     threads = std::min(threads, allowed.num_threads ? allowed.num_threads : std::min(processors(), most_threads()));
   if (threads <= 1) return run_range(&ranges, 0);
-  ranges.num_pieces = std::clamp(bytes / kBytesPerPiece, threads, std::min(num_tokens, kMaxPieces));
+  const int64_t piece = std::clamp(bytes / (threads * kPiecesPerThread), kSmallPiece, kLargePiece);
+  ranges.num_pieces = std::clamp(bytes / piece, threads, std::min(num_tokens, kMaxPieces));
   if (allowed.parallel_for)
     allowed.parallel_for(allowed.parallel_context, ranges.num_pieces, run_range, &ranges);
   else

@@ -128,11 +128,7 @@ int64_t claim_last(Job& job, int32_t* call) {
 class Worker {
  public:
   Worker() {
-    // Where the process may run, even if the thread that made the call may not.
-    if (sched_getaffinity(getpid(), sizeof(processors_), &processors_) == 0)
-      sched_setaffinity(0, sizeof(processors_), &processors_);
-    else
-      CPU_ZERO(&processors_);
+    if (sched_getaffinity(0, sizeof(processors_), &processors_)) CPU_ZERO(&processors_);
   }
 
   [[noreturn]] void run() {
@@ -180,7 +176,6 @@ class Worker {
 };
 
 void* work(void*) {
-  pthread_setname_np(pthread_self(), "roperope");
   Worker().run();
   return nullptr;
 }
@@ -191,10 +186,17 @@ void grow(int32_t wanted) {
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);  // which the threads inherit
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  // Where the process may run, even if the thread that makes the call may not.
+  if (cpu_set_t processors; sched_getaffinity(getpid(), sizeof(processors), &processors) == 0)
+    pthread_attr_setaffinity_np(&attributes, sizeof(processors), &processors);
   for (pthread_t thread; workers.load(std::memory_order_relaxed) < wanted; workers.fetch_add(1)) {
-    if (pthread_create(&thread, nullptr, work, nullptr)) break;
+    if (pthread_create(&thread, &attributes, work, nullptr)) break;
+    pthread_setname_np(thread, "roperope");
     pthread_detach(thread);
   }
+  pthread_attr_destroy(&attributes);
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   growing.store(false, std::memory_order_release);
 }
