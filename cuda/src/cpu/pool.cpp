@@ -21,8 +21,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// A worker looks this long for the next call before it sleeps, so that calls behind each other find it awake.
-constexpr std::chrono::microseconds kLook{100};
+// A worker looks this long for the next call before it sleeps, since waking one takes 20 to 40 us (KERNELS.md).
+constexpr std::chrono::microseconds kLook{3000};
 // A worker that loses its processor for so long while it looks has to share it. For a while it then sleeps at once: the
 // system soon runs a thread that has slept, while one that has looked for calls has used up its time.
 constexpr std::chrono::microseconds kPutAside{500}, kShy{100'000};
