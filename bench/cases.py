@@ -257,6 +257,7 @@ SUITES = {
              grid(rotary_dim=[32], heads=[(32, 32), (48, 48)], batch_size=[1, 4, 16, 64], seq_len=powers(64, 1024))),
     "full": ("decode, prefill, and every dtype, layout, head size, rotated part and form of positions",
              [*_DECODE, *_PREFILL, *_VARIANTS]),
+    "cpu-busy": ("CPU: one model, idle and beside a process that is always busy", grid(seq_len=[64, 256, 2048])),
     "pipeline": ("every other operation at its usual shapes, 1 to 8192 tokens", _PIPELINE),
     "step": ("what a call adds to a model's layer, behind a GEMM or a kernel that lets its dependents start early, "
              "before a reader: every operation but mrope, 1 to 4096 tokens", _STEP),

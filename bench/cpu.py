@@ -113,8 +113,9 @@ class Cpu:
     # ---- what it is
 
     def info(self) -> dict:
-        """Name, threads and caches."""
-        return {"kind": "cpu", "name": cpu_name(), "threads": self.threads, "last_level_cache_bytes": self.cache_bytes}
+        """Name, threads, caches, and what else the machine does."""
+        return {"kind": "cpu", "name": cpu_name(), "threads": self.threads,
+                "last_level_cache_bytes": self.cache_bytes, "load_average": round(os.getloadavg()[0], 2)}  # fmt: skip
 
 
 def cpu_name() -> str:

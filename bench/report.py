@@ -5,6 +5,7 @@ import json
 import pathlib
 
 from cases import FIELDS, OPS, Case
+from timing import QUANTILES
 
 ALONE = """\
 GB/s: each rotated element (out of place, or with stages: each element) once read, each result once written; positions,
@@ -12,7 +13,10 @@ tables and weights not counted.
 ceiling: a sign flip of one flat buffer of the bytes that must move, timed likewise; copy: a copy of those bytes.
 of ceiling: the ceiling's time over the time shown. x: the time over that of pyrope; both with cold caches.
 cold: caches cold, the median and the 20 % and 80 % quantiles. warm: the same buffer over and over, where it fits.
-host: time to issue one eager call, launch included (on a CPU: the whole call, on no tokens)."""
+host: time to issue one eager call, launch included (on a CPU: the whole call, on no tokens).
+
+idle, busy: the median and higher quantiles of single calls, 1 ms apart, on an idle machine and beside a process that is
+always busy; rates are those of the idle median."""
 IN_STEP = """\
 In a step: microseconds that the call adds to a layer, medians; +-: half of the widest span from the 20 % to the 80 %
 quantile in the row, the layer's left out. layer: what the layer takes without the call. floor: a kernel that adds 1 to
@@ -43,7 +47,26 @@ def _row(name: str, entry: dict) -> list[str]:
     ]
 
 
+def _busy_row(name: str, entry: dict) -> list[str]:
+    if entry["status"] != "ok":
+        return [name, f"{entry['status']}: {entry['reason']}"]
+    idle, busy = entry["idle"], entry["busy"]
+    return [
+        name,
+        _us(idle["q50"]),
+        _us(idle["q90"]),
+        f"{entry['gbps']:.0f}",
+        f"{entry['percent']:.1f}%",
+        f"{entry['ratio']:.2f}",
+        _us(busy["q50"]),
+        _us(busy["q90"]),
+        _us(busy["q99"]),
+        f"{busy['q90'] / idle['q50']:.2f}",
+    ]
+
+
 HEADER = ["", "cold us", "20%-80%", "GB/s", "of ceiling", "x", "warm us", "host us"]
+BUSY_HEADER = ["", "idle us", "90%", "GB/s", "of ceiling", "x", "busy us", "90%", "99%", "90% / idle"]
 
 
 # ---- cases in a step: a table for each shape and kind of neighbour, a row a size
@@ -103,9 +126,10 @@ def _step_lines(cases: list[dict]) -> list[str]:
 
 def _alone_lines(case: dict) -> list[str]:
     """One case as a table of implementations."""
-    rows = [HEADER, *(_row(name, entry) for name, entry in case["results"].items())]
-    full = [row for row in rows if len(row) == len(HEADER)]
-    widths = [max(len(row[i]) for row in full) for i in range(len(HEADER))]
+    header, to_row = (BUSY_HEADER, _busy_row) if "idle" in case["results"]["pyrope"] else (HEADER, _row)
+    rows = [header, *(to_row(name, entry) for name, entry in case["results"].items())]
+    full = [row for row in rows if len(row) == len(header)]
+    widths = [max(len(row[i]) for row in full) for i in range(len(header))]
     widths[0] = max(len(row[0]) for row in rows)
     lines = ["", f"{case['title']}: {case['ideal_bytes'] / 1e6:.3g} MB"]
     for row in rows:
@@ -121,6 +145,9 @@ def table(record: dict) -> str:
     if "clocks.sm" in device:
         after = record.get("device_after", device)
         clocks = f", SM {after['clocks.sm']} MHz, memory {after['clocks.mem']} MHz"
+    if "load_average" in device:
+        after = record.get("device_after", device)
+        clocks = f", load average {device['load_average']} before, {after['load_average']} after"
     alone, inside = ([case for case in record["cases"] if case["step"] == step] for step in (False, True))
     by = ", ".join(sorted({case["results"]["ceiling"]["what"] for case in alone}))
     lines = [f"{device['name']}{clocks}; pyrope {record['versions']['pyrope']}" + (f"; ceiling by {by}" if by else "")]
@@ -135,16 +162,17 @@ def table(record: dict) -> str:
 
 
 def add_rates(case: dict) -> None:
-    """What follows from the cold medians of a case: GB/s, percent of the ceiling, and times pyrope's time. In a step
-    nothing does: its times are differences.
+    """What follows from the cold or idle medians of a case: GB/s, percent of the ceiling, and times pyrope's time. In a
+    step nothing does: its times are differences.
     """
     if case["step"]:
         return
     results = case["results"]
-    own, roof = results["pyrope"]["cold"]["q50"], results["ceiling"]["cold"]["q50"]
+    kind = "idle" if "idle" in results["pyrope"] else "cold"
+    own, roof = results["pyrope"][kind]["q50"], results["ceiling"][kind]["q50"]
     for name, entry in results.items():
-        if "cold" in entry:
-            took = entry["cold"]["q50"]
+        if kind in entry:
+            took = entry[kind]["q50"]
             moved = 2 * case["touched_bytes"] if name in ROOFS else case["ideal_bytes"]
             entry |= {"gbps": moved / took / 1e3, "percent": 100 * roof / took, "ratio": took / own}
 
@@ -154,19 +182,23 @@ def add_rates(case: dict) -> None:
 SCHEMA = 2
 ROOFS = ("ceiling", "copy", "layer", "floor")
 STEP_KINDS = ("gemm", "early")
-KINDS = ("cold", "warm", "host", *STEP_KINDS)
+KINDS = ("cold", "warm", "host", "idle", "busy", *STEP_KINDS)
 SELDOM = {"step": False}  # fields that are written where they differ from this
-QUANTILES = ("q20", "q50", "q80")
+BUSY_QUANTILES = (*QUANTILES, "q90", "q99")  # of "idle" and "busy"
 DIGITS = 10  # of which a table shows the same figures, those half-way between two among them
 
 
+def quantiles_of(kind: str) -> tuple[str, ...]:
+    return BUSY_QUANTILES if kind in ("idle", "busy") else QUANTILES
+
+
 def pack(record: dict) -> dict:
-    """A run as it is written: times as [q20, q50, q80] in microseconds, why there are none as text."""
+    """A run as it is written: times as lists of their quantiles in microseconds, why there are none as text."""
 
     def brief(entry: dict) -> dict | str:
         if entry["status"] != "ok":
             return f"{entry['status']}: {entry['reason']}"
-        times = {kind: [entry[kind][q] for q in QUANTILES] for kind in KINDS if kind in entry}
+        times = {kind: [entry[kind][q] for q in quantiles_of(kind)] for kind in KINDS if kind in entry}
         return {kind: [float(f"{t:.{DIGITS}g}") for t in values] for kind, values in times.items()}
 
     cases = record["cases"]
@@ -192,7 +224,7 @@ def unpack(record: dict) -> dict:
     def full(name: str, brief: dict | str) -> dict:
         if isinstance(brief, str):
             return dict(zip(("status", "reason"), brief.split(": ", 1), strict=True))
-        entry = {kind: dict(zip(QUANTILES, times, strict=True)) for kind, times in brief.items()}
+        entry = {kind: dict(zip(quantiles_of(kind), times, strict=True)) for kind, times in brief.items()}
         return {"status": "ok", **({"what": record["roofs"][name]} if name in ROOFS else {}), **entry}
 
     cases = []

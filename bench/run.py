@@ -15,11 +15,12 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import busy
+import measure as measured
 import packed
 import peers as implementations
 import report
 from cases import FIELDS, OPS, POSITIONS, SUITES, Case, select
-from measure import measure
 from peers import PEERS, Peer, brief
 
 import pyrope
@@ -106,6 +107,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = p.parse_args(argv)
     if args.json and not args.json.parent.is_dir():
         p.error(f"argument --json: {args.json.parent} is not a folder")
+    if args.plot and args.suite == "cpu-busy":
+        p.error("argument --plot: not with --suite cpu-busy")
     return args
 
 
@@ -182,6 +185,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.plot:
         import plots
     device = open_device(args.device, args.num_threads)
+    if args.suite == "cpu-busy" and device.kind != "cpu":
+        raise SystemExit("--suite: cpu-busy, only with --device cpu")
     chosen = {field: list(dict.fromkeys(values)) for field in FIELDS if (values := getattr(args, field)) is not None}
     cases = select(args.suite, device.kind, chosen)
     for case in cases:
@@ -195,6 +200,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.save_path:
         args.save_path.mkdir(parents=True, exist_ok=True)
     paths = [path for path in (args.json, args.save_path and args.save_path / "results.json") if path]
+    measure = busy.measure if args.suite == "cpu-busy" else measured.measure
     for number, case in enumerate(cases, 1):
         progress.begin(number, str(case))
         record["cases"].append(measure(device, case, present, failed, args.seed, progress.tick))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-QUANTILES = (0.2, 0.5, 0.8)
+QUANTILES = ("q20", "q50", "q80")
 ROUNDS = 25
 WARM_UP = 3
 TURNS = WARM_UP + ROUNDS
@@ -48,10 +48,10 @@ def interleave(samplers: dict[object, Callable[[], float]], tick: Callable[[], N
     return samples
 
 
-def quantiles(samples: list[float]) -> dict[str, float | int]:
+def quantiles(samples: list[float], names: tuple[str, ...] = QUANTILES) -> dict[str, float | int]:
     """{"q20", "q50", "q80": microseconds per call, "samples": how many}."""
-    values = np.quantile(samples, QUANTILES)
-    return {**{f"q{int(100 * q)}": float(v) for q, v in zip(QUANTILES, values, strict=True)}, "samples": len(samples)}
+    values = np.quantile(samples, [int(name[1:]) / 100 for name in names])
+    return {**dict(zip(names, map(float, values), strict=True)), "samples": len(samples)}
 
 
 def issue(calls: list[Callable], synchronize: Callable[[], None]) -> float:

@@ -37,6 +37,8 @@ cdef extern from "roperope/roperope.h" nogil:
     enum:
         ROPE_INDEX_INT64
         ROPE_INDEX_INT32
+    ctypedef void (*rope_piece)(void* data, int64_t index)
+    ctypedef void (*rope_parallel_for)(void* context, int64_t num_pieces, rope_piece piece, void* data)
     enum:
         ROPE_MAX_HEADS
         ROPE_MAX_HEAD_DIM
@@ -228,6 +230,8 @@ cdef extern from "roperope/roperope.h" nogil:
         rope_frequency_sets frequency_sets
         const void* positions_from
         rope_xpos xpos
+        rope_parallel_for parallel_for
+        void* parallel_context
 
     void rope_frequencies_desc_init(rope_frequencies_desc* desc)
     void rope_apply_desc_init(rope_apply_desc* desc)
@@ -252,6 +256,8 @@ cdef extern from "roperope/roperope.h" nogil:
         const void* positions
         int64_t offset
         void* stream
+        rope_parallel_for parallel_for
+        void* parallel_context
 
     void rope_build_cos_sin_desc_init(rope_build_cos_sin_desc* desc)
     rope_status rope_build_cos_sin(const rope_build_cos_sin_desc* desc)

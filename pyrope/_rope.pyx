@@ -62,7 +62,8 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
     position_dtype : {"int64", "int32"}
         Of ``positions``, ``indptr`` and ``offsets`` given as pointers; arrays bring their own.
     num_threads : int
-        CPU: threads to use at most; 0: all of the process's.
+        CPU: threads to use at most; 0: one for each processor that the calling thread may run on, but no more than
+        ``OMP_NUM_THREADS`` or the control group's quota.
     enable_pdl : bool
         CUDA: programmatic dependent launch (compute capability 9.0 and later, ignored elsewhere). The kernel may be
         scheduled before the previous one of the stream has ended, and waits for it before it touches memory. A kernel

@@ -1,5 +1,6 @@
 """What bench/ refuses before it measures anything, which results it takes for right, and the files it writes."""
 
+import contextlib
 import importlib.util
 import json
 import subprocess
@@ -41,6 +42,7 @@ def module_of_bench(name):
     [
         ("run.py", ["--num-threads", "-1"], "--num-threads: invalid count value: '-1'"),
         ("run.py", ["--json", "no/such/folder.json"], "--json: no/such is not a folder"),
+        ("run.py", ["--suite", "cpu-busy", "--plot"], "--plot: not with --suite cpu-busy"),
         ("compare.py", ["missing.json", RESULTS], "missing.json"),
         ("compare.py", [RESULTS, __file__], "not the results of run.py"),
         ("compare.py", [RESULTS, BENCH], "results.json"),
@@ -165,6 +167,38 @@ def test_a_step_is_a_table_of_sizes_by_implementations(report):
     assert rows[2:4] == [[size, "1.20", "1.20", "1.49", "0.78"] for size in ("8", "2k")]
     assert rows[6:] == [[size, "1.49", "1.49", "1.49", "0.78"] for size in ("8", "2k")]
     assert lines.count("  bad: wrong: q at position 3: 1, should be 2") == 1
+
+
+def test_idle_and_busy_are_measured_in_turns(report, monkeypatch, tmp_path):
+    """Every implementation that is right has both, from single calls; what is written shows the same table."""
+    busy = module_of_bench("busy")
+    monkeypatch.setattr(busy, "ROUNDS", 2)
+    monkeypatch.setattr(busy, "WINDOW", 5e-3)
+    switched, process = [], busy.busy_process
+
+    @contextlib.contextmanager
+    def watched():
+        with process() as run:
+            yield lambda on: (switched.append(on), run(on))
+
+    monkeypatch.setattr(busy, "busy_process", watched)
+    import cases
+    import cpu
+    import peers
+
+    device, present = cpu.Cpu(2), [peer for peer in peers.PEERS if peer.name in ("pyrope", "numpy")]
+    found = busy.measure(device, cases.Case(seq_len=8), present, {}, 0, lambda *_: None)
+    assert switched == [False, True, False, True]
+    assert list(found["results"]) == ["ceiling", "copy", "pyrope", "numpy"]
+    for entry in found["results"].values():
+        for kind in ("idle", "busy"):
+            times = [entry[kind][q] for q in report.BUSY_QUANTILES]
+            assert times[0] > 0 and times == sorted(times) and entry[kind]["samples"] > 2
+    record = {"date": "today", "commit": None, "arguments": [], "versions": {"pyrope": "0"}, "peers": {},
+              "device": device.info(), "cases": [found]}  # fmt: skip
+    report.save(record, tmp_path / "run.json")
+    table = report.table(report.load(tmp_path / "run.json"))
+    assert table == report.table(record) and "90% / idle" in table and "load average" in table
 
 
 def test_another_schema_is_refused(tmp_path):

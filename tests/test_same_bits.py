@@ -102,5 +102,5 @@ assert os.waitpid(child, 0)[1] == 0
 
 
 def test_works_in_a_forked_child(tmp_path):
-    """OpenMP's threads do not survive fork(); the child must neither hang nor give another result."""
+    """The threads do not survive fork(); the child must neither hang nor give another result."""
     subprocess.run([sys.executable, "-c", FORK], check=True, cwd=tmp_path, timeout=60)

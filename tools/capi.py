@@ -20,6 +20,7 @@ cdef extern from "roperope/roperope.h" nogil:
 DECLARATION = re.compile(
     r"^(?P<macros>(?:#define ROPE_\w+ .+\n)+)"
     r"|^typedef (?P<type>\w+) (?P<name>\w+);"
+    r"|^typedef void \(\*(?P<pointer>\w+)\)\((?P<parameters>[^)]*)\);"
     r"|^enum \{(?P<enum>[^}]*)\};"
     r"|^typedef struct (?P<struct>\w+) \{(?P<fields>[^}]*)\} \w+;"
     r"|^ROPEROPE_API (?P<function>[^;]*);",
@@ -38,6 +39,8 @@ def declaration(found: re.Match[str]) -> list[str]:
         ]
     if found["name"]:
         return [f"ctypedef {found['type']} {found['name']}"]
+    if found["pointer"]:
+        return [f"ctypedef void (*{found['pointer']})({found['parameters']})"]
     if found["enum"]:
         return ["enum:", *(f"    {name}" for name in re.findall(r"(\w+) =", found["enum"]))]
     if found["struct"]:

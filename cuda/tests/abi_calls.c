@@ -273,7 +273,7 @@ static void test_build_cos_sin(void) {
   d.rotary_dim = ROPE_MAX_ROTARY_DIM + 2;
   CHECK_REFUSED(rope_build_cos_sin(&d), ROPE_ERR_INVALID_ARG, "rotary_dim: 2050, must be even and 2 to 2048");
   d.rotary_dim = HEAD_DIM;
-  d.struct_size = sizeof(d) - 1;
+  d.struct_size = offsetof(rope_build_cos_sin_desc, parallel_for) - 1;
   CHECK_REFUSED(rope_build_cos_sin(&d), ROPE_ERR_INVALID_ARG, "rope_build_cos_sin_desc.struct_size");
   CHECK_REFUSED(rope_build_cos_sin(NULL), ROPE_ERR_INVALID_ARG, "rope_build_cos_sin_desc: NULL");
   d.struct_size = sizeof(d);

@@ -104,7 +104,7 @@ FIELD(rope_xpos, scale_base, 0, 8);
 FIELD(rope_xpos, gamma, 8, 8);
 FIELD(rope_xpos, center, 16, 8);
 
-CHECK(sizeof(rope_apply_desc) == 736);
+CHECK(sizeof(rope_apply_desc) == 752);
 FIELD(rope_apply_desc, struct_size, 0, 4);
 FIELD(rope_apply_desc, flags, 4, 4);
 FIELD(rope_apply_desc, backend, 8, 4);
@@ -149,8 +149,10 @@ FIELD(rope_apply_desc, cos_sin, 616, 48);
 FIELD(rope_apply_desc, frequency_sets, 664, 40);
 FIELD(rope_apply_desc, positions_from, 704, 8);
 FIELD(rope_apply_desc, xpos, 712, 24);
+FIELD(rope_apply_desc, parallel_for, 736, 8);
+FIELD(rope_apply_desc, parallel_context, 744, 8);
 
-CHECK(sizeof(rope_build_cos_sin_desc) == 104);
+CHECK(sizeof(rope_build_cos_sin_desc) == 120);
 FIELD(rope_build_cos_sin_desc, struct_size, 0, 4);
 FIELD(rope_build_cos_sin_desc, flags, 4, 4);
 FIELD(rope_build_cos_sin_desc, backend, 8, 4);
@@ -169,6 +171,8 @@ FIELD(rope_build_cos_sin_desc, row_stride, 72, 8);
 FIELD(rope_build_cos_sin_desc, positions, 80, 8);
 FIELD(rope_build_cos_sin_desc, offset, 88, 8);
 FIELD(rope_build_cos_sin_desc, stream, 96, 8);
+FIELD(rope_build_cos_sin_desc, parallel_for, 104, 8);
+FIELD(rope_build_cos_sin_desc, parallel_context, 112, 8);
 
 CHECK(sizeof(rope_support_query) == 20);
 FIELD(rope_support_query, struct_size, 0, 4);

@@ -6,7 +6,9 @@
  *     longer one is accepted as long as what this library does not know of is zero.
  *   - Strides count elements, not bytes. Enumerations are int32_t.
  *   - The library keeps no state, allocates nothing, synchronises nothing and never changes the current device, so
- *     every call may be captured in a CUDA graph and made from any thread.
+ *     every call may be captured in a CUDA graph and made from any thread. Of the CPU backend threads are left, which
+ *     sleep until a call needs them; they block all signals, a forked child starts its own, and dlclose() leaves the
+ *     library where it is.
  *   - A function that fails writes none of its outputs; rope_last_error() says which field was wrong and what is
  *     allowed.
  *
@@ -66,6 +68,13 @@ enum {
 
 typedef int32_t rope_index_dtype;
 enum { ROPE_INDEX_INT64 = 0, ROPE_INDEX_INT32 = 1 };
+
+/* An engine's own threads in the place of the library's, on the CPU backend: calls piece(data, i) once for every i in
+ * [0, num_pieces), from any threads and in any order, and returns when all of these have returned. A call of the
+ * library makes at most one of it, and none where the work is small: the calling thread then does it. Pieces take some
+ * microseconds each; a piece never waits for another. */
+typedef void (*rope_piece)(void* data, int64_t index);
+typedef void (*rope_parallel_for)(void* context, int64_t num_pieces, rope_piece piece, void* data);
 
 /* Largest values, which bindings read from here. */
 #define ROPE_MAX_HEADS (1 << 20)
@@ -286,7 +295,8 @@ typedef struct rope_apply_desc {
   int32_t rotary_offset; /* first rotated element of a head; rotary_offset + rotary_dim <= head_dim */
   int32_t num_q_heads;   /* 1 to ROPE_MAX_HEADS where q.data is set */
   int32_t num_k_heads;   /* 1 to ROPE_MAX_HEADS where k.data is set */
-  int32_t num_threads;   /* CPU backend: threads to use; 0: all of the process's. CUDA: 0 */
+  int32_t num_threads;   /* CPU backend: threads to use at most; 0: one for each processor that the calling thread may
+                            run on, but no more than OMP_NUM_THREADS or the control group's quota. CUDA: 0 */
   int64_t num_tokens;    /* 0 to 2^31 - 1; 0 does nothing */
   rope_tensor q;         /* [num_tokens, num_q_heads, head_dim]; NULL: k only */
   rope_tensor k;         /* [num_tokens, num_k_heads, head_dim]; NULL: q only */
@@ -324,9 +334,12 @@ typedef struct rope_apply_desc {
   rope_sections sections;
   rope_cos_sin cos_sin;
   rope_frequency_sets frequency_sets;
-  const void* positions_from; /* [num_tokens], of position_dtype, with positions, without sections and not with
-                                 ROPE_ANGLE_COS_SIN: turn from these positions to those */
-  rope_xpos xpos;             /* not with ROPE_ANGLE_COS_SIN */
+  const void* positions_from;     /* [num_tokens], of position_dtype, with positions, without sections and not with
+                                     ROPE_ANGLE_COS_SIN: turn from these positions to those */
+  rope_xpos xpos;                 /* not with ROPE_ANGLE_COS_SIN */
+  rope_parallel_for parallel_for; /* CPU backend: what the call's work is run by, and num_threads is 0; NULL: the
+                                     library's threads. CUDA: NULL */
+  void* parallel_context;         /* its first argument; NULL without it */
 } rope_apply_desc;
 
 /* Zero, then struct_size. */
@@ -347,7 +360,7 @@ typedef struct rope_build_cos_sin_desc {
   int32_t dtype;               /* rope_dtype of cos and sin */
   int32_t angle;               /* rope_angle that the frequencies are for */
   int32_t rotary_dim;          /* even, 2 to ROPE_MAX_ROTARY_DIM */
-  int32_t num_threads;         /* CPU backend: threads to use; 0: all of the process's. CUDA: 0 */
+  int32_t num_threads;         /* as rope_apply_desc's */
   int32_t position_dtype;      /* rope_index_dtype of positions */
   const uint64_t* frequencies; /* host, [rotary_dim/2], from rope_frequencies; copied before the call returns */
   float attention_factor;      /* multiplies cos and sin; 0: 1 */
@@ -359,6 +372,8 @@ typedef struct rope_build_cos_sin_desc {
   const void* positions; /* [num_rows], memory of the backend; -1 is a position like any other; NULL: offset + row */
   int64_t offset;        /* any int64; with positions 0 */
   void* stream;          /* cudaStream_t of the current device; NULL: the legacy default stream. CPU: NULL */
+  rope_parallel_for parallel_for; /* as rope_apply_desc's */
+  void* parallel_context;
 } rope_build_cos_sin_desc;
 
 /* Zero, then struct_size. */

@@ -45,7 +45,8 @@ rope_status apply(const rope_apply_desc* desc) {
   ROPE_TRY(find_operations(d.backend, d.dtype, d.layout, d.angle, &operations));
   ROPE_TRY(check_shape(&d));
   Execution execution;
-  ROPE_TRY(read_execution(d.backend, d.flags, d.stream, d.num_threads, &execution));
+  const Threads threads = {d.num_threads, d.parallel_for, d.parallel_context};
+  ROPE_TRY(read_execution(d.backend, d.flags, d.stream, threads, &execution));
   PipelineParams p = {};
   XPos xpos;
   ROPE_TRY(read_positions(d, &p.positions));

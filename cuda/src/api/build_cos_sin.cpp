@@ -42,12 +42,13 @@ rope_status read_place(const Desc& d, const char* name, void* data, int64_t widt
 
 rope_status build_cos_sin(const Desc* desc) {
   Desc d;
-  ROPE_TRY(read_descriptor(desc, sizeof(Desc), "rope_build_cos_sin_desc", &d));
+  ROPE_TRY(read_descriptor(desc, offsetof(Desc, parallel_for), "rope_build_cos_sin_desc", &d));
   const Operations* operations;
   ROPE_TRY(find_operations(d.backend, d.dtype, ROPE_LAYOUT_NEOX, d.angle, &operations));
   ROPE_TRY(check_shape(&d));
   Execution execution;
-  ROPE_TRY(read_execution(d.backend, d.flags, d.stream, d.num_threads, &execution));
+  const Threads threads = {d.num_threads, d.parallel_for, d.parallel_context};
+  ROPE_TRY(read_execution(d.backend, d.flags, d.stream, threads, &execution));
   const int64_t pairs = d.rotary_dim / 2, width = d.sin ? pairs : 2 * pairs;
   if (d.row_stride) ROPE_TRY(check_range("row_stride", d.row_stride, width, ROPE_MAX_ROW_STRIDE));
   CosSinParams p = {};

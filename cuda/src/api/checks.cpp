@@ -88,14 +88,21 @@ rope_status find_operations(int32_t backend, int32_t dtype, int32_t layout, int3
   return fail(ROPE_ERR_UNSUPPORTED, "backend: this library was built without CUDA; use ROPE_BACKEND_CPU");
 }
 
-rope_status read_execution(int32_t backend, uint32_t flags, void* stream, int32_t num_threads, Execution* execution) {
+rope_status read_execution(int32_t backend, uint32_t flags, void* stream, const Threads& threads,
+                           Execution* execution) {
   const bool cpu = backend == ROPE_BACKEND_CPU;
   if (cpu && stream) return fail(ROPE_ERR_INVALID_ARG, "stream: must be NULL on the CPU backend");
-  if (cpu ? num_threads < 0 : num_threads != 0)
-    return fail(ROPE_ERR_INVALID_ARG, "num_threads: %d, must be %s", num_threads,
+  if (cpu ? threads.num_threads < 0 : threads.num_threads != 0)
+    return fail(ROPE_ERR_INVALID_ARG, "num_threads: %d, must be %s", threads.num_threads,
                 cpu ? "0 (all) or more" : "0 on the CUDA backend");
+  if (!cpu && threads.parallel_for) return fail(ROPE_ERR_INVALID_ARG, "parallel_for: must be NULL on the CUDA backend");
+  if (threads.parallel_for && threads.num_threads)
+    return fail(ROPE_ERR_INVALID_ARG, "num_threads: %d, must be 0 with parallel_for", threads.num_threads);
+  if (threads.parallel_context && !threads.parallel_for)
+    return fail(ROPE_ERR_INVALID_ARG, "parallel_context: %p, must be NULL without parallel_for",
+                threads.parallel_context);
   const bool dependent = !cpu && (flags & ROPE_FLAG_PDL) && cuda::has_dependent_launch();
-  *execution = {stream, dependent, (flags & ROPE_FLAG_POSITIONS_READY) != 0, num_threads};
+  *execution = {stream, dependent, (flags & ROPE_FLAG_POSITIONS_READY) != 0, threads};
   return ROPE_OK;
 }
 

@@ -34,7 +34,7 @@ rope_status find_operations(int32_t backend, int32_t dtype, int32_t layout, int3
                             const Operations** operations);
 
 // Where to run: a stream on CUDA, threads on the CPU.
-rope_status read_execution(int32_t backend, uint32_t flags, void* stream, int32_t num_threads, Execution* execution);
+rope_status read_execution(int32_t backend, uint32_t flags, void* stream, const Threads& threads, Execution* execution);
 
 rope_status status_of(const Outcome& outcome);
 

@@ -80,7 +80,7 @@ Outcome rotate_stored(const PipelineParams& p, const PairData& pairs, const Exec
   const int64_t elements = int64_t(keys.heads) * (keys.whole ? keys.dim : p.rotary_dim);
   const Job job{p, pairs};
   return for_layout(p.layout, [&](auto layout) {
-    for_token_ranges(p.num_tokens, elements * int64_t(sizeof(typename Stored::Storage)), e.num_threads,
+    for_token_ranges(p.num_tokens, elements * int64_t(sizeof(typename Stored::Storage)), e.threads,
                      rotate_tokens<Stored, layout.value>, &job);
     return Outcome{};
   });

@@ -33,7 +33,7 @@ template <class Set, class D>
 Outcome build_cos_sin(const CosSinParams& p, const PairData& pairs, const Execution& e) {
   const Job job{p, pairs.words};
   return for_angle(p.angle, [&](auto angle) {
-    for_token_ranges(p.num_rows, 2 * p.pairs * int64_t(sizeof(typename D::Storage)), e.num_threads,
+    for_token_ranges(p.num_rows, 2 * p.pairs * int64_t(sizeof(typename D::Storage)), e.threads,
                      build_rows<D, angle.value>, &job);
     return Outcome{};
   });

@@ -156,7 +156,7 @@ Outcome pipeline(const PipelineParams& p, const PairData& pairs, const Execution
     row += int64_t(p.operands[i].heads) * p.operands[i].dim * int64_t(sizeof(typename D::Storage));
   const Job job{p, pairs};
   return for_layout(p.layout, [&](auto layout) {
-    for_token_ranges(p.num_tokens, row, e.num_threads, pipeline_tokens<D, layout.value>, &job);
+    for_token_ranges(p.num_tokens, row, e.threads, pipeline_tokens<D, layout.value>, &job);
     return Outcome{};
   });
 }

@@ -72,7 +72,7 @@ Outcome rotate(const RotateParams& p, const PairData& pairs, const Execution& e)
   const Job job{p, pairs.words};
   return for_layout(p.layout, [&](auto layout) {
     return for_angle(p.angle, [&](auto angle) {
-      for_token_ranges(p.num_tokens, row * (int64_t(p.num_q_heads) + p.num_k_heads), e.num_threads,
+      for_token_ranges(p.num_tokens, row * (int64_t(p.num_q_heads) + p.num_k_heads), e.threads,
                        rotate_tokens<D, layout.value, angle.value>, &job);
       return Outcome{};
     });

@@ -22,12 +22,19 @@ struct PairData {
   const XPos* xpos;       // null: no operand has it
 };
 
+// CPU: what runs the pieces of a call.
+struct Threads {
+  int32_t num_threads;  // of the library, at most; 0: as many as there are processors for
+  void (*parallel_for)(void* context, int64_t num_pieces, void (*piece)(void* data, int64_t index), void* data);
+  void* parallel_context;  // parallel_for is the engine's, instead; or null
+};
+
 // Where and how to run.
 struct Execution {
   void* stream;          // CUDA
   bool dependent;        // CUDA: programmatic dependent launch
   bool positions_ready;  // CUDA: nothing that is still pending on the stream writes positions or cache indices
-  int32_t num_threads;   // CPU; 0: all of the process's
+  Threads threads;       // CPU
 };
 
 struct Outcome {
