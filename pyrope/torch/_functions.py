@@ -1,0 +1,224 @@
+"""pyrope.torch.apply and apply_."""
+
+from functools import partial
+from typing import Any
+
+import torch
+
+import pyrope
+from pyrope.torch._gradient import DIFFERENTIABLE, backward, kept
+from pyrope.torch._layouts import ROWS, Layout, check_layout, check_rows, given
+from pyrope.torch._launch import Options, launch
+from pyrope.torch._operators import EFFECTS, OPTIONS, call_apply, call_apply_
+from pyrope.torch._outputs import compute
+from pyrope.torch._specs import constant_spec_of, like
+
+_transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
+
+
+def traced(x: Any) -> bool:
+    """Whether a call must be an operator: something records or transforms it."""
+    return (
+        torch.compiler.is_compiling()
+        or (type(x) is not torch.Tensor and type(x) is not torch.nn.Parameter)
+        or _transformed()
+        or _modes() > 0
+    )
+
+
+class Rotation(torch.autograd.Function):
+    """The gradient of eager calls: the same as the operator's, at a third of its time."""
+
+    @staticmethod
+    def forward(ctx: Any, rope: pyrope.Rope, layout: str, options: Options, names: list[str], *tensors: Any) -> Any:
+        arguments = dict(zip(names, tensors, strict=True))
+        rows = {name: arguments[name] for name in ROWS if name in arguments}
+        options = {**options, **{name: x for name, x in arguments.items() if name not in ROWS}}
+        keep = [x if kept(rope, name) else None for name, x in arguments.items()]
+        tensor_options = [name for name, x in options.items() if isinstance(x, torch.Tensor) and name not in arguments]
+        ctx.save_for_backward(*keep, *(options[name] for name in tensor_options))
+        ctx.set_materialize_grads(False)
+        ctx.call = rope, layout, names, tensor_options, [name for name in rows]
+        ctx.options = {name: x for name, x in options.items() if not isinstance(x, torch.Tensor)}
+        return tuple(compute(rope, layout, rows, options).values())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        rope, layout, names, tensor_options, rows = ctx.call
+        saved = given(dict(zip((*names, *tensor_options), ctx.saved_tensors, strict=True))) | ctx.options
+        wanted = {name for name, needed in zip(names, ctx.needs_input_grad[4:], strict=True) if needed}
+        found = backward(evaluate, rope, layout, saved, given(dict(zip(rows, grads, strict=True))), wanted)
+        return (None, None, None, None, *(found.get(name) for name in names))
+
+
+def evaluate(
+    rope: pyrope.Rope, layout: str, rows: dict[str, Any], options: Options, changes: tuple[Any, ...] = ()
+) -> dict[str, Any]:
+    """Results by name, with gradients; without side effects. changes: what `like` takes, of another Rope like it."""
+    if traced(next(iter(rows.values()))):
+        return call_apply(constant_spec_of(rope, *changes), layout, rows, options)
+    if changes:
+        rope = like(rope, *changes)
+    if torch.is_grad_enabled():
+        differentiable = rows | {name: options[name] for name in DIFFERENTIABLE[4:] if options.get(name) is not None}
+        if any(x.requires_grad for x in differentiable.values()):
+            rest = {name: x for name, x in options.items() if name not in differentiable}
+            results = Rotation.apply(rope, layout, rest, list(differentiable), *differentiable.values())
+            return dict(zip(rows, results, strict=True))
+    return compute(rope, layout, rows, options)
+
+
+def launch_or_record(
+    rope: pyrope.Rope, layout: str, q: Any, k: Any, options: Options, changes: tuple[Any, ...] = ()
+) -> None:
+    """What writes its arguments."""
+    if traced(q if q is not None else k):
+        call_apply_(constant_spec_of(rope, *changes), layout, {**options, "q": q, "k": k})
+    else:
+        launch(like(rope, *changes) if changes else rope, layout, q, k, options)
+
+
+def refuse_grad(tensors: dict[str, Any], reason: str) -> None:
+    for name, x in tensors.items():
+        if isinstance(x, torch.Tensor) and x.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(f"{name}: requires grad, {reason}")
+
+
+def has_effects(rope: pyrope.Rope, options: Options) -> bool:
+    """Whether a call writes what it is given, or what has no gradient."""
+    return any(name in options for name in EFFECTS) or (
+        isinstance(rope, pyrope.FusedRope)
+        and (rope.cache is not None or any(getattr(rope, f"{x}_out_dtype") is not None for x in "qkv"))
+    )
+
+
+def check_call(layout: str, rows: dict[str, Any], options: Options) -> None:
+    check_layout(layout)
+    for name in options:
+        if name not in OPTIONS:
+            raise TypeError(f"{name}: not an argument of pyrope.torch; of Rope.apply it has those that are tensors")
+    if rows.get("q") is None and rows.get("k") is None:
+        raise TypeError("q and k: both None, at least one must be given")
+    for name, x in rows.items():
+        if x is not None:
+            check_rows(name, x, layout)
+
+
+def apply(
+    rope: pyrope.Rope,
+    q: torch.Tensor | None,
+    k: torch.Tensor | None = None,
+    *,
+    layout: Layout = "bshd",
+    positions: torch.Tensor | None = None,
+    offset: int = 0,
+    inverse: bool = False,
+    **options: Any,
+) -> tuple[torch.Tensor | None, ...]:
+    """Rotate q and k into new tensors, with gradients; torch.compile and torch.export trace it.
+
+    Parameters
+    ----------
+    rope : pyrope.Rope or pyrope.FusedRope
+        Its dtype is that of q and k, its device theirs. Make it once: torch.compile compiles anew for every object.
+    q, k : torch.Tensor or None
+        In the layout; any strides. None leaves that one out.
+    layout : {"bshd", "sbhd", "bhsd", "thd"}
+        The dimensions: ``b`` sequences of ``s`` tokens, or one of ``t``; ``h`` heads of ``d`` elements. ``thd`` may be
+        ``[tokens, heads * head_dim]``.
+    positions : torch.Tensor, optional
+        int32 or int64: one a token, in the order of the layout's dimensions; or what broadcasts to ``[batch, seq]``, as
+        ``[seq]`` does. With sections, ``[sections, ...]``. A token of position -1 is returned as it is.
+    offset : int
+        Without positions, each sequence's first token has position ``offset``.
+    inverse : bool
+        The transposed rotation.
+    **options
+        Tensors that ``apply`` of the Rope takes, by its names: ``indptr`` and ``offsets`` (``thd`` alone); of a
+        FusedRope v, weights, scales, caches and so on, v and q_nope in the layout. What has a value for each token is
+        one-dimensional, in their order.
+
+    Returns
+    -------
+    tuple of torch.Tensor
+        q and k, then v and q_nope where they were given; None for what was left out or went to a cache. Strides are
+        those of ``torch.empty_like``. An output that was given (``q_out=``) is returned itself.
+
+    Notes
+    -----
+    The call works on the current stream of the tensors' device. Gradients are those of q, k, v, q_nope and of the
+    norm's weights, any number of times; nothing but positions is kept for them, with a norm also q, k and the weights.
+    The backward of a norm is made of torch operations in float32. Without ``positions`` and the like each element is
+    read and written once; with them, inputs are copied first, for the sake of tokens that may be left alone.
+
+    A batch is one launch if its tokens have one stride (contiguous, or a transposed view of what is, in every layout);
+    otherwise one launch a sequence, and what has a value for each token, but for positions, is refused.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument is not allowed; the text names it.
+    RuntimeError
+        A tensor requires grad that has none here, such as ``cos``, or q of a call with a cache or a quantised output.
+    """
+    return call(rope, q, k, layout, positions, offset, inverse, options)
+
+
+def call(
+    rope: pyrope.Rope,
+    q: torch.Tensor | None,
+    k: torch.Tensor | None,
+    layout: str,
+    positions: torch.Tensor | None,
+    offset: int,
+    inverse: bool,
+    options: Options,
+    changes: tuple[Any, ...] = (),
+) -> tuple[torch.Tensor | None, ...]:
+    """apply, by the Rope or by one like it."""
+    rows = {"q": q, "k": k} | {name: options.pop(name) for name in ROWS[2:] if name in options}
+    check_call(layout, rows, options)
+    rows = given(rows)
+    options = given({**options, "positions": positions}) | {"offset": offset, "inverse": inverse}
+    refuse_grad({name: x for name, x in options.items() if name not in DIFFERENTIABLE}, "which has no gradient")
+    if has_effects(rope, options):
+        refuse_grad(rows, "a call with a cache, a quantised output or an output that is given has no gradient")
+        results = compute(rope, layout, rows, options, partial(launch_or_record, changes=changes))
+    else:
+        results = evaluate(rope, layout, rows, options, changes)
+    return tuple(
+        results.get(name, options.get(f"{name}_out")) for name in ROWS if name in rows or name in ("q", "k")
+    )
+
+
+def apply_(
+    rope: pyrope.Rope,
+    q: torch.Tensor | None,
+    k: torch.Tensor | None = None,
+    *,
+    layout: Layout = "bshd",
+    positions: torch.Tensor | None = None,
+    offset: int = 0,
+    inverse: bool = False,
+    **options: Any,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Rotate q and k where they are, without a gradient. Returns them.
+
+    Parameters are those of :func:`apply`. The last dimension must be contiguous and no dimension broadcast. What a
+    FusedRope quantises needs an output (``q_out=``), and so do v and q_nope.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument is not allowed; the text names it. Nothing is written.
+    RuntimeError
+        Gradients are recorded and a tensor requires one.
+    """
+    check_call(layout, {"q": q, "k": k}, options)
+    refuse_grad({"q": q, "k": k, **options}, "which an in-place call has not; use pyrope.torch.apply or torch.no_grad()")
+    options["offset"], options["inverse"] = offset, inverse
+    if positions is not None:
+        options["positions"] = positions
+    launch_or_record(rope, layout, q, k, options)
+    return q, k
