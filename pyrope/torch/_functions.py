@@ -1,15 +1,16 @@
 """pyrope.torch.apply and apply_."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch.nn import Parameter
 
 import pyrope
-from pyrope.torch._gradient import DIFFERENTIABLE, backward, kept
+from pyrope.torch._gradient import DIFFERENTIABLE, WEIGHTS, backward, kept
 from pyrope.torch._layouts import ROWS, Layout, check_layout, check_rows, given
 from pyrope.torch._launch import Options, launch
-from pyrope.torch._operators import EFFECTS, OPTIONS, call_apply, call_apply_
+from pyrope.torch._operators import EFFECTS, OPTIONS, call_apply, call_apply_, each
 from pyrope.torch._outputs import compute
 from pyrope.torch._specs import constant_spec_of, like
 
@@ -18,38 +19,10 @@ _modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 
 
 def traced(x: Any) -> bool:
-    """Whether a call must be an operator: something records or transforms it."""
+    """Whether a call must be an operator: something records it."""
     return (
-        torch.compiler.is_compiling()
-        or (type(x) is not torch.Tensor and type(x) is not torch.nn.Parameter)
-        or _transformed()
-        or _modes() > 0
+        torch.compiler.is_compiling() or (type(x) is not torch.Tensor and type(x) is not Parameter) or _modes() > 0
     )
-
-
-class Rotation(torch.autograd.Function):
-    """The gradient of eager calls: the same as the operator's, at a third of its time."""
-
-    @staticmethod
-    def forward(ctx: Any, rope: pyrope.Rope, layout: str, options: Options, names: list[str], *tensors: Any) -> Any:
-        arguments = dict(zip(names, tensors, strict=True))
-        rows = {name: arguments[name] for name in ROWS if name in arguments}
-        options = {**options, **{name: x for name, x in arguments.items() if name not in ROWS}}
-        keep = [x if kept(rope, name) else None for name, x in arguments.items()]
-        tensor_options = [name for name, x in options.items() if isinstance(x, torch.Tensor) and name not in arguments]
-        ctx.save_for_backward(*keep, *(options[name] for name in tensor_options))
-        ctx.set_materialize_grads(False)
-        ctx.call = rope, layout, names, tensor_options, [name for name in rows]
-        ctx.options = {name: x for name, x in options.items() if not isinstance(x, torch.Tensor)}
-        return tuple(compute(rope, layout, rows, options).values())
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        rope, layout, names, tensor_options, rows = ctx.call
-        saved = given(dict(zip((*names, *tensor_options), ctx.saved_tensors, strict=True))) | ctx.options
-        wanted = {name for name, needed in zip(names, ctx.needs_input_grad[4:], strict=True) if needed}
-        found = backward(evaluate, rope, layout, saved, given(dict(zip(rows, grads, strict=True))), wanted)
-        return (None, None, None, None, *(found.get(name) for name in names))
 
 
 def evaluate(
@@ -60,20 +33,86 @@ def evaluate(
         return call_apply(constant_spec_of(rope, *changes), layout, rows, options)
     if changes:
         rope = like(rope, *changes)
-    if torch.is_grad_enabled():
-        differentiable = rows | {name: options[name] for name in DIFFERENTIABLE[4:] if options.get(name) is not None}
-        if any(x.requires_grad for x in differentiable.values()):
-            rest = {name: x for name, x in options.items() if name not in differentiable}
-            results = Rotation.apply(rope, layout, rest, list(differentiable), *differentiable.values())
-            return dict(zip(rows, results, strict=True))
-    return compute(rope, layout, rows, options)
+    function: Any = None
+    if _transformed():
+        function = TransformedRotation
+    elif torch.is_grad_enabled() and any(x.requires_grad for x in differentiable(rows, options)):
+        function = Rotation
+    if function is None:
+        return compute(rope, layout, rows, options)
+    tensors = rows | {name: x for name, x in options.items() if isinstance(x, torch.Tensor)}
+    rest = {name: x for name, x in options.items() if name not in tensors}
+    results = function.apply(Call(rope, layout, tuple(rows), tuple(tensors), rest), *tensors.values())
+    return dict(zip(rows, results, strict=True))
+
+
+def differentiable(rows: dict[str, Any], options: Options) -> list[torch.Tensor]:
+    return [*rows.values(), *(options[name] for name in WEIGHTS if name in options)]
+
+
+class Call(NamedTuple):
+    """What a call has besides tensors."""
+
+    rope: pyrope.Rope
+    layout: str
+    rows: tuple[str, ...]
+    names: tuple[str, ...]  # of the tensors, rows first
+    options: Options
+
+
+class Rotation(torch.autograd.Function):
+    """The gradient of eager calls: the same as the operator's, at a third of its time."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, *tensors: Any) -> Any:
+        _keep(ctx, call, tensors)
+        return _results(call, tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        call = ctx.call
+        saved = given(dict(zip(call.names, ctx.saved_tensors, strict=True))) | call.options
+        wanted = {name for name, needed in zip(call.names, ctx.needs_input_grad[1:], strict=True) if needed}
+        by_name = given(dict(zip(call.rows, grads, strict=True)))
+        found = backward(evaluate, call.rope, call.layout, saved, by_name, wanted)
+        return (None, *(found.get(name) for name in call.names))
+
+
+class TransformedRotation(Rotation):
+    """The same in the form that torch.func's transforms take, which costs more."""
+
+    @staticmethod
+    def forward(call: Call, *tensors: Any) -> Any:  # type: ignore[override]
+        return _results(call, tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        call, *tensors = inputs
+        _keep(ctx, call, tensors)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *tensors: Any) -> Any:
+        apply = partial(TransformedRotation.apply, call)
+        return each(apply, info.batch_size, in_dims[1:], tensors)
+
+
+def _results(call: Call, tensors: Any) -> tuple[torch.Tensor, ...]:
+    arguments = dict(zip(call.names, tensors, strict=True))
+    rows = {name: arguments.pop(name) for name in call.rows}
+    return tuple(compute(call.rope, call.layout, rows, call.options | arguments).values())
+
+
+def _keep(ctx: Any, call: Call, tensors: Any) -> None:
+    ctx.save_for_backward(*(x if kept(call.rope, name) else None for name, x in zip(call.names, tensors, strict=True)))
+    ctx.set_materialize_grads(False)
+    ctx.call = call
 
 
 def launch_or_record(
     rope: pyrope.Rope, layout: str, q: Any, k: Any, options: Options, changes: tuple[Any, ...] = ()
 ) -> None:
     """What writes its arguments."""
-    if traced(q if q is not None else k):
+    if traced(q if q is not None else k) or _transformed():
         call_apply_(constant_spec_of(rope, *changes), layout, {**options, "q": q, "k": k})
     else:
         launch(like(rope, *changes) if changes else rope, layout, q, k, options)

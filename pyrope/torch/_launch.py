@@ -72,7 +72,9 @@ def _batch(rope: pyrope.Rope, layout: str, q: Any, k: Any, options: Options) -> 
         if name in options:
             streams = len(sections) if sections is not None and name == "positions" else 0
             options[name] = ids_of(name, options[name], batch, seq, layout, streams)
-    if all(fold(x) for x in rows.values()):
+    if batch * seq == 0:  # strides of tensors without elements mean nothing
+        rows = {name: x.flatten(0, 1) for name, x in rows.items()}
+    if batch * seq == 0 or all(fold(x) for x in rows.values()):
         if "positions" not in options and batch > 1:
             some = next(iter(rows.values()))
             options["positions"] = positions_from_offset(options.pop("offset", 0), batch, seq, layout, some.device)
@@ -90,7 +92,7 @@ def _sequences(rope: pyrope.Rope, layout: str, rows: Options, options: Options, 
         apart = next(name for name, x in rows.items() if not fold(x))
         raise ValueError(
             f"{apart}: strides {rows[apart].stride()}, batch and sequence must fold into one dimension of tokens with "
-            f"{refused[0]}; make it contiguous"
+            f"{refused[0]}; pass what is contiguous as [batch, seq, heads, dim], or a view of that"
         )
     order, axis = ((seq, batch), 1) if layout == "sbhd" else ((batch, seq), 0)
     ids = {name: options.pop(name).unflatten(-1, order).movedim(axis - 2, 0) for name in IDS if name in options}

@@ -43,7 +43,7 @@ def outer_inner(x: torch.Tensor, layout: str) -> torch.Tensor:
 def fold(x: torch.Tensor) -> bool:
     """Whether the first two dimensions are one dimension of tokens with one stride."""
     n, m = x.shape[:2]
-    return n == 1 or m == 1 or n * m == 0 or x.stride(0) == m * x.stride(1)
+    return n == 1 or m == 1 or x.stride(0) == m * x.stride(1)
 
 
 def ids_of(name: str, ids: torch.Tensor, batch: int, seq: int, layout: str, streams: int) -> torch.Tensor:
@@ -62,7 +62,7 @@ def ids_of(name: str, ids: torch.Tensor, batch: int, seq: int, layout: str, stre
     except RuntimeError:
         tokens = ", ".join(map(str, (*lead, batch, seq)))
         raise ValueError(f"{name}: shape {shape}, must broadcast to [{tokens}] or be one-dimensional") from None
-    return (ids.transpose(-1, -2) if layout == "sbhd" else ids).reshape(*lead, batch * seq)
+    return (ids.transpose(-1, -2) if layout == "sbhd" else ids).reshape(*lead, batch * seq).contiguous()
 
 
 def positions_from_offset(offset: int, batch: int, seq: int, layout: str, device: torch.device) -> torch.Tensor:

@@ -110,13 +110,19 @@ def _backward(ctx: Any, grads: list[torch.Tensor | None]) -> tuple[Any, ...]:
     return (*(found.get(name) for name in READ), None, None, None, None)
 
 
-def _vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[list[torch.Tensor], list[int]]:
-    """A call for each index: their layouts may hold a batch already."""
+def each(apply: Any, batch_size: int, in_dims: Any, arguments: Any) -> tuple[tuple[torch.Tensor, ...], Any]:
+    """A map over a batch, as a call for each index: layouts may hold a batch already. Results and their dimensions."""
     results = []
-    for i in range(info.batch_size):
+    for i in range(batch_size):
         one = [x if dim is None else x.select(dim, i) for x, dim in zip(arguments, in_dims, strict=True)]
-        results.append(torch.ops.pyrope.apply.default(*one))
-    return [torch.stack(parts) for parts in zip(*results, strict=True)], [0] * len(results[0])
+        results.append(apply(*one))
+    stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+    return stacked, (0,) * len(stacked)
+
+
+def _vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[list[torch.Tensor], list[int]]:
+    results, dims = each(torch.ops.pyrope.apply.default, info.batch_size, in_dims, arguments)
+    return list(results), list(dims)
 
 
 def _vmap_(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> None:

@@ -26,10 +26,14 @@ def appended(rope: pyrope.Rope) -> tuple[str, ...]:
 
 
 def outputs_like(rope: pyrope.Rope, rows: dict[str, Any], options: Options) -> dict[str, Any]:
-    """Tensors for the results of what is given and has no output yet."""
+    """Tensors for the results of what is given and has no output yet, of strides that the core can write."""
     left_out = appended(rope)
     return {
-        name: torch.empty_like(x, dtype=out_dtype(rope, name))
+        name: torch.empty_like(
+            x,
+            dtype=out_dtype(rope, name),
+            memory_format=torch.preserve_format if addressable(x) else torch.contiguous_format,
+        )
         for name, x in rows.items()
         if name not in left_out and options.get(f"{name}_out") is None
     }
