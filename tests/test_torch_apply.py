@@ -286,7 +286,7 @@ def test_other_device():
     rope, q = make("cuda"), randn("cuda:1", "float32", Q_HEADS)
     out, _ = face.apply(rope, q, offset=3)
     check_rotated(rope, out, q, "bshd", np.tile(np.arange(3, 3 + SEQ), (BATCH, 1)))
-    with pytest.raises(ValueError, match="^k: on CUDA device 0, must be on 1"):
+    with pytest.raises(ValueError, match=r"^k: on CUDA device 0, must be on 1"):
         face.apply_(rope, q, randn("cuda:0", "float32", K_HEADS))
 
 

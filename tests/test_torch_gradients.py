@@ -1,7 +1,7 @@
 """Gradients of pyrope.torch against float64 formulas of torch's own autograd.
 
-A rotation is linear, so gradcheck, which compares with finite differences in float64, is replaced by what is stronger in
-float32: each gradient is the transposed matrix's product, to the error bound of the rotation itself.
+A rotation is linear. So gradcheck, which compares with finite differences in float64, is replaced by what is stronger:
+in float32 each gradient is the transposed matrix's product, to the error bound of the rotation itself.
 """
 
 import numpy as np
@@ -248,5 +248,5 @@ def test_transforms(device):
 
     got = torch.func.vmap(torch.func.grad(loss))(q, k, positions)
     check(got, 2 * q.double(), 2 * lengths(q, rope), 4 * ROTATION)  # a rotation keeps lengths
-    with pytest.raises(RuntimeError, match="^torch.func.vmap: not over a call that writes"):
+    with pytest.raises(RuntimeError, match=r"^torch\.func\.vmap: not over a call that writes"):
         torch.func.vmap(lambda q: face.apply_(rope, q, layout="thd"))(q)

@@ -8,8 +8,8 @@ from torch.nn import Parameter
 
 import pyrope
 from pyrope.torch._gradient import DIFFERENTIABLE, WEIGHTS, backward, kept
-from pyrope.torch._layouts import ROWS, Layout, check_layout, check_rows, given
 from pyrope.torch._launch import Options, launch
+from pyrope.torch._layouts import ROWS, Layout, check_layout, check_rows, given
 from pyrope.torch._operators import EFFECTS, OPTIONS, call_apply, call_apply_, each
 from pyrope.torch._outputs import compute
 from pyrope.torch._specs import constant_spec_of, like
@@ -20,9 +20,7 @@ _modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 
 def traced(x: Any) -> bool:
     """Whether a call must be an operator: something records it."""
-    return (
-        torch.compiler.is_compiling() or (type(x) is not torch.Tensor and type(x) is not Parameter) or _modes() > 0
-    )
+    return torch.compiler.is_compiling() or (type(x) is not torch.Tensor and type(x) is not Parameter) or _modes() > 0
 
 
 def evaluate(
@@ -226,9 +224,7 @@ def call(
         results = compute(rope, layout, rows, options, partial(launch_or_record, changes=changes))
     else:
         results = evaluate(rope, layout, rows, options, changes)
-    return tuple(
-        results.get(name, options.get(f"{name}_out")) for name in ROWS if name in rows or name in ("q", "k")
-    )
+    return tuple(results.get(name, options.get(f"{name}_out")) for name in ROWS if name in rows or name in ("q", "k"))
 
 
 def apply_(
@@ -255,7 +251,9 @@ def apply_(
         Gradients are recorded and a tensor requires one.
     """
     check_call(layout, {"q": q, "k": k}, options)
-    refuse_grad({"q": q, "k": k, **options}, "which an in-place call has not; use pyrope.torch.apply or torch.no_grad()")
+    refuse_grad(
+        {"q": q, "k": k, **options}, "which an in-place call has not; use pyrope.torch.apply or torch.no_grad()"
+    )
     options["offset"], options["inverse"] = offset, inverse
     if positions is not None:
         options["positions"] = positions

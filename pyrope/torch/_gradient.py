@@ -1,8 +1,8 @@
 """Gradients: the inverse rotation of the outputs' gradients, and the norm's by torch operations in float32.
 
-The rotation is linear, so that only positions are kept, and its backward is differentiable as it is itself. The core has
-no operation for the backward of a norm; here q, k and the weights are kept and normalised anew. Both are made of
-differentiable operations, so that there are second derivatives.
+The rotation is linear, so that only positions are kept. The core has no operation for the backward of a norm; for that
+q, k and the weights are kept and normalised anew. Both are made of differentiable operations, so that there are second
+derivatives.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 import pyrope
-from pyrope.torch._layouts import ROWS
 from pyrope.torch._launch import Options
+from pyrope.torch._layouts import ROWS
+from pyrope.torch._norms import norm_gradients
 from pyrope.torch._outputs import MAY_SKIP
 from pyrope.torch._specs import marker_of, rotation_of
 
@@ -40,12 +41,12 @@ def backward(apply: Apply, rope: pyrope.Rope, layout: str, saved: Options, grads
     grads : of the outputs, by name
     wanted : the names of the inputs whose gradients are asked for
     """
-    result = {name: grads[name] for name in ("v", "q_nope") if name in grads}
-    rows = {name: grads[name] for name in ("q", "k") if name in grads and wanted & {name, f"{name}_weight"}}
+    result: dict[str, Any] = {name: grads[name] for name in ROWS[2:] if name in grads}
+    rows = {name: grads[name] for name in ROWS[:2] if name in grads and wanted & {name, f"{name}_weight"}}
     options = {name: x for name, x in saved.items() if name not in DIFFERENTIABLE}
     if not has_norm(rope):
         options["inverse"] = not options["inverse"]
-        return result | (apply(rope, layout, rows, options) if rows else {})
+        return {**result, **(apply(rope, layout, rows, options) if rows else {})}
     for name in rows:
         result |= _through_norm(apply, rope, layout, name, saved, options, rows[name])
     return {name: x for name, x in result.items() if name in wanted}
@@ -66,11 +67,11 @@ def _through_norm(apply: Apply, rope: Any, layout: str, name: str, saved: Option
     moved = _moved(apply, rope, layout, x, options)
     y, dy = x.float(), grad.float()
     if rope.norm.after:
-        dx, dw = _norm(rope, layout, turn(y, inverse), weight, _where(moved, dy))
+        dx, dw = norm_gradients(rope, layout, turn(y, inverse), weight, _where(moved, dy))
         dx = turn(dx, not inverse)
     else:
         dz = turn(dy, not inverse)
-        dx, dw = _norm(rope, layout, y, weight, _where(moved, dz))
+        dx, dw = norm_gradients(rope, layout, y, weight, _where(moved, dz))
     if moved is not None:
         dx = torch.where(moved, dx, dy)
     return {name: dx.to(x.dtype), f"{name}_weight": dw.to(weight.dtype)}
@@ -78,26 +79,6 @@ def _through_norm(apply: Apply, rope: Any, layout: str, name: str, saved: Option
 
 def _where(moved: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
     return x if moved is None else torch.where(moved, x, 0)
-
-
-def _norm(rope: Any, layout: str, x: torch.Tensor, weight: torch.Tensor, dy: torch.Tensor) -> tuple[Any, Any]:
-    """Gradients of x and of the weight, of y = x / sqrt(mean(x^2) + eps) * w (arXiv:1910.07467, equation 4).
-
-    With n = x / sqrt(...): dw = dy * n, dx = (dy * w - n * mean(dy * w * n)) / sqrt(...).
-    """
-    heads = layout.index("h")
-    shape = x.shape
-    x, dy = (t.unflatten(-1, (-1, rope.head_dim)) if x.ndim < len(layout) else t for t in (x, dy))  # [tokens, h * d]
-    over = (heads, -1) if rope.norm.across_heads else (-1,)
-    w = weight.float() + rope.norm.weight_bias
-    if rope.norm.across_heads:
-        w = w.view(*(-1 if i == heads else 1 for i in range(x.ndim - 1)), rope.head_dim)
-    scale = torch.rsqrt(x.square().mean(over, keepdim=True) + rope.norm.eps)
-    n, dn = x * scale, dy * w
-    dx = (dn - n * (dn * n).mean(over, keepdim=True)) * scale
-    kept_dims = (heads, x.ndim - 1) if rope.norm.across_heads else (x.ndim - 1,)
-    dw = (dy * n).sum([i for i in range(x.ndim) if i not in kept_dims])
-    return dx.reshape(shape), dw.reshape(weight.shape)
 
 
 def _moved(apply: Apply, rope: Any, layout: str, x: torch.Tensor, options: Options) -> torch.Tensor | None:

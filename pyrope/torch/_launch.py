@@ -9,7 +9,18 @@ from typing import Any
 import torch
 
 import pyrope
-from pyrope.torch._layouts import IDS, OUTPUTS, PER_TOKEN, ROWS, check_rows, fold, given, ids_of, outer_inner, positions_from_offset
+from pyrope.torch._layouts import (
+    IDS,
+    OUTPUTS,
+    PER_TOKEN,
+    ROWS,
+    check_rows,
+    fold,
+    given,
+    ids_of,
+    outer_inner,
+    positions_from_offset,
+)
 
 Options = dict[str, Any]
 
@@ -63,7 +74,9 @@ def _batch(rope: pyrope.Rope, layout: str, q: Any, k: Any, options: Options) -> 
         check_rows(name, x, layout)
         rows[name] = x = outer_inner(x, layout)
         if sizes is not None and x.shape[:2] != sizes:
-            raise ValueError(f"{name}: shape {tuple(x.shape)}, its batch and sequence must be {tuple(sizes)} as others'")
+            raise ValueError(
+                f"{name}: shape {tuple(x.shape)}, its batch and sequence must be {tuple(sizes)} as others'"
+            )
         sizes = x.shape[:2]
     assert sizes is not None
     seq, batch = sizes if layout == "sbhd" else reversed(sizes)

@@ -43,7 +43,7 @@ def outer_inner(x: torch.Tensor, layout: str) -> torch.Tensor:
 def fold(x: torch.Tensor) -> bool:
     """Whether the first two dimensions are one dimension of tokens with one stride."""
     n, m = x.shape[:2]
-    return n == 1 or m == 1 or x.stride(0) == m * x.stride(1)
+    return bool(n == 1 or m == 1 or x.stride(0) == m * x.stride(1))
 
 
 def ids_of(name: str, ids: torch.Tensor, batch: int, seq: int, layout: str, streams: int) -> torch.Tensor:

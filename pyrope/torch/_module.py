@@ -7,6 +7,7 @@ import torch
 import pyrope
 from pyrope.torch._functions import call
 from pyrope.torch._layouts import Layout, check_layout
+from pyrope.torch._norms import neutral_weight
 from pyrope.torch._specs import spec_of
 
 
@@ -48,7 +49,7 @@ class RotaryEmbedding(torch.nn.Module):
             weight = None
             if norm is not None and heads:
                 shape = (heads, rope.head_dim) if norm.across_heads else (rope.head_dim,)
-                weight = torch.nn.Parameter(torch.full(shape, 1.0 - norm.weight_bias))
+                weight = torch.nn.Parameter(torch.full(shape, neutral_weight(norm)))
             self.register_parameter(name, weight)
 
     @classmethod

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from pyrope.torch._gradient import backward, kept
-from pyrope.torch._layouts import ROWS, given
 from pyrope.torch._launch import launch
+from pyrope.torch._layouts import ROWS, given
 from pyrope.torch._outputs import compute, outputs_like
 from pyrope.torch._specs import rope_of, spec_of
 

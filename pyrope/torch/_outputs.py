@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 import pyrope
-from pyrope.torch._layouts import addressable
 from pyrope.torch._launch import Options, launch
+from pyrope.torch._layouts import addressable
 
-Launch = Callable[[pyrope.Rope, str, Any, Any, Options], None]
+Launch = Callable[[Any, str, Any, Any, Options], None]
 
 MAY_SKIP = ("positions", "indptr", "set_ids")  # with one of them, tokens may be left alone
 
@@ -39,9 +39,7 @@ def outputs_like(rope: pyrope.Rope, rows: dict[str, Any], options: Options) -> d
     }
 
 
-def compute(
-    rope: pyrope.Rope, layout: str, rows: dict[str, Any], options: Options, launch: Launch = launch
-) -> dict[str, Any]:
+def compute(rope: Any, layout: str, rows: dict[str, Any], options: Options, launch: Launch = launch) -> dict[str, Any]:
     """The results in tensors of their own, by name.
 
     The core leaves the output of a token that it leaves alone unwritten. Where there may be one, outputs begin as

@@ -19,8 +19,9 @@ CLASSES = {cls.__name__: cls for cls in (pyrope.Rope, pyrope.FusedRope)}
 
 def arguments_of(rope: pyrope.Rope) -> tuple[tuple[int, int, int], dict[str, Any]]:
     """What a Rope was made from, normalised."""
-    make, shape = rope.__reduce__()  # type: ignore[misc]
-    return shape, make.keywords  # type: ignore[attr-defined]
+    reduced: Any = rope.__reduce__()
+    make, shape = reduced
+    return shape, make.keywords
 
 
 def _encode(value: object) -> object:
@@ -31,6 +32,7 @@ def _encode(value: object) -> object:
 
 
 def _decode(value: dict[str, Any]) -> object:
+    value = {name: tuple(x) if isinstance(x, list) else x for name, x in value.items()}
     return getattr(pyrope, value.pop("class"))(**value) if "class" in value else value
 
 
