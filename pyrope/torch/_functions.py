@@ -9,7 +9,7 @@ from torch.nn import Parameter
 import pyrope
 from pyrope.torch._gradient import DIFFERENTIABLE, WEIGHTS, backward, kept
 from pyrope.torch._launch import Options, launch
-from pyrope.torch._layouts import ROWS, Layout, check_layout, check_rows, given
+from pyrope.torch._layouts import DIMENSIONS, ROWS, Layout, check_layout, check_rows, given
 from pyrope.torch._operators import EFFECTS, OPTIONS, call_apply, call_apply_, each
 from pyrope.torch._outputs import compute
 from pyrope.torch._specs import constant_spec_of, like
@@ -117,8 +117,9 @@ def launch_or_record(
 
 
 def refuse_grad(tensors: dict[str, Any], reason: str) -> None:
+    """Where gradients are recorded."""
     for name, x in tensors.items():
-        if isinstance(x, torch.Tensor) and x.requires_grad and torch.is_grad_enabled():
+        if isinstance(x, torch.Tensor) and x.requires_grad:
             raise RuntimeError(f"{name}: requires grad, {reason}")
 
 
@@ -130,16 +131,18 @@ def has_effects(rope: pyrope.Rope, options: Options) -> bool:
     )
 
 
-def check_call(layout: str, rows: dict[str, Any], options: Options) -> None:
-    check_layout(layout)
+def check_call(layout: str, q: Any, k: Any, options: Options) -> None:
+    if layout not in DIMENSIONS:
+        check_layout(layout)
     for name in options:
         if name not in OPTIONS:
             raise TypeError(f"{name}: not an argument of pyrope.torch; of Rope.apply it has those that are tensors")
-    if rows.get("q") is None and rows.get("k") is None:
+    if q is not None:
+        check_rows("q", q, layout)
+    elif k is None:
         raise TypeError("q and k: both None, at least one must be given")
-    for name, x in rows.items():
-        if x is not None:
-            check_rows(name, x, layout)
+    if k is not None:
+        check_rows("k", k, layout)
 
 
 def apply(
@@ -214,13 +217,26 @@ def call(
     changes: tuple[Any, ...] = (),
 ) -> tuple[torch.Tensor | None, ...]:
     """apply, by the Rope or by one like it."""
-    rows = {"q": q, "k": k} | {name: options.pop(name) for name in ROWS[2:] if name in options}
-    check_call(layout, rows, options)
-    rows = given(rows)
-    options = given({**options, "positions": positions}) | {"offset": offset, "inverse": inverse}
-    refuse_grad({name: x for name, x in options.items() if name not in DIFFERENTIABLE}, "which has no gradient")
-    if has_effects(rope, options):
-        refuse_grad(rows, "a call with a cache, a quantised output or an output that is given has no gradient")
+    check_call(layout, q, k, options)
+    rows = given({"q": q, "k": k})
+    if options:
+        options = given(options)
+        rows |= {name: options.pop(name) for name in ROWS[2:] if name in options}
+        for name in ROWS[2:]:
+            if name in rows:
+                check_rows(name, rows[name], layout)
+    if positions is not None:
+        options["positions"] = positions
+    recorded = torch.is_grad_enabled()
+    if recorded and options:
+        refuse_grad({name: x for name, x in options.items() if name not in DIFFERENTIABLE}, "which has no gradient")
+    effects = has_effects(rope, options)
+    options["offset"], options["inverse"] = offset, inverse
+    if effects:
+        refuse_grad(
+            rows if recorded else {},
+            "a call with a cache, a quantised output or an output that is given has no gradient",
+        )
         results = compute(rope, layout, rows, options, partial(launch_or_record, changes=changes))
     else:
         results = evaluate(rope, layout, rows, options, changes)
@@ -250,10 +266,11 @@ def apply_(
     RuntimeError
         Gradients are recorded and a tensor requires one.
     """
-    check_call(layout, {"q": q, "k": k}, options)
-    refuse_grad(
-        {"q": q, "k": k, **options}, "which an in-place call has not; use pyrope.torch.apply or torch.no_grad()"
-    )
+    check_call(layout, q, k, options)
+    options = given(options) if options else options
+    if torch.is_grad_enabled():
+        reason = "which an in-place call has not; use pyrope.torch.apply or torch.no_grad()"
+        refuse_grad({"q": q, "k": k, **options}, reason)
     options["offset"], options["inverse"] = offset, inverse
     if positions is not None:
         options["positions"] = positions

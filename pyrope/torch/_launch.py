@@ -9,18 +9,7 @@ from typing import Any
 import torch
 
 import pyrope
-from pyrope.torch._layouts import (
-    IDS,
-    OUTPUTS,
-    PER_TOKEN,
-    ROWS,
-    check_rows,
-    fold,
-    given,
-    ids_of,
-    outer_inner,
-    positions_from_offset,
-)
+from pyrope.torch._layouts import BATCHED, IDS, PER_TOKEN, check_rows, fold, ids_of, positions_from_offset
 
 Options = dict[str, Any]
 
@@ -32,31 +21,26 @@ current_device = getattr(torch._C, "_cuda_getDevice", None) or torch.cuda.curren
 
 
 def launch(rope: pyrope.Rope, layout: str, q: torch.Tensor | None, k: torch.Tensor | None, options: Options) -> None:
-    """As Rope.apply, with the layout's shapes. q and k are written where their outputs are not among the options."""
-    first = q if q is not None else k
-    if first is None:
-        raise TypeError("q and k: both None, at least one must be given")
-    index = first.get_device()
-    if index < 0:
-        _on_device(rope, layout, q, k, options)
-    elif index == current_device():
-        _on_device(rope, layout, q, k, {**options, "stream": current_stream(index)})
-    else:
-        with torch.cuda.device(index):
-            _on_device(rope, layout, q, k, {**options, "stream": current_stream(index)})
+    """As Rope.apply, with the layout's shapes. q and k are written where their outputs are not among the options.
 
+    options : arguments by name, none of them None; the dict is used up
 
-def _on_device(rope: pyrope.Rope, layout: str, q: Any, k: Any, options: Options) -> None:
+    This is on the path of every call: nothing here is done twice, and nothing for options that are not there.
+    """
     for name, x in options.items():
         # Autograd knows already, or has been told not to look.
         if isinstance(x, torch.Tensor) and x.requires_grad:
-            options = {**options, name: x.detach()}
-    if q is not None:
-        check_rows("q", q, layout)
-        q = q.detach() if q.requires_grad else q
-    if k is not None:
-        check_rows("k", k, layout)
-        k = k.detach() if k.requires_grad else k
+            options[name] = x.detach()
+    if q is not None and q.requires_grad:
+        q = q.detach()
+    if k is not None and k.requires_grad:
+        k = k.detach()
+    index = (q if q is not None else k).get_device()  # type: ignore[union-attr]
+    if index >= 0:
+        if index != current_device():
+            with torch.cuda.device(index):
+                return launch(rope, layout, q, k, options)
+        options["stream"] = current_stream(index)
     if layout == "thd":
         rope.apply(q, k, **options)
     else:
@@ -64,36 +48,39 @@ def _on_device(rope: pyrope.Rope, layout: str, q: Any, k: Any, options: Options)
 
 
 def _batch(rope: pyrope.Rope, layout: str, q: Any, k: Any, options: Options) -> None:
-    if options.get("indptr") is not None:
+    if "indptr" in options:
         raise ValueError("indptr: only allowed with layout='thd'; a batch is not ragged")
-    options = given(options)
-    rows = given({"q": q, "k": k}) | {name: options.pop(name) for name in ROWS if name in options}
-    rows |= {name: options.pop(name) for name in OUTPUTS if name in options}
-    sizes = None
-    for name, x in rows.items():
-        check_rows(name, x, layout)
-        rows[name] = x = outer_inner(x, layout)
-        if sizes is not None and x.shape[:2] != sizes:
-            raise ValueError(
-                f"{name}: shape {tuple(x.shape)}, its batch and sequence must be {tuple(sizes)} as others'"
-            )
-        sizes = x.shape[:2]
-    assert sizes is not None
-    seq, batch = sizes if layout == "sbhd" else reversed(sizes)
-    sections = getattr(rope, "sections", None)
+    others = [name for name in BATCHED if name in options]
+    rows, n, m, folded = {}, -1, -1, True
+    for name, x in (("q", q), ("k", k), *((name, options.pop(name)) for name in others)):
+        if x is None:
+            continue
+        if others:
+            check_rows(name, x, layout)
+        if layout == "bhsd":
+            x = x.transpose(1, 2)
+        outer, inner, *_ = x.shape
+        if n < 0:
+            n, m = outer, inner
+        elif n != outer or m != inner:
+            raise ValueError(f"{name}: shape {tuple(x.shape)}, its batch and sequence must be {(n, m)} as the others'")
+        if outer > 1 and inner > 1 and folded:
+            folded = x.stride(0) == inner * x.stride(1)
+        rows[name] = x
+    seq, batch = (n, m) if layout == "sbhd" else (m, n)
     for name in IDS:
         if name in options:
-            streams = len(sections) if sections is not None and name == "positions" else 0
-            options[name] = ids_of(name, options[name], batch, seq, layout, streams)
-    if batch * seq == 0:  # strides of tensors without elements mean nothing
-        rows = {name: x.flatten(0, 1) for name, x in rows.items()}
-    if batch * seq == 0 or all(fold(x) for x in rows.values()):
-        if "positions" not in options and batch > 1:
-            some = next(iter(rows.values()))
-            options["positions"] = positions_from_offset(options.pop("offset", 0), batch, seq, layout, some.device)
-        rope.apply(rows.pop("q", None), rows.pop("k", None), **rows, **options)
-    else:
+            sections = getattr(rope, "sections", None) if name == "positions" else None
+            options[name] = ids_of(name, options[name], batch, seq, layout, len(sections) if sections else 0)
+    if n == 0 or m == 0:  # strides of tensors without elements mean nothing
+        rows, folded = {name: x.flatten(0, 1) for name, x in rows.items()}, True
+    if not folded:
         _sequences(rope, layout, rows, options, batch, seq)
+        return
+    if batch > 1 and "positions" not in options:
+        device = next(iter(rows.values())).device
+        options["positions"] = positions_from_offset(options.pop("offset", 0), batch, seq, layout, device)
+    rope.apply(rows.pop("q", None), rows.pop("k", None), **rows, **options)
 
 
 def _sequences(rope: pyrope.Rope, layout: str, rows: Options, options: Options, batch: int, seq: int) -> None:

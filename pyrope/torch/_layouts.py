@@ -12,7 +12,7 @@ DIMENSIONS = {
     "bhsd": "[batch, heads, seq, head_dim]",
 }
 ROWS = ("q", "k", "v", "q_nope")  # tensors whose leading dimensions are tokens; and their outputs'
-OUTPUTS = tuple(f"{name}_out" for name in ROWS)
+BATCHED = (*ROWS[2:], *(f"{name}_out" for name in ROWS))  # among the options
 # Of what has a value or more for each token: those that a batch may give in [batch, seq], and the others.
 IDS = ("positions", "positions_from")
 PER_TOKEN = ("slots", "request_ids", "cache_positions", "set_ids", "set_ids_from")
@@ -35,11 +35,6 @@ def check_rows(name: str, x: torch.Tensor, layout: str) -> None:
         )
 
 
-def outer_inner(x: torch.Tensor, layout: str) -> torch.Tensor:
-    """A view with the two dimensions of tokens first."""
-    return x.transpose(1, 2) if layout == "bhsd" else x
-
-
 def fold(x: torch.Tensor) -> bool:
     """Whether the first two dimensions are one dimension of tokens with one stride."""
     n, m = x.shape[:2]
@@ -49,8 +44,10 @@ def fold(x: torch.Tensor) -> bool:
 def ids_of(name: str, ids: torch.Tensor, batch: int, seq: int, layout: str, streams: int) -> torch.Tensor:
     """[tokens] ids in the tokens' order (with sections [streams, tokens]) of [tokens], [seq] or what broadcasts to
     [batch, seq]; without a copy where they are contiguous already."""
+    shape = ids.shape
+    if not streams and len(shape) == 1 and shape[0] == batch * seq:
+        return ids
     lead = (streams,) if streams else ()
-    shape = tuple(ids.shape)
     if shape == (*lead, batch * seq):
         return ids
     try:
@@ -61,7 +58,7 @@ def ids_of(name: str, ids: torch.Tensor, batch: int, seq: int, layout: str, stre
         ids = ids.expand(*lead, batch, seq)
     except RuntimeError:
         tokens = ", ".join(map(str, (*lead, batch, seq)))
-        raise ValueError(f"{name}: shape {shape}, must broadcast to [{tokens}] or be one-dimensional") from None
+        raise ValueError(f"{name}: shape {tuple(shape)}, must broadcast to [{tokens}] or be one-dimensional") from None
     return (ids.transpose(-1, -2) if layout == "sbhd" else ids).reshape(*lead, batch * seq).contiguous()
 
 
