@@ -23,6 +23,12 @@ cdef struct View:
     bint read_only
     int device                 # the CUDA device's number; -1: on none, or not known
 
+cdef class Rows:
+    cdef View view
+    cdef object base  # keeps the memory
+    cdef readonly int64_t outer, inner  # type: int
+    cdef readonly bint folded
+
 cdef bint is_array(object x)
 cdef bint is_immutable(object x)
 cdef uintptr_t read_pointer(object x, str name, bint may_be_null) except? 0

@@ -1,4 +1,4 @@
-# cython: language_level=3, freethreading_compatible=True
+# cython: language_level=3, freethreading_compatible=True, annotation_typing=False
 """What callers may pass for memory and streams, read into plain C values. Keeps no reference to anything."""
 
 from operator import index
@@ -63,6 +63,8 @@ cdef bint is_array(object x):
     """Whether x describes its own memory. A pointer, in whatever form, does not."""
     if type(x) is int or x is None:
         return False
+    if type(x) is Rows:
+        return True
     if exchange_of(x) != NULL:
         return True
     if is_cuda_python(x) or isinstance(x, type):
@@ -266,6 +268,9 @@ cdef int read_dlpack(object x, str name, uintptr_t stream, View* view) except -1
 
 
 cdef int read_view(object x, str name, uintptr_t stream, View* view) except -1:
+    if type(x) is Rows:
+        view[0] = (<Rows>x).view
+        return 0
     view.on_cpu = view.on_cuda = False
     view.device = -1
     cdef DLExchange* exchange = exchange_of(x)
@@ -278,3 +283,49 @@ cdef int read_view(object x, str name, uintptr_t stream, View* view) except -1:
         return read_dlpack(x, name, stream, view)
     view.on_cuda = True
     return read_interface(x, x.__cuda_array_interface__, name, view)
+
+
+cdef class Rows:
+    """Rows(name, x, heads_first, stream)
+--
+
+    An array of four dimensions, read once, as [outer, inner, heads, dim]: what front ends pass on in its place.
+
+    A view by its own library would cost more than the rest of a call.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument, for texts.
+    x : array
+        ``[outer, inner, heads, dim]``, or with ``heads_first`` ``[outer, heads, inner, dim]``.
+    heads_first : bool
+    stream : int
+        What a call will be given, 0 for none.
+
+    Attributes
+    ----------
+    outer, inner : int
+        The sizes of the dimensions of tokens.
+    folded : bool
+        Whether they are one dimension with one stride. Of an array without elements they are.
+    """
+
+    def __init__(self, name: str, x: Memory, heads_first: bool, stream: int) -> None:
+        cdef View* v = &self.view
+        read_view(x, name, <uintptr_t>stream, v)
+        if v.ndim != 4:
+            raise ValueError(f"{name}: {v.ndim} dimensions, must be 4")
+        self.base = x
+        if heads_first:
+            v.shape[1], v.shape[2] = v.shape[2], v.shape[1]
+            v.strides[1], v.strides[2] = v.strides[2], v.strides[1]
+        self.outer, self.inner = v.shape[0], v.shape[1]
+        if self.outer == 0 or self.inner == 0:  # strides of such an array mean nothing
+            v.shape[0], v.shape[1] = 0, 1
+        self.folded = (v.shape[0] <= 1 or v.shape[1] == 1 or v.strides[0] == v.shape[1] * v.strides[1])
+
+    @property
+    def dtype(self) -> object:
+        """The array's own."""
+        return getattr(self.base, "dtype", "unknown")

@@ -125,10 +125,11 @@ def refuse_grad(tensors: dict[str, Any], reason: str) -> None:
 
 def has_effects(rope: pyrope.Rope, options: Options) -> bool:
     """Whether a call writes what it is given, or what has no gradient."""
-    return any(name in options for name in EFFECTS) or (
-        isinstance(rope, pyrope.FusedRope)
-        and (rope.cache is not None or any(getattr(rope, f"{x}_out_dtype") is not None for x in "qkv"))
-    )
+    if isinstance(rope, pyrope.FusedRope) and (
+        rope.cache is not None or any(getattr(rope, f"{x}_out_dtype") is not None for x in "qkv")
+    ):
+        return True
+    return not EFFECTS.isdisjoint(options)
 
 
 def check_call(layout: str, q: Any, k: Any, options: Options) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import pyrope
+from pyrope._view import Rows
 from pyrope.torch._layouts import BATCHED, IDS, PER_TOKEN, check_rows, fold, ids_of, positions_from_offset
 
 Options = dict[str, Any]
@@ -50,41 +51,39 @@ def launch(rope: pyrope.Rope, layout: str, q: torch.Tensor | None, k: torch.Tens
 def _batch(rope: pyrope.Rope, layout: str, q: Any, k: Any, options: Options) -> None:
     if "indptr" in options:
         raise ValueError("indptr: only allowed with layout='thd'; a batch is not ragged")
-    others = [name for name in BATCHED if name in options]
-    rows, n, m, folded = {}, -1, -1, True
-    for name, x in (("q", q), ("k", k), *((name, options.pop(name)) for name in others)):
-        if x is None:
-            continue
-        if others:
-            check_rows(name, x, layout)
-        if layout == "bhsd":
-            x = x.transpose(1, 2)
-        outer, inner, *_ = x.shape
-        if n < 0:
-            n, m = outer, inner
-        elif n != outer or m != inner:
-            raise ValueError(f"{name}: shape {tuple(x.shape)}, its batch and sequence must be {(n, m)} as the others'")
-        if outer > 1 and inner > 1 and folded:
-            folded = x.stride(0) == inner * x.stride(1)
-        rows[name] = x
-    seq, batch = (n, m) if layout == "sbhd" else (m, n)
+    heads_first, stream = layout == "bhsd", options.get("stream", 0)
+    tensors = {name: x for name, x in (("q", q), ("k", k)) if x is not None}
+    if not BATCHED.isdisjoint(options):
+        for name in BATCHED.intersection(options):
+            tensors[name] = options.pop(name)
+            check_rows(name, tensors[name], layout)
+    first, folded = None, True
+    rows: Options = {}
+    for name, x in tensors.items():
+        rows[name] = row = Rows(name, x, heads_first, stream)
+        first = first or row
+        if row.outer != first.outer or row.inner != first.inner:
+            sizes = first.outer, first.inner
+            raise ValueError(f"{name}: shape {tuple(x.shape)}, its batch and sequence must be {sizes} as the others'")
+        folded = folded and row.folded
+    assert first is not None
+    seq, batch = (first.outer, first.inner) if layout == "sbhd" else (first.inner, first.outer)
     for name in IDS:
         if name in options:
             sections = getattr(rope, "sections", None) if name == "positions" else None
             options[name] = ids_of(name, options[name], batch, seq, layout, len(sections) if sections else 0)
-    if n == 0 or m == 0:  # strides of tensors without elements mean nothing
-        rows, folded = {name: x.flatten(0, 1) for name, x in rows.items()}, True
     if not folded:
-        _sequences(rope, layout, rows, options, batch, seq)
+        _sequences(rope, layout, tensors, options, batch, seq)
         return
     if batch > 1 and "positions" not in options:
-        device = next(iter(rows.values())).device
+        device = next(iter(tensors.values())).device
         options["positions"] = positions_from_offset(options.pop("offset", 0), batch, seq, layout, device)
     rope.apply(rows.pop("q", None), rows.pop("k", None), **rows, **options)
 
 
-def _sequences(rope: pyrope.Rope, layout: str, rows: Options, options: Options, batch: int, seq: int) -> None:
+def _sequences(rope: pyrope.Rope, layout: str, tensors: Options, options: Options, batch: int, seq: int) -> None:
     """A launch a sequence."""
+    rows = {name: x.transpose(1, 2) if layout == "bhsd" else x for name, x in tensors.items()}
     kinds = {f"{x}_scale": getattr(rope, f"{x}_scale_kind", None) for x in "qkv"}
     refused = [n for n in PER_TOKEN if n in options]
     refused += [n for n, kind in kinds.items() if kind in ("token", "dynamic") and n in options]

@@ -12,7 +12,7 @@ DIMENSIONS = {
     "bhsd": "[batch, heads, seq, head_dim]",
 }
 ROWS = ("q", "k", "v", "q_nope")  # tensors whose leading dimensions are tokens; and their outputs'
-BATCHED = (*ROWS[2:], *(f"{name}_out" for name in ROWS))  # among the options
+BATCHED = frozenset((*ROWS[2:], *(f"{name}_out" for name in ROWS)))  # among the options
 # Of what has a value or more for each token: those that a batch may give in [batch, seq], and the others.
 IDS = ("positions", "positions_from")
 PER_TOKEN = ("slots", "request_ids", "cache_positions", "set_ids", "set_ids_from")
@@ -47,6 +47,8 @@ def ids_of(name: str, ids: torch.Tensor, batch: int, seq: int, layout: str, stre
     shape = ids.shape
     if not streams and len(shape) == 1 and shape[0] == batch * seq:
         return ids
+    if not streams and layout != "sbhd" and shape == (batch, seq) and ids.is_contiguous():
+        return ids.view(-1)
     lead = (streams,) if streams else ()
     if shape == (*lead, batch * seq):
         return ids
@@ -72,6 +74,8 @@ def positions_from_offset(offset: int, batch: int, seq: int, layout: str, device
 
 def addressable(x: torch.Tensor) -> bool:
     """Whether the core can read x where it is: its last dimension contiguous, and no other broadcast."""
+    if x.is_contiguous():
+        return True
     strides = x.stride()
     return strides[-1] == 1 and (0 not in strides or all(s or n == 1 for s, n in zip(strides, x.shape, strict=True)))
 

@@ -27,7 +27,7 @@ WRITTEN = (
 ALSO_READ = ("slots", "page_table", "page_indptr", "request_ids", "cache_positions")
 NUMBERS = ("q_scale", "k_scale", "v_scale")  # or tensors
 REST = "SymInt offset, bool inverse, str layout, str rope"
-EFFECTS = (*WRITTEN, *ALSO_READ)  # an argument that makes a call one with side effects
+EFFECTS = frozenset((*WRITTEN, *ALSO_READ))  # an argument that makes a call one with side effects
 OPTIONS = frozenset((*READ, *EFFECTS))
 
 MUTATING = (*READ, *WRITTEN, *ALSO_READ)

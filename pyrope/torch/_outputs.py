@@ -11,32 +11,28 @@ from pyrope.torch._layouts import addressable
 
 Launch = Callable[[Any, str, Any, Any, Options], None]
 
-MAY_SKIP = ("positions", "indptr", "set_ids")  # with one of them, tokens may be left alone
+MAY_SKIP = frozenset(("positions", "indptr", "set_ids"))  # with one of them, tokens may be left alone
 
 
-def out_dtype(rope: pyrope.Rope, name: str) -> torch.dtype | None:
+def quantised(rope: pyrope.FusedRope, name: str) -> torch.dtype | None:
     """What a tensor is quantised to."""
-    quantised = getattr(rope, f"{name[0]}_out_dtype", None)
-    return None if quantised is None else getattr(torch, quantised)
-
-
-def appended(rope: pyrope.Rope) -> tuple[str, ...]:
-    """What has no output, since it goes to a cache."""
-    return () if getattr(rope, "cache", None) is None else ("k", "v")
+    dtype = getattr(rope, f"{name[0]}_out_dtype")
+    return None if dtype is None else getattr(torch, dtype)
 
 
 def outputs_like(rope: pyrope.Rope, rows: dict[str, Any], options: Options) -> dict[str, Any]:
-    """Tensors for the results of what is given and has no output yet, of strides that the core can write."""
-    left_out = appended(rope)
-    return {
-        name: torch.empty_like(
-            x,
-            dtype=out_dtype(rope, name),
-            memory_format=torch.preserve_format if addressable(x) else torch.contiguous_format,
-        )
-        for name, x in rows.items()
-        if name not in left_out and options.get(f"{name}_out") is None
-    }
+    """Tensors for the results of what is given, has no output yet and goes to no cache; of strides that the core can
+    write."""
+    fused = rope if isinstance(rope, pyrope.FusedRope) else None
+    outs = {}
+    for name, x in rows.items():
+        if f"{name}_out" in options or (fused is not None and fused.cache is not None and name in ("k", "v")):
+            continue
+        out = torch.empty_like(x) if addressable(x) else torch.empty_like(x, memory_format=torch.contiguous_format)
+        if fused is not None and quantised(fused, name) is not None:
+            out = torch.empty_like(out, dtype=quantised(fused, name))
+        outs[name] = out
+    return outs
 
 
 def compute(rope: Any, layout: str, rows: dict[str, Any], options: Options, launch: Launch = launch) -> dict[str, Any]:
@@ -46,21 +42,23 @@ def compute(rope: Any, layout: str, rows: dict[str, Any], options: Options, laun
     copies of the inputs: such a token is returned as it is.
     """
     outs = outputs_like(rope, rows, options)
-    skips = rope.angle == "cos_sin" or any(options.get(name) is not None for name in MAY_SKIP)
-    options, sources = {**options}, dict(rows)
+    skips = not MAY_SKIP.isdisjoint(options) or rope.angle == "cos_sin"
+    call, sources = {**options}, {**rows}
     for name, out in outs.items():
         x = rows[name]
-        copied = out.dtype == x.dtype and (skips or not addressable(x))
-        if copied:
+        readable = addressable(x)
+        if out.dtype != x.dtype:
+            if skips:
+                out.zero_()
+        elif skips or not readable:
             out.copy_(x)
-        elif skips:
-            out.zero_()
-        if copied and name in ("q", "k"):
-            sources[name] = out  # in place
-            continue
-        if not addressable(x):
+            if name in ("q", "k"):
+                sources[name] = out  # in place
+                continue
+        if not readable:
             sources[name] = x.contiguous()
-        options[f"{name}_out"] = out
-    q, k = (sources.pop(name, None) for name in ("q", "k"))
-    launch(rope, layout, q, k, {**options, **sources})
+        call[f"{name}_out"] = out
+    q, k = sources.pop("q", None), sources.pop("k", None)
+    call.update(sources)
+    launch(rope, layout, q, k, call)
     return outs
