@@ -62,6 +62,7 @@ def test_train_tiny(device, tmp_path):
     curves = example("train_tiny").main(["--steps", "30", "--device", on(device), "--plot", str(picture)])
     ours, theirs = curves["pyrope"], curves["torch"]
     assert len(ours) == len(theirs) == 30 and ours[-1] < ours[0] - 1
-    # Measured on a CPU: at most 4.8e-7 in 300 steps.
-    assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-5
+    # Measured on a CPU: at most 4.8e-7 in 300 steps. On a GPU torch's own backward adds with atomics, in any order.
+    most = 1e-5 if device == "cpu" else 1e-3
+    assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < most
     assert picture.stat().st_size > 1000

@@ -1,5 +1,8 @@
 """Positions of the ranks of a sequence, and that rotating each rank's part is rotating the whole."""
 
+import subprocess
+import sys
+
 import pytest
 
 from kit.refusals import V, refused, rows
@@ -63,7 +66,57 @@ assert pyrope.torch.apply and sys.modules["torch"] is not sys.modules["pyrope.to
 
 
 def test_import_is_apart():
-    import subprocess
-    import sys
-
     subprocess.run([sys.executable, "-c", LIGHT], check=True)
+
+
+# A rank: rotates its part of q in its own process, and gathers all parts by torch.distributed.
+RANK = """
+import sys
+import torch, torch.distributed as dist
+import pyrope, pyrope.torch
+
+rank, world, store, device, scheme = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
+if device == "cuda":
+    torch.cuda.set_device(rank)
+dist.init_process_group({"cpu": "gloo", "cuda": "nccl"}[device], init_method=f"file://{store}", rank=rank,
+                        world_size=world)
+rope = pyrope.Rope(64, 3, 0, dtype="float32", device=device)
+torch.manual_seed(0)
+whole = torch.randn(2, 24, 3, 64).to(device)
+positions = pyrope.torch.rank_positions(24, rank, world, scheme, device=device)
+part = whole[:, positions].requires_grad_()
+out, _ = pyrope.torch.apply(rope, part, positions=positions)
+(out * whole[:, positions]).sum().backward()
+for mine, weight in ((out.detach(), None), (part.grad, whole)):
+    parts = [torch.empty_like(mine) for _ in range(world)]
+    dist.all_gather(parts, mine)
+    got = torch.empty_like(whole)
+    for other, x in enumerate(parts):
+        got[:, pyrope.torch.rank_positions(24, other, world, scheme, device=device)] = x
+    assert torch.equal(got, pyrope.torch.apply(rope, whole, inverse=weight is not None)[0])
+dist.destroy_process_group()
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("scheme", WANT)
+def test_processes(device, scheme, tmp_path):
+    """Two ranks, gloo on the CPU and NCCL on two GPUs: together they have the whole rotation and its gradient."""
+    if on(device) == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("one CUDA device")
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(rank), "2", str(tmp_path / "store"), device, scheme],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        results = [rank.communicate(timeout=120) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    for out, error in results:
+        assert out == "equal\n", error

@@ -138,11 +138,12 @@ def check_call(layout: str, q: Any, k: Any, options: Options) -> None:
     for name in options:
         if name not in OPTIONS:
             raise TypeError(f"{name}: not an argument of pyrope.torch; of Rope.apply it has those that are tensors")
-    if q is not None:
-        check_rows("q", q, layout)
-    elif k is None:
+    if q is None and k is None:
         raise TypeError("q and k: both None, at least one must be given")
-    if k is not None:
+    rank = len(layout)
+    if q is not None and not (isinstance(q, torch.Tensor) and q.ndim == rank):
+        check_rows("q", q, layout)
+    if k is not None and not (isinstance(k, torch.Tensor) and k.ndim == rank):
         check_rows("k", k, layout)
 
 
@@ -269,7 +270,8 @@ def apply_(
     """
     check_call(layout, q, k, options)
     options = given(options) if options else options
-    if torch.is_grad_enabled():
+    recorded = torch.is_grad_enabled()
+    if recorded and (options or (q is not None and q.requires_grad) or (k is not None and k.requires_grad)):
         reason = "which an in-place call has not; use pyrope.torch.apply or torch.no_grad()"
         refuse_grad({"q": q, "k": k, **options}, reason)
     options["offset"], options["inverse"] = offset, inverse
