@@ -1,7 +1,7 @@
 """The operators of torch.compile and torch.export, torch.ops.pyrope.apply and apply_.
 
-They are defined with Library.define and impl, a fifth of a custom_op's time. Eager calls that need no graph do not go
-through them. Rope is the text of one, see pyrope.torch._specs.
+They are defined with Library.define and impl, a sixth of a custom_op's time. Eager calls do not go through them: that
+would still double their time. Rope is the text of one, see pyrope.torch._specs.
 """
 
 from typing import Any
