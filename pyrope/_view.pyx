@@ -1,5 +1,7 @@
 # cython: language_level=3, freethreading_compatible=True, annotation_typing=False
-"""What callers may pass for memory and streams, read into plain C values. Keeps no reference to anything."""
+"""What callers may pass for memory and streams, read into plain C values. Of it only Rows keeps a reference."""
+
+cimport cython
 
 from operator import index
 
@@ -285,6 +287,7 @@ cdef int read_view(object x, str name, uintptr_t stream, View* view) except -1:
     return read_interface(x, x.__cuda_array_interface__, name, view)
 
 
+@cython.auto_pickle(False)
 cdef class Rows:
     """Rows(name, x, heads_first, stream)
 --
