@@ -21,8 +21,9 @@ def example(name):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of inductor's own imports
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo looks at that of inputs
 def test_readme():
-    (code,) = re.findall(r"<!-- test: torch -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    code, compat = re.findall(r"<!-- test: torch -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     names = {}
+    exec(compat, {})
     exec(code, names)
     rotary, step, q, k, positions = (names[name] for name in ("rotary", "step", "q", "k", "positions"))
     want = rotary(q.transpose(1, 2), k.transpose(1, 2), positions=positions)
