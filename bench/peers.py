@@ -87,6 +87,8 @@ PEERS = (
          {"apply": b.pyrope_apply, "mrope": p.pyrope_mrope, "append": p.pyrope_append,
           "append-fp8": p.pyrope_append_fp8, "norm-append": p.pyrope_norm_append, "mla-fp8": p.pyrope_mla_fp8},
          devices=BOTH),
+    Peer("pyrope-torch", "pyrope.torch.apply_, or apply with outputs that are given", {"apply": b.pyrope_torch},
+         ("torch", "pyrope.torch"), devices=BOTH, host_only=True),
     Peer("pyrope-plain", "pyrope.Rope.apply by the first of the positions", {"mrope": b.pyrope_apply}, devices=BOTH,
          checked_as={"mrope": "apply"}),
     Peer("sglang", "SGLang's fused rope kernel, with or without its store, table, PDL; compiled module",

@@ -45,7 +45,8 @@ def test_torch_diff(device, capsys, monkeypatch, start):
     naive, table, pyrope, naive_table, naive_pyrope, _ = rows["float32"][3:9]
     # Of pairs up to 6 long: 3.5e-7 of their length.
     assert pyrope < 2.1e-6 and naive == table and naive_table == 0
-    assert (naive_pyrope > 1e-2) == (start > 0) and abs(naive - naive_pyrope) <= pyrope
+    assert (naive_pyrope > 1e-2) == (start > 0)
+    assert abs(naive - naive_pyrope) <= pyrope + 0.01 * naive  # of which three digits are printed
     assert 0 < rows["bfloat16"][5] <= 2.0**-6 + 2.1e-6  # half a unit of numbers below 8
 
 

@@ -13,6 +13,7 @@ from pyrope._view import Rows
 from pyrope.torch._layouts import BATCHED, IDS, PER_TOKEN, check_rows, fold, ids_of, positions_from_offset
 
 Options = dict[str, Any]
+FEW = frozenset(("positions", "offset", "inverse"))  # what nearly every call has, and nothing that could require grad
 
 # Both are private, and cheaper than what stands for them where a version of torch has them not.
 current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None) or (
@@ -28,10 +29,11 @@ def launch(rope: pyrope.Rope, layout: str, q: torch.Tensor | None, k: torch.Tens
 
     This is on the path of every call: nothing here is done twice, and nothing for options that are not there.
     """
-    for name, x in options.items():
-        # Autograd knows already, or has been told not to look.
-        if isinstance(x, torch.Tensor) and x.requires_grad:
-            options[name] = x.detach()
+    if not FEW.issuperset(options):
+        for name, x in options.items():
+            # Autograd knows already, or has been told not to look.
+            if isinstance(x, torch.Tensor) and x.requires_grad:
+                options[name] = x.detach()
     if q is not None and q.requires_grad:
         q = q.detach()
     if k is not None and k.requires_grad:
