@@ -145,6 +145,26 @@ def torch_compile(case, slot, inputs):
     return torch_table(case, slot, inputs, _compiled(case))
 
 
+def pyrope_torch(case, slot, inputs):
+    import pyrope.torch
+
+    arrays = {"indptr": inputs.indptr, "offsets": inputs.offsets} if case.positions == "ragged" else {}
+    where = {name: array.torch for name, array in arrays.items()}
+    if case.positions == "ids":
+        where["positions"] = inputs.ids.torch
+    elif case.positions == "offset":
+        where["offset"] = int(inputs.starts[0])
+    outs = {f"{x}_out": slot[f"{x}_out"].torch for x in ("q", "k") if f"{x}_out" in slot}
+    function = pyrope.torch.apply if outs else pyrope.torch.apply_
+    rope, k = make_rope(pyrope.Rope, case, inputs), slot["k"].torch if "k" in slot else None
+    q = slot["q"].torch
+
+    def run():
+        function(rope, q, k, layout="thd", **where, **outs)
+
+    return run
+
+
 # ---- FlashInfer
 
 

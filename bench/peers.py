@@ -113,6 +113,8 @@ PEERS = (
          {"apply": p.pyrope_table, "append": p.pyrope_append_table}, step_only=True),
     Peer("pyrope-pages", "pyrope.FusedRope.apply with a page table instead of slots, defaults",
          {"append": p.pyrope_append_pages}, step_only=True),
+    Peer("pyrope-torch", "pyrope.torch.apply_, or apply with outputs that are given", {"apply": b.pyrope_torch},
+         ("torch", "pyrope.torch"), devices=BOTH, host_only=True),
     Peer("pyrope-plain", "pyrope.Rope.apply by the first of the positions", {"mrope": b.pyrope_apply}, devices=BOTH,
          checked_as={"mrope": "apply"}),
     Peer("sglang", "SGLang's fused rope kernel, with or without its store, table, PDL; compiled module",

@@ -11,6 +11,7 @@ cdef struct Call:
     int32_t backend
     void* stream
     int64_t num_tokens  # -1: arrays are to bring it
+    int device          # of the arrays, as a number of CUDA's; -1: no array has said yet
 
 cdef dict DTYPES, LAYOUTS, ANGLES, DEVICES, INDEX_DTYPES  # the names of the header's numbers
 

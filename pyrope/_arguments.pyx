@@ -104,7 +104,7 @@ cdef int require(str name, object value, str reason) except -1:
 
 
 cdef int begin_call(int32_t backend, object stream, object num_tokens, Call* c) except -1:
-    c.backend, c.stream, c.num_tokens = backend, NULL, -1
+    c.backend, c.stream, c.num_tokens, c.device = backend, NULL, -1, -1
     if stream is not None:
         c.stream = <void*>read_stream(stream)
         if c.stream != NULL and backend == ROPE_BACKEND_CPU:
@@ -150,6 +150,10 @@ cdef int read_array(str name, object x, Call* c, View* v) except -1:
         raise ValueError(f"{name}: the array is in host memory, must be on the CUDA device (device='cuda')")
     if c.backend == ROPE_BACKEND_CPU and not v.on_cpu:
         raise ValueError(f"{name}: the array is on a CUDA device, must be in host memory (device='cpu')")
+    if v.device >= 0:
+        if c.device >= 0 and v.device != c.device:
+            raise ValueError(f"{name}: on CUDA device {v.device}, must be on {c.device}, as the other arguments")
+        c.device = v.device
     return 0
 
 

@@ -21,6 +21,13 @@ cdef struct View:
     bint on_cpu                # a CPU may read it
     bint on_cuda               # a CUDA device may read it
     bint read_only
+    int device                 # the CUDA device's number; -1: on none, or not known
+
+cdef class Rows:
+    cdef View view
+    cdef object base  # keeps the memory
+    cdef readonly int64_t outer, inner  # type: int
+    cdef readonly bint folded
 
 cdef bint is_array(object x)
 cdef bint is_immutable(object x)

@@ -1,11 +1,13 @@
-# cython: language_level=3, freethreading_compatible=True
-"""What callers may pass for memory and streams, read into plain C values. Keeps no reference to anything."""
+# cython: language_level=3, freethreading_compatible=True, annotation_typing=False
+"""What callers may pass for memory and streams, read into plain C values. Of it only Rows keeps a reference."""
+
+cimport cython
 
 from operator import index
 
 from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_SetName
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 
 # The part of the DLPack ABI (version 0, which every producer speaks) that is read here.
 cdef struct DLTensor:
@@ -25,6 +27,17 @@ cdef struct DLManagedTensor:
     void* context
     void (*deleter)(DLManagedTensor*) noexcept
 
+# DLPack 1.3: what a producer's type has as __dlpack_c_exchange_api__. A twentieth of the time of a capsule from torch.
+cdef struct DLExchange:
+    uint32_t major
+    uint32_t minor
+    void* previous
+    void* allocate
+    void* from_object
+    void* to_object
+    int (*borrow)(void* object, DLTensor* tensor) except -1
+    int (*current_stream)(int32_t device_type, int32_t device_id, void** stream) except -1
+
 cdef enum:
     DEVICE_CPU = 1
     DEVICE_CUDA = 2
@@ -39,9 +52,24 @@ cdef bint is_cuda_python(object x):
     return type(x).__module__.startswith("cuda.")
 
 
+cdef DLExchange* exchange_of(object x) except? NULL:
+    """NULL: x is of a type without one, or with one of another version."""
+    capsule = getattr(type(x), "__dlpack_c_exchange_api__", None)
+    if capsule is None or not PyCapsule_IsValid(capsule, "dlpack_exchange_api"):
+        return NULL
+    exchange = <DLExchange*>PyCapsule_GetPointer(capsule, "dlpack_exchange_api")
+    return exchange if exchange.major == 1 and exchange.borrow != NULL else NULL
+
+
 cdef bint is_array(object x):
     """Whether x describes its own memory. A pointer, in whatever form, does not."""
-    if type(x) is int or x is None or is_cuda_python(x) or isinstance(x, type):
+    if type(x) is int or x is None:
+        return False
+    if type(x) is Rows:
+        return True
+    if exchange_of(x) != NULL:
+        return True
+    if is_cuda_python(x) or isinstance(x, type):
         return False
     if hasattr(x, "__array_interface__"):
         return hasattr(x, "__len__") or getattr(x, "ndim", 1) > 0  # a NumPy scalar has the attribute too
@@ -180,16 +208,7 @@ cdef int read_interface(object x, object interface, str name, View* view) except
     return 0
 
 
-cdef int read_dlpack(object x, str name, uintptr_t stream, View* view) except -1:
-    device_type = int(x.__dlpack_device__()[0])
-    if device_type in (DEVICE_CUDA, DEVICE_CUDA_MANAGED):
-        capsule = x.__dlpack__(stream=stream if stream else 1)  # 1: the legacy default stream
-    else:
-        capsule = x.__dlpack__()
-    if not PyCapsule_IsValid(capsule, "dltensor"):
-        raise TypeError(f"{name}: __dlpack__ of {type(x).__name__} did not return a 'dltensor' capsule")
-    cdef DLManagedTensor* managed = <DLManagedTensor*>PyCapsule_GetPointer(capsule, "dltensor")
-    cdef DLTensor* t = &managed.tensor
+cdef int read_dltensor(DLTensor* t, str name, View* view) except -1:
     cdef int i
     cdef int64_t step = 1
     check_ndim(name, t.ndim)
@@ -199,13 +218,50 @@ cdef int read_dlpack(object x, str name, uintptr_t stream, View* view) except -1
     view.itemsize = t.bits // 8
     view.kind = KIND_OTHER
     if t.lanes == 1:
-        view.kind = {0: KIND_INT, 1: KIND_UINT, 2: KIND_FLOAT, 4: KIND_BFLOAT}.get(t.code, KIND_OTHER)
+        if t.code == 0:
+            view.kind = KIND_INT
+        elif t.code == 1:
+            view.kind = KIND_UINT
+        elif t.code == 2:
+            view.kind = KIND_FLOAT
+        elif t.code == 4:
+            view.kind = KIND_BFLOAT
     view.on_cuda = t.device_type in (DEVICE_CUDA, DEVICE_CUDA_HOST, DEVICE_CUDA_MANAGED)
     view.on_cpu = t.device_type in (DEVICE_CPU, DEVICE_CUDA_HOST, DEVICE_CUDA_MANAGED)
+    view.device = t.device_id if t.device_type == DEVICE_CUDA else -1
     for i in range(t.ndim - 1, -1, -1):
         view.shape[i] = t.shape[i]
         view.strides[i] = t.strides[i] if t.strides != NULL else step
         step *= t.shape[i]
+    return 0
+
+
+cdef bint read_borrowed(object x, str name, uintptr_t stream, DLExchange* exchange, View* view) except -1:
+    """Whether x can be read without a capsule. Not if it requires grad, which a capsule of torch's refuses, or if the
+    producer works on another stream than the call's, which then waits for it."""
+    cdef DLTensor tensor
+    cdef void* current = NULL
+    if getattr(x, "requires_grad", False):
+        return False
+    exchange.borrow(<void*>x, &tensor)
+    if tensor.device_type in (DEVICE_CUDA, DEVICE_CUDA_MANAGED):
+        exchange.current_stream(tensor.device_type, tensor.device_id, &current)
+        if <uintptr_t>current != stream:
+            return False
+    read_dltensor(&tensor, name, view)
+    return True
+
+
+cdef int read_dlpack(object x, str name, uintptr_t stream, View* view) except -1:
+    device_type = int(x.__dlpack_device__()[0])
+    if device_type in (DEVICE_CUDA, DEVICE_CUDA_MANAGED):
+        capsule = x.__dlpack__(stream=stream if stream else 1)  # 1: the legacy default stream
+    else:
+        capsule = x.__dlpack__()
+    if not PyCapsule_IsValid(capsule, "dltensor"):
+        raise TypeError(f"{name}: __dlpack__ of {type(x).__name__} did not return a 'dltensor' capsule")
+    cdef DLManagedTensor* managed = <DLManagedTensor*>PyCapsule_GetPointer(capsule, "dltensor")
+    read_dltensor(&managed.tensor, name, view)
     # The caller's object keeps the memory; the capsule's own claim on it is over.
     PyCapsule_SetName(capsule, "used_dltensor")
     if managed.deleter != NULL:
@@ -214,7 +270,14 @@ cdef int read_dlpack(object x, str name, uintptr_t stream, View* view) except -1
 
 
 cdef int read_view(object x, str name, uintptr_t stream, View* view) except -1:
+    if type(x) is Rows:
+        view[0] = (<Rows>x).view
+        return 0
     view.on_cpu = view.on_cuda = False
+    view.device = -1
+    cdef DLExchange* exchange = exchange_of(x)
+    if exchange != NULL and read_borrowed(x, name, stream, exchange, view):
+        return 0
     if hasattr(x, "__array_interface__"):
         view.on_cpu = True
         return read_interface(x, x.__array_interface__, name, view)
@@ -222,3 +285,50 @@ cdef int read_view(object x, str name, uintptr_t stream, View* view) except -1:
         return read_dlpack(x, name, stream, view)
     view.on_cuda = True
     return read_interface(x, x.__cuda_array_interface__, name, view)
+
+
+@cython.auto_pickle(False)
+cdef class Rows:
+    """Rows(name, x, heads_first, stream)
+--
+
+    An array of four dimensions, read once, as [outer, inner, heads, dim]: what front ends pass on in its place.
+
+    A view by its own library would cost more than the rest of a call.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument, for texts.
+    x : array
+        ``[outer, inner, heads, dim]``, or with ``heads_first`` ``[outer, heads, inner, dim]``.
+    heads_first : bool
+    stream : int
+        What a call will be given, 0 for none.
+
+    Attributes
+    ----------
+    outer, inner : int
+        The sizes of the dimensions of tokens.
+    folded : bool
+        Whether they are one dimension with one stride. Of an array without elements they are.
+    """
+
+    def __init__(self, name: str, x: Memory, heads_first: bool, stream: int) -> None:
+        cdef View* v = &self.view
+        read_view(x, name, <uintptr_t>stream, v)
+        if v.ndim != 4:
+            raise ValueError(f"{name}: {v.ndim} dimensions, must be 4")
+        self.base = x
+        if heads_first:
+            v.shape[1], v.shape[2] = v.shape[2], v.shape[1]
+            v.strides[1], v.strides[2] = v.strides[2], v.strides[1]
+        self.outer, self.inner = v.shape[0], v.shape[1]
+        if self.outer == 0 or self.inner == 0:  # strides of such an array mean nothing
+            v.shape[0], v.shape[1] = 0, 1
+        self.folded = (v.shape[0] <= 1 or v.shape[1] == 1 or v.strides[0] == v.shape[1] * v.strides[1])
+
+    @property
+    def dtype(self) -> object:
+        """The array's own."""
+        return getattr(self.base, "dtype", "unknown")

@@ -10,10 +10,11 @@ import pytest
 import pyrope
 from kit.blocks import Block, call, equal, normal_block
 from kit.memory import memory_of, real_device
-from kit.objects import Index, OnlyDLPack, OnlyInterface, Producer, cuda_driver
+from kit.objects import Index, OnlyDLPack, OnlyInterface, Producer, cuda_driver, exchanging
 from kit.reference import DTYPES
 from kit.refusals import refused
 from kit.ropes import DIM, K_HEADS, Q_HEADS, TOKENS, make
+from pyrope._view import Rows
 
 POSITIONS = np.array([5, 0, 2**31 - 1, 77, -1, 1 << 20])
 
@@ -189,6 +190,54 @@ def test_dlpack(case, device, layout):
     for x in objects:
         assert x.deleted == ([ctypes.addressof(x.tensor)] if x.tensor.deleter else [])
         assert x.streams == [None if device == "cpu" else 1]
+
+
+@pytest.mark.parametrize("heads_first", [False, True])
+def test_rows(case, heads_first):
+    """An array of four dimensions that front ends hand on in the order of the core."""
+    q = case.q.reshape(2, 3, Q_HEADS, DIM)
+    x = q.transpose(0, 2, 1, 3) if heads_first else q
+    rows = Rows("q", x, heads_first, 0)
+    assert (rows.outer, rows.inner, rows.folded, rows.dtype) == (2, 3, True, q.dtype)
+    case.rope.apply(rows, positions=POSITIONS)
+    assert equal(case.q, case.want_q)
+    assert not Rows("q", np.ascontiguousarray(q.transpose(0, 2, 1, 3)), True, 0).folded
+    assert Rows("q", q[:, :0], False, 0).folded
+    with refused(ValueError, "q: 3 dimensions, must be 4"):
+        Rows("q", case.q, heads_first, 0)
+
+
+@pytest.mark.parametrize("refusal", [None, "another version", "requires grad", "another stream"])
+def test_exchange_table(case, device, refusal):
+    """Read without a capsule, but where that would say less than one does: that tensors require grad, and on CUDA what
+    is pending on the producer's stream."""
+    if refusal == "another stream" and device == "cpu":
+        pytest.skip("the CPU has no streams")
+    memory = memory_of(device)
+    q, ids = (memory.put(x) for x in (case.q, POSITIONS))
+    kind = 1 if device == "cpu" else 2
+    cls, asked = exchanging(2 if refusal == "another version" else 1, 0 if refusal != "another stream" else 1 << 20)
+    x = cls(memory.pointer(q), case.q.shape, case.dtype, kind, strides=(Q_HEADS * DIM, DIM, 1))
+    x.requires_grad = refusal == "requires grad"
+    make(device, case.dtype).apply(x, positions=Producer(memory.pointer(ids), POSITIONS.shape, "int64", kind))
+    assert equal(memory.get(q), case.want_q)
+    assert len(x.streams) == len(x.deleted) == (0 if refusal is None else 1)
+    if refusal in (None, "another stream"):
+        assert asked == ["borrow"] + ([(2, 0)] if device == "cuda" else [])
+    else:
+        assert asked == []
+
+
+@pytest.mark.gpu
+def test_two_devices(case):
+    """Arrays that say that they are on different CUDA devices."""
+    memory = memory_of("cuda")
+    q, k = memory.put(case.q), memory.put(case.k)
+    x, y = (Producer(memory.pointer(b), t.shape, case.dtype, 2) for b, t in ((q, case.q), (k, case.k)))
+    y.tensor.device_id = 1
+    with refused(ValueError, "k: on CUDA device 1, must be on 0, as the other arguments"):
+        make("cuda", case.dtype).apply(x, y)
+    assert equal(memory.get(q), case.q) and equal(memory.get(k), case.k)
 
 
 @pytest.mark.parametrize(

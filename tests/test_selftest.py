@@ -163,9 +163,10 @@ def test_stub_is_complete(cls):
 
 
 def test_stubtest(tmp_path):
-    """Every stub against its module: mypy's own comparison."""
+    """Every stub against its module: mypy's own comparison. pyrope.torch and pyrope.compat have none, and
+    torch may be missing."""
     allowed = tmp_path / "allowed"
-    allowed.write_text(r"pyrope\.(libroperope|typing\..*|_\w+\.__(test|pyx_capi)__)")
+    allowed.write_text(r"pyrope\.(libroperope|typing\..*|_\w+\.__(test|pyx_capi)__|(torch|compat)(\..*)?)")
     done = python(tmp_path, "-m", "mypy.stubtest", "pyrope", "--allowlist", str(allowed))
     assert done.returncode == 0, done.stdout + done.stderr
 

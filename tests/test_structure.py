@@ -80,7 +80,10 @@ def knowing(pattern):
     [
         (r"(?i)\b(ROPE_SCALING_)?PROPORTIONAL\b", 4),  # a scaling
         (r"\bE5M2\b|OUT_E5M2", 4),  # a stored type
-        (r"weight_bias", 6),  # an option of a stage
+        (
+            r"weight_bias",
+            7,
+        ),  # an option of a stage; one is pyrope/torch/_norms.py, since the core has no backward of it
         (r"q_nope_dim", 6),
     ],
 )

@@ -75,6 +75,46 @@ class Producer:
         return new(ctypes.addressof(self.tensor), self.NAME, None)
 
 
+class Exchange(ctypes.Structure):
+    """DLPack's C exchange table."""
+
+    _fields_ = (
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("previous", ctypes.c_void_p),
+        ("allocate", ctypes.c_void_p),
+        ("from_object", ctypes.c_void_p),
+        ("to_object", ctypes.c_void_p),
+        ("borrow", ctypes.c_void_p),
+        ("current_stream", ctypes.c_void_p),
+    )
+
+
+def exchanging(major, stream):
+    """A class of producers with an exchange table of a version, whose current stream is that; what they are asked."""
+    asked = []
+
+    @ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)
+    def borrow(x, out):
+        asked.append("borrow")
+        ctypes.memmove(out, ctypes.addressof(x.tensor), DLTensor.context.offset)
+        return 0
+
+    @ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(ctypes.c_void_p))
+    def current_stream(device_type, device_id, out):
+        asked.append((device_type, device_id))
+        out[0] = stream
+        return 0
+
+    functions = [ctypes.cast(function, ctypes.c_void_p) for function in (borrow, current_stream)]
+    table = Exchange(major, 3, None, None, None, None, *functions)
+    new = ctypes.pythonapi.PyCapsule_New
+    new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    name = b"dlpack_exchange_api"
+    capsule, keep = new(ctypes.addressof(table), name, None), (borrow, current_stream, table, name)
+    return type("Exchanging", (Producer,), {"__dlpack_c_exchange_api__": capsule, "keep": keep}), asked
+
+
 def on(device, array, name):
     """The array as an object of the device, and the buffer that has its memory."""
     if device == "cpu":

@@ -1,0 +1,135 @@
+"""Trains the same small transformer twice, with pyrope's rotation and gradient and with torch's own formula.
+
+    python examples/train_tiny.py [--steps N] [--device cpu|cuda] [--plot curves.png]
+
+Both start from the same weights and see the same text, sources of Python's standard library by characters: the losses
+are equal to rounding. Needs torch, and matplotlib with --plot.
+"""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+import pyrope
+import pyrope.torch
+
+HEADS, HEAD_DIM, LAYERS, CONTEXT, BATCH = 4, 16, 2, 64, 16
+WIDTH, CHARACTERS = HEADS * HEAD_DIM, 128
+FILES = ("textwrap.py", "heapq.py", "bisect.py", "string.py", "shlex.py")
+
+Rotate = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+def text(device: str) -> torch.Tensor:
+    """The characters as numbers below 128."""
+    folder = Path(os.__file__).parent
+    source = "".join((folder / name).read_text(encoding="utf-8") for name in FILES)
+    return torch.tensor([min(ord(c), CHARACTERS - 1) for c in source], device=device)
+
+
+def by_pyrope(device: str) -> Rotate:
+    rope = pyrope.Rope(HEAD_DIM, HEADS, HEADS, dtype="float32", device=device)
+
+    def rotate(q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        q_out, k_out = pyrope.torch.apply(rope, q, k, layout="bhsd")
+        assert q_out is not None and k_out is not None
+        return q_out, k_out
+
+    return rotate
+
+
+def by_torch(device: str) -> Rotate:
+    """RoFormer (arXiv:2104.09864), equation 34, with halves as pairs."""
+    inv_freq = 10000.0 ** (-torch.arange(0, HEAD_DIM, 2, device=device) / HEAD_DIM)
+    angles = torch.arange(CONTEXT, device=device)[:, None] * inv_freq
+    cos, sin = angles.cos(), angles.sin()
+
+    def turn(x: torch.Tensor) -> torch.Tensor:
+        a, b = x.chunk(2, -1)
+        return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
+
+    return lambda q, k: (turn(q), turn(k))
+
+
+class Block(torch.nn.Module):
+    def __init__(self, rotate: Rotate) -> None:
+        super().__init__()
+        self.rotate = rotate
+        self.norms = torch.nn.ModuleList(torch.nn.RMSNorm(WIDTH) for _ in range(2))
+        self.qkv = torch.nn.Linear(WIDTH, 3 * WIDTH)
+        self.out = torch.nn.Linear(WIDTH, WIDTH)
+        self.feed = torch.nn.Sequential(
+            torch.nn.Linear(WIDTH, 4 * WIDTH), torch.nn.GELU(), torch.nn.Linear(4 * WIDTH, WIDTH)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        qkv = self.qkv(self.norms[0](x)).unflatten(-1, (3, HEADS, HEAD_DIM))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [batch, heads, seq, head_dim] each
+        y = functional.scaled_dot_product_attention(*self.rotate(q, k), v, is_causal=True)
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        return x + self.feed(self.norms[1](x))
+
+
+def train(rotate: Rotate, steps: int, device: str) -> list[float]:
+    """The loss of every step, in nats a character."""
+    torch.manual_seed(0)
+    layers = [Block(rotate) for _ in range(LAYERS)]
+    model = torch.nn.Sequential(
+        torch.nn.Embedding(CHARACTERS, WIDTH), *layers, torch.nn.RMSNorm(WIDTH), torch.nn.Linear(WIDTH, CHARACTERS)
+    ).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    data, losses = text(device), []
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        starts = torch.randint(len(data) - CONTEXT - 1, (BATCH, 1), generator=generator).to(device)
+        window = data[starts + torch.arange(CONTEXT + 1, device=device)]
+        loss = functional.cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def plot(curves: dict[str, list[float]], path: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots()
+    for (name, losses), style in zip(curves.items(), ("-", "--"), strict=True):
+        axes.plot(losses, style, label=name)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats a character")
+    axes.legend()
+    figure.savefig(path)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--plot", metavar="FILE", help="where to draw both curves")
+    chosen = parser.parse_args(arguments)
+    curves = {
+        name: train(make(chosen.device), chosen.steps, chosen.device)
+        for name, make in (("pyrope", by_pyrope), ("torch", by_torch))
+    }
+    differences = [abs(a - b) for a, b in zip(*curves.values(), strict=True)]
+    print(f"{'step':>6}{'pyrope':>10}{'torch':>10}{'difference':>12}")
+    for step in sorted({*range(0, chosen.steps, max(chosen.steps // 10, 1)), chosen.steps - 1}):
+        a, b = (losses[step] for losses in curves.values())
+        print(f"{step:6}{a:10.5f}{b:10.5f}{differences[step]:12.1e}")
+    print(f"largest difference: {max(differences):.1e}")
+    if chosen.plot:
+        plot(curves, chosen.plot)
+    return curves
+
+
+if __name__ == "__main__":
+    main()

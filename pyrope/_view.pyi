@@ -1,0 +1,16 @@
+# Made by tools/stubs.py from _view.pyx.
+from typing_extensions import disjoint_base
+
+from pyrope.typing import Memory
+
+@disjoint_base
+class Rows:
+    @property
+    def outer(self) -> int: ...
+    @property
+    def inner(self) -> int: ...
+    @property
+    def folded(self) -> bool: ...
+    def __init__(self, name: str, x: Memory, heads_first: bool, stream: int) -> None: ...
+    @property
+    def dtype(self) -> object: ...

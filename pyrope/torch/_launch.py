@@ -1,0 +1,103 @@
+"""A call of the core on tensors that autograd need not see: which device and stream, and how many launches.
+
+A layout with a batch is one launch where its tokens have one stride in every tensor, each sequence's positions being
+made where none were given; else it is one launch a sequence, since the core knows one stride of tokens.
+"""
+
+from typing import Any
+
+import torch
+
+import pyrope
+from pyrope._view import Rows
+from pyrope.torch._layouts import BATCHED, IDS, PER_TOKEN, check_rows, fold, ids_of, positions_from_offset
+
+Options = dict[str, Any]
+FEW = frozenset(("positions", "offset", "inverse"))  # what nearly every call has, and nothing that could require grad
+
+# Both are private, and cheaper than what stands for them where a version of torch has them not.
+current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None) or (
+    lambda index: torch.cuda.current_stream(index).cuda_stream
+)
+current_device = getattr(torch._C, "_cuda_getDevice", None) or torch.cuda.current_device
+
+
+def launch(rope: pyrope.Rope, layout: str, q: torch.Tensor | None, k: torch.Tensor | None, options: Options) -> None:
+    """As Rope.apply, with the layout's shapes. q and k are written where their outputs are not among the options.
+
+    options : arguments by name, none of them None; the dict is used up
+
+    This is on the path of every call: nothing here is done twice, and nothing for options that are not there.
+    """
+    if not FEW.issuperset(options):
+        for name, x in options.items():
+            # Autograd knows already, or has been told not to look.
+            if isinstance(x, torch.Tensor) and x.requires_grad:
+                options[name] = x.detach()
+    if q is not None and q.requires_grad:
+        q = q.detach()
+    if k is not None and k.requires_grad:
+        k = k.detach()
+    index = (q if q is not None else k).get_device()  # type: ignore[union-attr]
+    if index >= 0:
+        if index != current_device():
+            with torch.cuda.device(index):
+                return launch(rope, layout, q, k, options)
+        options["stream"] = current_stream(index)
+    if layout == "thd":
+        rope.apply(q, k, **options)
+    else:
+        _batch(rope, layout, q, k, options)
+
+
+def _batch(rope: pyrope.Rope, layout: str, q: Any, k: Any, options: Options) -> None:
+    if "indptr" in options:
+        raise ValueError("indptr: only allowed with layout='thd'; a batch is not ragged")
+    heads_first, stream = layout == "bhsd", options.get("stream", 0)
+    tensors = {name: x for name, x in (("q", q), ("k", k)) if x is not None}
+    if not BATCHED.isdisjoint(options):
+        for name in BATCHED.intersection(options):
+            tensors[name] = options.pop(name)
+            check_rows(name, tensors[name], layout)
+    first, folded = None, True
+    rows: Options = {}
+    for name, x in tensors.items():
+        rows[name] = row = Rows(name, x, heads_first, stream)
+        first = first or row
+        if row.outer != first.outer or row.inner != first.inner:
+            sizes = first.outer, first.inner
+            raise ValueError(f"{name}: shape {tuple(x.shape)}, its batch and sequence must be {sizes} as the others'")
+        folded = folded and row.folded
+    assert first is not None
+    seq, batch = (first.outer, first.inner) if layout == "sbhd" else (first.inner, first.outer)
+    for name in IDS:
+        if name in options:
+            sections = getattr(rope, "sections", None) if name == "positions" else None
+            options[name] = ids_of(name, options[name], batch, seq, layout, len(sections) if sections else 0)
+    if not folded:
+        _sequences(rope, layout, tensors, options, batch, seq)
+        return
+    if batch > 1 and "positions" not in options:
+        device = next(iter(tensors.values())).device
+        options["positions"] = positions_from_offset(options.pop("offset", 0), batch, seq, layout, device)
+    rope.apply(rows.pop("q", None), rows.pop("k", None), **rows, **options)
+
+
+def _sequences(rope: pyrope.Rope, layout: str, tensors: Options, options: Options, batch: int, seq: int) -> None:
+    """A launch a sequence."""
+    rows = {name: x.transpose(1, 2) if layout == "bhsd" else x for name, x in tensors.items()}
+    kinds = {f"{x}_scale": getattr(rope, f"{x}_scale_kind", None) for x in "qkv"}
+    refused = [n for n in PER_TOKEN if n in options]
+    refused += [n for n, kind in kinds.items() if kind in ("token", "dynamic") and n in options]
+    if refused:
+        apart = next(name for name, x in rows.items() if not fold(x))
+        raise ValueError(
+            f"{apart}: strides {rows[apart].stride()}, batch and sequence must fold into one dimension of tokens with "
+            f"{refused[0]}; pass what is contiguous as [batch, seq, heads, dim], or a view of that"
+        )
+    order, axis = ((seq, batch), 1) if layout == "sbhd" else ((batch, seq), 0)
+    ids = {name: options.pop(name).unflatten(-1, order).movedim(axis - 2, 0) for name in IDS if name in options}
+    for i in range(batch):
+        one = {name: x.select(axis, i) for name, x in rows.items()}
+        one |= {name: x[i].contiguous() for name, x in ids.items()}
+        rope.apply(one.pop("q", None), one.pop("k", None), **one, **options)

@@ -1,0 +1,84 @@
+"""Where the tokens of a tensor are, and where their positions."""
+
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+Layout: TypeAlias = Literal["thd", "bshd", "sbhd", "bhsd"]
+DIMENSIONS = {
+    "thd": "[tokens, heads, head_dim]",
+    "bshd": "[batch, seq, heads, head_dim]",
+    "sbhd": "[seq, batch, heads, head_dim]",
+    "bhsd": "[batch, heads, seq, head_dim]",
+}
+ROWS = ("q", "k", "v", "q_nope")  # tensors whose leading dimensions are tokens; and their outputs'
+BATCHED = frozenset((*ROWS[2:], *(f"{name}_out" for name in ROWS)))  # among the options
+# Of what has a value or more for each token: those that a batch may give in [batch, seq], and the others.
+IDS = ("positions", "positions_from")
+PER_TOKEN = ("slots", "request_ids", "cache_positions", "set_ids", "set_ids_from")
+
+
+def check_layout(layout: str) -> None:
+    if layout not in DIMENSIONS:
+        raise ValueError(f"layout: {layout!r}, must be {', '.join(map(repr, DIMENSIONS))}")
+
+
+def check_rows(name: str, x: torch.Tensor, layout: str) -> None:
+    """That x is a tensor with the layout's number of dimensions."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name}: {type(x).__name__}, must be a torch.Tensor")
+    if x.ndim != len(layout) and not (layout == "thd" and x.ndim == 2):
+        raise ValueError(
+            f"{name}: {x.ndim} dimensions, layout={layout!r} is {DIMENSIONS[layout]}"
+            + ("; for a batch pass layout='bshd', 'sbhd' or 'bhsd'" if layout == "thd" else "")
+            + ("; one sequence is layout='thd'" if x.ndim == 3 else "")
+        )
+
+
+def fold(x: torch.Tensor) -> bool:
+    """Whether the first two dimensions are one dimension of tokens with one stride."""
+    n, m = x.shape[:2]
+    return bool(n == 1 or m == 1 or x.stride(0) == m * x.stride(1))
+
+
+def ids_of(name: str, ids: torch.Tensor, batch: int, seq: int, layout: str, streams: int) -> torch.Tensor:
+    """[tokens] ids in the tokens' order (with sections [streams, tokens]) of [tokens], [seq] or what broadcasts to
+    [batch, seq]; without a copy where they are contiguous already."""
+    shape = ids.shape
+    if not streams and len(shape) == 1 and shape[0] == batch * seq:
+        return ids
+    if not streams and layout != "sbhd" and shape == (batch, seq) and ids.is_contiguous():
+        return ids.view(-1)
+    lead = (streams,) if streams else ()
+    if shape == (*lead, batch * seq):
+        return ids
+    try:
+        if streams and (ids.ndim < 2 or shape[0] != streams):
+            raise RuntimeError
+        if streams and ids.ndim == 2:
+            ids = ids.unsqueeze(1)
+        ids = ids.expand(*lead, batch, seq)
+    except RuntimeError:
+        tokens = ", ".join(map(str, (*lead, batch, seq)))
+        raise ValueError(f"{name}: shape {tuple(shape)}, must broadcast to [{tokens}] or be one-dimensional") from None
+    return (ids.transpose(-1, -2) if layout == "sbhd" else ids).reshape(*lead, batch * seq).contiguous()
+
+
+def positions_from_offset(offset: int, batch: int, seq: int, layout: str, device: torch.device) -> torch.Tensor:
+    """[tokens] positions of sequences that all start at the offset."""
+    if not isinstance(offset, int):
+        raise TypeError(f"offset: {offset!r}, must be an integer")
+    ids = torch.arange(offset, offset + seq, device=device)
+    return ids_of("positions", ids.unsqueeze(0), batch, seq, layout, 0)
+
+
+def addressable(x: torch.Tensor) -> bool:
+    """Whether the core can read x where it is: its last dimension contiguous, and no other broadcast."""
+    if x.is_contiguous():
+        return True
+    strides = x.stride()
+    return strides[-1] == 1 and (0 not in strides or all(s or n == 1 for s, n in zip(strides, x.shape, strict=True)))
+
+
+def given(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {name: x for name, x in tensors.items() if x is not None}

@@ -1,0 +1,91 @@
+"""Ropes as text, and Ropes like others.
+
+A graph of torch.compile or torch.export holds a Rope as the text of its arguments: a constant, equal where the
+parameters are equal, that any process can read. A number in a registry would be cheaper, and would mean something else
+or nothing in the process that loads an exported program.
+"""
+
+import functools
+import json
+from typing import Any
+
+import torch
+
+import pyrope
+from pyrope._frozen import Frozen
+
+CLASSES = {cls.__name__: cls for cls in (pyrope.Rope, pyrope.FusedRope)}
+
+
+def arguments_of(rope: pyrope.Rope) -> tuple[tuple[int, int, int], dict[str, Any]]:
+    """What a Rope was made from, normalised."""
+    reduced: Any = rope.__reduce__()
+    make, shape = reduced
+    return shape, make.keywords
+
+
+def _encode(value: object) -> object:
+    """What JSON has no word for: option classes, and dtypes in whatever form."""
+    if isinstance(value, Frozen):
+        return {"class": type(value).__name__, **vars(value)}
+    return getattr(value, "__name__", str(value)).rpartition(".")[2]
+
+
+def _decode(value: dict[str, Any]) -> object:
+    value = {name: tuple(x) if isinstance(x, list) else x for name, x in value.items()}
+    return getattr(pyrope, value.pop("class"))(**value) if "class" in value else value
+
+
+@functools.lru_cache(maxsize=256)
+def spec_of(rope: pyrope.Rope) -> str:
+    """The text of a Rope."""
+    if CLASSES.get(type(rope).__name__) is not type(rope):
+        raise TypeError(f"rope: {type(rope).__name__}, must be a pyrope.Rope or pyrope.FusedRope")
+    shape, options = arguments_of(rope)
+    return json.dumps({"rope": type(rope).__name__, "shape": shape, **options}, default=_encode)
+
+
+@functools.lru_cache(maxsize=256)
+def rope_of(spec: str) -> pyrope.Rope:
+    """The Rope of a text."""
+    options = json.loads(spec, object_hook=_decode)
+    return CLASSES[options.pop("rope")](*options.pop("shape"), **options)
+
+
+@functools.lru_cache(maxsize=256)
+def like(rope: pyrope.Rope, dtype: torch.dtype, device: str, weight_dtype: torch.dtype | None = None) -> pyrope.Rope:
+    """The Rope with these parameters for tensors of another dtype or device, and weights of another dtype."""
+    shape, options = arguments_of(rope)
+    changes: dict[str, Any] = {"dtype": dtype, "device": device}
+    if device == "cuda":
+        changes["num_threads"] = 0
+    norm = options.get("norm")
+    if norm is not None and weight_dtype is not None:
+        changes["norm"] = pyrope.RMSNorm(**{**vars(norm), "weight_dtype": weight_dtype})
+    return type(rope)(*shape, **{**options, **changes})
+
+
+@functools.lru_cache(maxsize=256)
+def rotation_of(rope: pyrope.Rope) -> pyrope.Rope:
+    """What a FusedRope with a norm does besides, in float32."""
+    shape, options = arguments_of(rope)
+    return type(rope)(*shape, **{**options, "norm": None, "dtype": "float32"})
+
+
+@functools.lru_cache(maxsize=256)
+def marker_of(rope: pyrope.Rope) -> pyrope.Rope:
+    """The rotation of a single head of q that has no other elements, in float32: which tokens it writes are those that
+    the Rope moves."""
+    _, options = arguments_of(rotation_of(rope))
+    options = {name: options[name] for name in options if name not in ("num_v_heads", "v_head_dim", "q_nope_dim")}
+    return type(rope)(rope.rotary_dim, 1, 0, **{**options, "rotary_offset": 0})
+
+
+@torch.compiler.assume_constant_result
+def constant_spec_of(rope: pyrope.Rope, *changes: Any) -> str:
+    """The text of a Rope, or of one like it.
+
+    While tracing, a constant, found by running this; a cached function dynamo would trace through. It compiles anew for
+    another Rope, since it compares objects.
+    """
+    return spec_of(like(rope, *changes) if changes else rope)
