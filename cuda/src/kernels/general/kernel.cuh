@@ -11,7 +11,8 @@
 namespace rope::cuda {
 
 template <class D, int kVec, bool kReduce>
-__global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks) general_kernel(const __grid_constant__ GeneralArgs args) {
+__global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
+    general_kernel(const __grid_constant__ GeneralArgs args) {
   int which = 0;  // the operand that the block works on
 #pragma unroll
   for (int i = 1; i < kMaxOperands; ++i) which += blockIdx.x >= args.first_block[i];
@@ -39,7 +40,7 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks) general_kernel(co
       if (t.p.norm.after) t.rotate_head(angle, x);
       if (t.o.weight) {
         float total = mean;
-        if (!summed) t.rows().sums_of_squares(reinterpret_cast<float(&)[1][2 * kVec]>(x), t.inside, &total);
+        if (!summed) t.rows().sums_of_squares(reinterpret_cast<float (&)[1][2 * kVec]>(x), t.inside, &total);
         if (t.across && !summed) {
           if (t.live() && t.at.slot == 0) t.head_sums()[t.head] = total;
           stores = false;

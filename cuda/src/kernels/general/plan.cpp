@@ -44,8 +44,7 @@ GeneralPlan plan_general(const PipelineParams& p, int element_bytes) {
   if (widest == 8 && !reduces(p)) plan.code.access_bytes = element_bytes;
   const int vec = plan.code.access_bytes / element_bytes;
   int32_t slots = 1;
-  for (int i = 0; i < p.num_operands; ++i)
-    slots = std::max(slots, slots_of(p, p.operands[i], p.operands[i].dim, vec));
+  for (int i = 0; i < p.num_operands; ++i) slots = std::max(slots, slots_of(p, p.operands[i], p.operands[i].dim, vec));
   plan.unsupported = check_heads(p, slots);
   if (plan.unsupported) return plan;
   plan.grid_z = unsigned(divide_up(slots, kMaxBlock));

@@ -28,9 +28,8 @@ __device__ __forceinline__ void store_codes(OutType type, char* row, int32_t fir
                                             const float* x) {
 #pragma unroll
   for (int c = 0; c < 2; ++c)
-    for_code(type, [&](auto code) {
-      store_codes<decltype(code), kVec>(row + (c ? second : first), factor, x + c * kVec);
-    });
+    for_code(type,
+             [&](auto code) { store_codes<decltype(code), kVec>(row + (c ? second : first), factor, x + c * kVec); });
 }
 
 template <int kVec>
@@ -43,8 +42,8 @@ __device__ __forceinline__ void widen_codes(OutType type, const Chunk<Codes, kVe
   });
 }
 
-// What a head is multiplied with whose scale is computed from its largest magnitude; one of its threads `stores` it, the
-// n-th.
+// What a head is multiplied with whose scale is computed from its largest magnitude; one of its threads `stores` it,
+// the n-th.
 __device__ __forceinline__ float renew_scale(const Quantize& q, int64_t n, float largest_magnitude, bool stores) {
   const float scale = dynamic_scale(q.type, largest_magnitude);
   if (stores) q.scales[n] = scale;

@@ -10,9 +10,9 @@
 
 namespace rope::cuda {
 
-// Percent of a multiprocessor's first-level cache that is shared memory: 32 KB on sm_90. Where kernels ask for different
-// shares one cannot start before the other has left a multiprocessor, and what the runtime would choose for as much as a
-// few KB a block is not what kernels without shared memory have (KERNELS.md).
+// Percent of a multiprocessor's first-level cache that is shared memory: 32 KB on sm_90. Where kernels ask for
+// different shares one cannot start before the other has left a multiprocessor, and what the runtime would choose for
+// as much as a few KB a block is not what kernels without shared memory have (KERNELS.md).
 inline constexpr unsigned kCarveout = 14;
 
 // kTogether: the threads of a block meet (synchronize), which only the CPU has to know beforehand.
@@ -113,8 +113,8 @@ __device__ __forceinline__ T* advance(T* base, int32_t i, int32_t step) {
   return at;
 }
 
-// A load that stays where it is written, whatever its value is used for: ptxas moves others to their first use, or makes
-// them depend on a condition that they do not need.
+// A load that stays where it is written, whatever its value is used for: ptxas moves others to their first use, or
+// makes them depend on a condition that they do not need.
 __device__ __forceinline__ uint32_t load_here(const char* at) {
   uint32_t x;
   asm volatile("ld.global.b32 %0, [%1];" : "=r"(x) : "l"(at));

@@ -28,8 +28,7 @@ __device__ __forceinline__ void load_group(const Group& g, int32_t token, Chunks
   const OperandArgs& o = *g.operand;
   ScalePlace given = {};
   const Quantize& quantize = g.stage->quantize;
-  if (kQuantised && quantize.type != OutType::kSame)
-    given = scale_place(quantize, token, g.head - g.stage->first_head);
+  if (kQuantised && quantize.type != OutType::kSame) given = scale_place(quantize, token, g.head - g.stage->first_head);
   const char* const second = advance(g.in, g.apart, C::kElementBytes);
 #pragma unroll
   for (int u = 0; u < kUnroll; ++u) {
@@ -66,9 +65,9 @@ __device__ __forceinline__ float given_factor(const Quantize& q, float scale) {
 
 // A group's heads, x: those of norm and computed scales, in float32. `row`: of its scales.
 template <class D, int kVec, int kUnroll, bool kQuantised>
-__device__ __forceinline__ void reduce_group(const PipelineParams& p, const Group& g, Layout layout, const CosSin* angle,
-                                             bool writes, int64_t row, float (&x)[kUnroll][2 * kVec],
-                                             float (&factor)[kUnroll]) {
+__device__ __forceinline__ void reduce_group(const PipelineParams& p, const Group& g, Layout layout,
+                                             const CosSin* angle, bool writes, int64_t row,
+                                             float (&x)[kUnroll][2 * kVec], float (&factor)[kUnroll]) {
   const StageArgs& stage = *g.stage;
   const WarpRows<kVec> rows{int32_t(blockDim.x)};
   const auto turn_all = [&] {
@@ -154,33 +153,33 @@ __device__ __forceinline__ void finish_group(const PipelineArgs<kMaxPairs>& args
   }
 }
 
-// Blocks that must fit a multiprocessor; 0: ptxas chooses, which gives short code few registers, but spills of long code
-// so that more blocks fit.
+// Blocks that must fit a multiprocessor; 0: ptxas chooses, which gives short code few registers, but spills of long
+// code so that more blocks fit.
 constexpr int min_blocks(int unroll, bool reduce, bool quantised) {
   return unroll == 4 && reduce ? kUnspilledBlocks - 1 : unroll == 4 || reduce || quantised ? kUnspilledBlocks : 0;
 }
 
 // See PipelineCode. kDependent: the launch is, and waits (parts/launch.h); else none of that code is in the way.
-template <class D, int kVec, int kUnroll, bool kReduce, bool kQuantised, bool kAny, bool kDependent, int kMaxPairs>
+template <class D, int kVec, int kUnroll, bool kReduce, bool kQuantised, Form kForm, bool kDependent, int kMaxPairs>
 __global__ void __launch_bounds__(kMaxBlock, min_blocks(kUnroll, kReduce, kQuantised))
     pipeline_kernel(const __grid_constant__ PipelineArgs<kMaxPairs> args) {
-  constexpr auto kPlace = group_of<D, kVec, kUnroll, kQuantised, kAny, kMaxPairs>;
+  constexpr auto kPlace = group_of<D, kVec, kUnroll, kQuantised, kForm, kMaxPairs>;
   __shared__ CosSin angles[kMaxAngles[kMaxPairs > kFewPairs]];
-  const FirstPair pair = first_pair<kAny>(args);
+  const FirstPair pair = first_pair<kForm>(args);
   const int32_t token = int32_t(blockIdx.x * blockDim.z + threadIdx.z);
   const int32_t first_of_block = int32_t(blockIdx.y) * args.block_groups;
   int32_t index = first_of_block + int32_t(threadIdx.y);
   const bool inside = token < args.num_tokens;
   const int32_t real_token = inside ? token : args.num_tokens - 1;
-  const bool early = kDependent && !kAny && args.is(kEarly);
+  const bool early = kDependent && kForm == Form::kUsual && args.is(kEarly);
   CosSin* const own = angles + threadIdx.z * args.pairs;
   Chunks<Chunk<D, kVec>, kUnroll> heads;
   TokenIndices at = {};
-  if (!kDependent) at = load_indices<kAny>(args, real_token);
+  if (!kDependent) at = load_indices<kForm>(args, real_token);
   Group g = kPlace(args, token, inside, index);
   if constexpr (kDependent) {
     if (args.is(kReleaseEarly)) release_next();
-    prefetch_group<kUnroll, sizeof(typename D::Storage)>(g);
+    if (args.is(kPrefetch)) prefetch_group<kUnroll, sizeof(typename D::Storage)>(g);
     if (!early) {
       release_next();
       wait_for_previous(digest_of(args, g));
@@ -188,11 +187,11 @@ __global__ void __launch_bounds__(kMaxBlock, min_blocks(kUnroll, kReduce, kQuant
   }
 
   // Where positions may be read before the wait, heads come behind the angles, else they are under way meanwhile.
-  if (kDependent) at = load_indices<kAny>(args, real_token);
+  if (kDependent) at = load_indices<kForm>(args, real_token);
   if (!early) load_group<kQuantised>(g, token, heads);
   const bool rotates = first_of_block < args.rotated_groups;
   const bool reports = inside && index == 0 && threadIdx.x == 0;  // of its token
-  const bool moves = form_angles<kAny>(args, real_token, at.position, pair, rotates && inside, reports, own) && inside;
+  const bool moves = form_angles<kForm>(args, real_token, at.position, pair, rotates && inside, reports, own) && inside;
   if (early) {
     uint64_t digest = digest_of(args, g);
     fold(digest, at.slot.low, at.slot.high, moves);
@@ -200,14 +199,19 @@ __global__ void __launch_bounds__(kMaxBlock, min_blocks(kUnroll, kReduce, kQuant
     wait_for_previous(digest);
     load_group<kQuantised>(g, token, heads);
   }
+  Entry entry = {true, 0, 0, 0};
+  const auto take_place = [&] {
+    if (args.is(kCached)) entry = find_entry<kForm>(args, at, reports && moves);
+  };
+  if (kForm != Form::kUsual) take_place();  // what is looked up is under way while threads meet
   if (rotates) synchronize(false);
   if (!kReduce && !moves) return;
 
   CosSin angle[kVec] = {};
   const int32_t slot = int32_t(threadIdx.x);
-  if (!kAny || slot * kVec < args.pairs) load_angles<kVec>(own + slot * args.angle_step, args.angle_apart, angle);
-  Entry entry = {true, 0, 0, 0};
-  if (args.is(kCached)) entry = find_entry<kAny>(args, real_token, at.slot, reports && moves);
+  if (kForm != Form::kAny || slot * kVec < args.pairs)
+    load_angles<kVec>(own + slot * args.angle_step, args.angle_apart, angle);
+  if (kForm == Form::kUsual) take_place();
   for (int32_t turn = 1;; ++turn) {
     finish_group<D, kVec, kUnroll, kReduce, kQuantised>(args, g, token, moves, entry, angle, heads);
     if (turn == args.turns) return;

@@ -30,7 +30,7 @@ inline OperandArgs operand_args(const PipelinePlan& plan, const PipelineOperand&
 
 inline uint32_t flags_of(const PipelineParams& p, const Execution& e, const PipelinePlan& plan) {
   // Nothing is counted before the wait.
-  const bool early = e.positions_ready && !plan.code.any && !p.cache.num_skipped;
+  const bool early = e.positions_ready && plan.code.form == Form::kUsual && !p.cache.num_skipped;
   uint32_t flags = 0;
   const auto set = [&](PipelineFlag flag, bool on) { flags |= on ? flag : 0u; };
   set(kPositions64, !positions_are_int32(p.positions));
@@ -39,6 +39,9 @@ inline uint32_t flags_of(const PipelineParams& p, const Execution& e, const Pipe
   set(kCached, p.cache.indices);
   set(kGptj, p.layout == Layout::kGptj);
   set(kEarly, early);
+  set(kTable, p.angle == Angle::kCosSin);
+  set(kPaged, p.cache.indices && !plan.direct);
+  set(kPrefetch, plan.prefetch);
   set(kReleaseEarly, plan.release_early);
   set(kCounts, p.cache.num_skipped);
   set(kStreams, p.positions.sections.streams);
@@ -90,7 +93,7 @@ int launch_pipeline(const PipelineParams& p, const PairData& pairs, const Execut
   PipelineArgs<kMaxPairs> args;
   fill_args(p, pairs, e, plan, kCode.access_bytes / kElementBytes, &args);
   return launch<true>(pipeline_kernel<D, kCode.access_bytes / kElementBytes, kCode.unroll, kCode.reduce,
-                                      kCode.quantised, kCode.any, kDependent, kMaxPairs>,
+                                      kCode.quantised, kCode.form, kDependent, kMaxPairs>,
                       dim3{plan.grid_x, plan.grid_y, 1}, dim3{plan.block_x, plan.block_y, plan.block_z}, args, e.stream,
                       e.dependent);
 }
@@ -102,9 +105,9 @@ Outcome pipeline(const PipelineParams& p, const PairData& pairs, const Execution
   if (plan.general) return general<D>(p, pairs, e);
   const auto launch_code = [&](auto index) {
     // Rare code is not compiled twice: a wait is nothing to a kernel that is launched plainly.
-    constexpr bool kAny = kPipelineCodes<kElementBytes>[index.value].any;
+    constexpr bool kRare = kPipelineCodes<kElementBytes>[index.value].form != Form::kUsual;
     return e.dependent ? launch_pipeline<D, index.value, true>(p, pairs, e, plan)
-                       : launch_pipeline<D, index.value, kAny>(p, pairs, e, plan);
+                       : launch_pipeline<D, index.value, kRare>(p, pairs, e, plan);
   };
   return {for_compiled<kPipelineCodes<kElementBytes>>(plan.code, launch_code), nullptr};
 }

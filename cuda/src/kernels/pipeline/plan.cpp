@@ -64,12 +64,12 @@ bool are_alike(const PipelineParams& p, const PipelinePlan& plan, int vec, int32
   return alike;
 }
 
-// Positions that are read or counted, exact angles, and slots in a cache whose page is found by a shift.
-bool is_usual(const PipelineParams& p, bool linear) {
+Form form_of(const PipelineParams& p, const PipelinePlan& plan, bool alike) {
   const PositionKind kind = p.positions.kind;
-  return p.angle == Angle::kExact && !p.positions_from && !p.sets.words &&
-         (kind == PositionKind::kOffset || kind == PositionKind::kIds32 || kind == PositionKind::kIds64) &&
-         (!p.cache.indices || linear || (p.cache.page_shift >= 0 && !p.cache.page_table && !p.cache.request_ids));
+  const bool simple = kind == PositionKind::kOffset || kind == PositionKind::kIds32 || kind == PositionKind::kIds64;
+  const bool table = p.angle == Angle::kCosSin && !p.positions.sections.streams;
+  if (!alike || !simple || !(p.angle == Angle::kExact || table) || p.positions_from || p.sets.words) return Form::kAny;
+  return table || (p.cache.indices && !plan.direct) ? Form::kTables : Form::kUsual;
 }
 
 bool is_linear(const PipelineParams& p) {
@@ -149,21 +149,25 @@ const Regime* regimes_of(const PipelineCode& code, int64_t heads) {
   return few ? kPlainFew : kPlain;
 }
 
+// A prefetch pays where heads are few, or not in the second-level cache.
+constexpr int64_t kPrefetchAtMost = 6'000'000, kPrefetchFrom = 64'000'000;
 // Where a launch has fewer blocks than the device has multiprocessors, the next one's would crowd it.
 constexpr int64_t kCrowd = 132;
 
 // What is compiled of a kind, by the regime's wish.
 void find_code(const Regime& regime, int element_bytes, PipelineCode* code) {
   const bool wide = code->access_bytes == 16, one_element = code->access_bytes == element_bytes;
-  code->any |= one_element || (code->many && !wide);
+  if (one_element || (code->many && (!wide || code->form == Form::kTables))) code->form = Form::kAny;
+  if (code->form != Form::kUsual) code->quantised |= code->reduce;  // codes or none
   code->unroll = regime.unroll;
-  if (code->any) {
-    code->quantised |= code->reduce;  // codes or none
+  if (code->form == Form::kAny) {
     code->unroll = one_element ? 2 : !wide ? 1 : code->quantised ? 2 : 4;
   } else if (wide) {
     code->unroll = code->many ? 4 : std::max(code->unroll, 2);
+  } else if (code->quantised && (!code->reduce || code->form == Form::kTables)) {
+    code->unroll = 1;
   } else {
-    code->unroll = code->quantised && !code->reduce ? 1 : std::min(code->unroll, 2);
+    code->unroll = std::min(code->unroll, 2);
   }
 }
 
@@ -218,13 +222,12 @@ PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes) {
   plan.general = is_general(p, code, vec) || plan.block_x > kMaxBlock;
   if (plan.general) return plan;
   plan.linear = is_linear(p);
-  code.any = !is_usual(p, plan.linear) || !are_alike(p, plan, vec, &plan.start);
+  plan.direct = !p.cache.page_table && !p.cache.request_ids && (plan.linear || p.cache.page_shift >= 0);
+  code.form = form_of(p, plan, are_alike(p, plan, vec, &plan.start));
   find_code(*regime, element_bytes, &code);
-  if (code.any) {
-    plan.start = 0;
-    plan.linear = false;
-  }
+  if (code.form == Form::kAny) plan.start = 0;
   plan_grid(p, *regime, &plan);
+  plan.prefetch = bytes <= kPrefetchAtMost || bytes >= kPrefetchFrom;
   plan.release_early = int64_t(plan.grid_x) * plan.grid_y >= kCrowd;
   return plan;
 }

@@ -10,6 +10,14 @@
 
 namespace rope::cuda {
 
+// What a kernel has code for, of what is one token's. Code that a call does not take stands in its way all the same.
+enum class Form {
+  kUsual,  // positions that are read or counted, exact angles, slots of a cache whose page is found by a shift, and all
+           // slots of all heads with their chunks equally far apart
+  kTables,  // angles from rows of cos and sin, and places from a page table, too
+  kAny,     // any position, angle and place of what is rotated in a head
+};
+
 // What tells the kernels of one dtype apart.
 struct PipelineCode {
   int access_bytes;  // of an input: 16 or 8 where everything is a multiple of it, else one element
@@ -17,43 +25,50 @@ struct PipelineCode {
   bool reduce;       // a norm, or scales that are computed
   bool quantised;    // some output is
   bool many;         // pairs, more than kFewPairs
-  bool any;          // position, angle, cache and place of what is rotated in a head. Without it: positions that are read
-                     // or counted, exact angles, slots of a cache, and all slots of all heads with their chunks equally
-                     // far apart
+  Form form;
 
   constexpr bool operator==(const PipelineCode& x) const {
     return access_bytes == x.access_bytes && unroll == x.unroll && reduce == x.reduce && quantised == x.quantised &&
-           many == x.many && any == x.any;
+           many == x.many && form == x.form;
   }
 };
 
 // All that are compiled. What none of them does is the general kernel's (kernels/general).
 template <int kElementBytes>
 inline constexpr PipelineCode kPipelineCodes[] = {
-    {8, 1, false, false, false, false},
-    {8, 2, false, false, false, false},
-    {16, 2, false, false, false, false},
-    {16, 4, false, false, false, false},
-    {16, 4, false, false, true, false},
-    {8, 1, false, true, false, false},
-    {16, 2, false, true, false, false},
-    {8, 1, true, false, false, false},
-    {8, 2, true, false, false, false},
-    {16, 2, true, false, false, false},
-    {8, 1, true, true, false, false},
-    {8, 2, true, true, false, false},
-    {16, 2, true, true, false, false},
-    // any
-    {kElementBytes, 2, false, false, false, true},
-    {kElementBytes, 2, false, false, true, true},
-    {8, 1, false, false, false, true},
-    {8, 1, false, false, true, true},
-    {16, 4, false, false, false, true},
-    {16, 4, false, false, true, true},
-    {8, 1, false, true, false, true},
-    {16, 2, false, true, false, true},
-    {8, 1, true, true, false, true},
-    {16, 2, true, true, false, true},
+    {8, 1, false, false, false, Form::kUsual},
+    {8, 2, false, false, false, Form::kUsual},
+    {16, 2, false, false, false, Form::kUsual},
+    {16, 4, false, false, false, Form::kUsual},
+    {16, 4, false, false, true, Form::kUsual},
+    {8, 1, false, true, false, Form::kUsual},
+    {16, 2, false, true, false, Form::kUsual},
+    {8, 1, true, false, false, Form::kUsual},
+    {8, 2, true, false, false, Form::kUsual},
+    {16, 2, true, false, false, Form::kUsual},
+    {8, 1, true, true, false, Form::kUsual},
+    {8, 2, true, true, false, Form::kUsual},
+    {16, 2, true, true, false, Form::kUsual},
+
+    {8, 1, false, false, false, Form::kTables},
+    {8, 2, false, false, false, Form::kTables},
+    {16, 2, false, false, false, Form::kTables},
+    {16, 4, false, false, false, Form::kTables},
+    {8, 1, false, true, false, Form::kTables},
+    {16, 2, false, true, false, Form::kTables},
+    {8, 1, true, true, false, Form::kTables},
+    {16, 2, true, true, false, Form::kTables},
+
+    {kElementBytes, 2, false, false, false, Form::kAny},
+    {kElementBytes, 2, false, false, true, Form::kAny},
+    {8, 1, false, false, false, Form::kAny},
+    {8, 1, false, false, true, Form::kAny},
+    {16, 4, false, false, false, Form::kAny},
+    {16, 4, false, false, true, Form::kAny},
+    {8, 1, false, true, false, Form::kAny},
+    {16, 2, false, true, false, Form::kAny},
+    {8, 1, true, true, false, Form::kAny},
+    {16, 2, true, true, false, Form::kAny},
 };
 
 // Angles of a block's tokens, at most; of code for few pairs, and for many.
@@ -74,9 +89,10 @@ struct PipelinePlan {
   PipelineCode code;
   OperandPlan operands[kMaxOperands];
   int32_t groups, rotated_groups;  // of the list; of its first operands, those that are rotated
-  int32_t start;                   // without `any`: of the first slot's first chunk, elements
-  bool linear;                     // without `any`: the cache's entries are equally far apart, whatever their page
-  bool release_early;              // of a dependent launch: the next one is let in at once
+  int32_t start;                   // but of Form::kAny: of the first slot's first chunk, elements
+  bool linear;                     // the cache's entries are equally far apart, whatever their page
+  bool direct;                     // a slot's page is found by a shift, or needs not be
+  bool prefetch, release_early;    // of a dependent launch: heads are asked for before the wait, the next is let in
   int32_t turns;                   // of a thread, over its groups
   unsigned block_x, block_y, block_z, grid_x, grid_y;
 };

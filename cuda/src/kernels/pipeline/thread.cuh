@@ -1,4 +1,4 @@
-// Where a thread of the pipeline kernel works, and what its token's threads share. kAny: see PipelineCode.
+// Where a thread of the pipeline kernel works, and what its token's threads share. kForm: see plan.h.
 #pragma once
 
 #include "../../operations/token.h"
@@ -20,7 +20,7 @@ struct Group {
   char* out;  // but for the place in a cache
 };
 
-template <class D, int kVec, int kUnroll, bool kQuantised, bool kAny, int kMaxPairs>
+template <class D, int kVec, int kUnroll, bool kQuantised, Form kForm, int kMaxPairs>
 __device__ __forceinline__ Group group_of(const PipelineArgs<kMaxPairs>& args, int32_t token, bool inside,
                                           int32_t index) {
   constexpr int32_t kElementBytes = sizeof(typename D::Storage);
@@ -38,7 +38,7 @@ __device__ __forceinline__ Group group_of(const PipelineArgs<kMaxPairs>& args, i
   g.first = lane * kVec;
   g.apart = args.apart;
   g.rotated = index < args.rotated_groups;
-  if constexpr (kAny) {
+  if constexpr (kForm == Form::kAny) {
     const StageArgs& x = *g.stage;
     const Slot slot = slot_of<kVec, true>(args.layout(), g.rotated ? args.params.rotary_dim : 0,
                                           args.params.rotary_offset, x.dim, x.stored_slots, lane);
@@ -76,10 +76,10 @@ struct FirstPair {
   uint64_t word;
 };
 
-template <bool kAny, int kMaxPairs>
+template <Form kForm, int kMaxPairs>
 __device__ __forceinline__ FirstPair first_pair(const PipelineArgs<kMaxPairs>& args) {
   FirstPair at = {int32_t(threadIdx.y * blockDim.x + threadIdx.x), 0, 0};
-  if constexpr (kAny) return at;
+  if constexpr (kForm == Form::kAny) return at;
   const int32_t pair = at.pair & (kMaxPairs - 1);  // some pair, for a thread that has none
   at.word = load_here(as_memory(args.words) + pair);
   if (args.is(kStreams)) at.stream = as_memory(args.stream_of)[pair];
@@ -89,24 +89,43 @@ __device__ __forceinline__ FirstPair first_pair(const PipelineArgs<kMaxPairs>& a
 // What says where a token stands.
 struct TokenIndices {
   Index position, slot;
+  int32_t request;
 };
 
-template <bool kAny, int kMaxPairs>
+template <Form kForm, int kMaxPairs>
 __device__ __forceinline__ TokenIndices load_indices(const PipelineArgs<kMaxPairs>& args, int32_t token) {
   TokenIndices at = {};
-  if constexpr (kAny) return at;
-  if (!args.is(kCounted)) at.position = load_index(args.positions, args.is(kPositions64), token);
+  if (kForm != Form::kAny && !args.is(kCounted)) at.position = load_index(args.positions, args.is(kPositions64), token);
   if (args.is(kCached)) at.slot = load_index(args.indices, args.is(kIndices64), token);
+  if (kForm != Form::kUsual && args.is(kPaged) && args.params.cache.request_ids)
+    at.request = args.params.cache.request_ids[token];
   return at;
+}
+
+// From a row of a table. False: the token's position is in none.
+template <int kMaxPairs>
+__device__ __forceinline__ bool read_angles(const PipelineArgs<kMaxPairs>& args, int64_t position, int32_t pair,
+                                            bool rotates, bool reports, CosSin* angles) {
+  const CosSinRows& rows = args.params.cos_sin;
+  if (uint64_t(position) >= uint64_t(rows.rows)) {
+    if (reports) count_one(rows.num_skipped);
+    return false;
+  }
+  for (; rotates && pair < args.pairs; pair += int32_t(blockDim.x * blockDim.y)) {
+    const int64_t i = position * rows.stride + pair;
+    angles[pair] = {float_at(rows.cos, rows.dtype, i) * args.cos_scale,
+                    float_at(rows.sin, rows.dtype, i) * args.sin_scale};
+  }
+  return true;
 }
 
 // A token's angles, by its threads together, into shared memory. False: the token is to be left alone. `reports`: this
 // thread counts that.
-template <bool kAny, int kMaxPairs>
+template <Form kForm, int kMaxPairs>
 __device__ __forceinline__ bool form_angles(const PipelineArgs<kMaxPairs>& args, int32_t token, Index position,
                                             FirstPair at, bool rotates, bool reports, CosSin* angles) {
   const int32_t threads = int32_t(blockDim.x * blockDim.y);
-  if constexpr (kAny) {
+  if constexpr (kForm == Form::kAny) {
     TokenState state = {};
     if (!token_state(args.params, token, reports, &state)) return false;
     for (int32_t i = at.pair; rotates && i < args.pairs; i += threads)
@@ -114,9 +133,9 @@ __device__ __forceinline__ bool form_angles(const PipelineArgs<kMaxPairs>& args,
     return true;
   }
   const bool wide = args.is(kPositions64);
-  const int64_t first =
-      args.is(kCounted) ? int64_t(uint64_t(args.offset) + uint64_t(token)) : value_of(position, wide);
+  const int64_t first = args.is(kCounted) ? int64_t(uint64_t(args.offset) + uint64_t(token)) : value_of(position, wide);
   if (first == -1 && !args.is(kCounted)) return false;
+  if (kForm == Form::kTables && args.is(kTable)) return read_angles(args, first, at.pair, rotates, reports, angles);
   while (rotates && at.pair < args.pairs) {
     int64_t own = first;
     if (args.is(kStreams))
@@ -152,21 +171,20 @@ struct Entry {
   int64_t row;  // of all entries
 };
 
-template <bool kAny, int kMaxPairs>
-__device__ __forceinline__ Entry find_entry(const PipelineArgs<kMaxPairs>& args, int32_t token, Index slot,
-                                            bool reports) {
-  if constexpr (kAny) {
+template <Form kForm, int kMaxPairs>
+__device__ __forceinline__ Entry find_entry(const PipelineArgs<kMaxPairs>& args, const TokenIndices& at, bool reports) {
+  const int64_t index = value_of(at.slot, args.is(kIndices64));
+  if (kForm != Form::kUsual && args.is(kPaged)) {
     const CacheMap& cache = args.params.cache;
     CachePlace place = {};
-    const bool found = cache_place<true>(cache, cache_index(cache, token), reports, &place);
+    const bool found = cache_place<false>(cache, {index, at.request}, reports, &place);
     return {found, int32_t(place.page), int32_t(place.entry), place.page * cache.page_size + place.entry};
   }
-  const int64_t index = value_of(slot, args.is(kIndices64));
   const bool found = uint64_t(index) < args.entries;
   if (args.is(kCounts)) {
     if (!found && reports && index >= 0) count_one(args.params.cache.num_skipped);
   }
-  return {found, int32_t(slot.low >> args.page_shift), int32_t(slot.low & args.entry_mask), index};
+  return {found, int32_t(at.slot.low >> args.page_shift), int32_t(at.slot.low & args.entry_mask), index};
 }
 
 }  // namespace rope::cuda
