@@ -153,15 +153,15 @@ class TokenCount {
   alignas(16) CosSin angles_[kMaxAngles[kCode.many]] = {};
 };
 
-// The tokens of a few rows of blocks.
+// A few of the tokens, in the last row of blocks and in another.
 template <class D, size_t kIndex>
 void check_threads(Random& r, const PipelineParams& p, const PipelinePlan& plan) {
   using Count = TokenCount<D, kIndex>;
   static typename Count::Args args;
   Count::fill(p, plan, &args);
   blockDim = {plan.block_x, plan.block_y, plan.block_z};
-  for (const unsigned x : std::set<unsigned>{0, plan.grid_x - 1, unsigned(r.between(0, plan.grid_x - 1))})
-    for (unsigned z = 0; z < plan.block_z; ++z) {
+  for (const unsigned x : std::set<unsigned>{unsigned(r.between(0, plan.grid_x - 1)), plan.grid_x - 1})
+    for (const unsigned z : std::set<unsigned>{0, plan.block_z / 2, plan.block_z - 1}) {
       const int64_t token = int64_t(x) * plan.block_z + z;
       if (token >= p.num_tokens) continue;
       const int64_t entries = p.cache.indices ? p.cache.num_pages * p.cache.page_size : 1;
