@@ -181,8 +181,8 @@ def test_a_pipeline_loads_and_stores_nothing_narrow(architecture):
         codes = {k.access_bytes // ELEMENT_BYTES[k.key[0]]} if quantised else set()
         assert stores == {k.access_bytes} | codes | ({4} if reduce and quantised else set()), k
         if not any_:
-            weights = {16, k.access_bytes, 4 * k.access_bytes // ELEMENT_BYTES[k.key[0]]} if reduce else set()
-            assert loads <= {k.access_bytes, 4} | {min(x, 16) for x in weights}, k
+            weights = {min(16, 4 * k.access_bytes // ELEMENT_BYTES[k.key[0]])} if reduce else set()
+            assert loads <= {k.access_bytes, 4} | weights, k
 
 
 # Generic loads, of memory that the compiler does not know: words of the argument, and what stream a pair turns by.
