@@ -46,7 +46,7 @@ class TokenCount {
       if (p.cache.indices) entry_ = {true, int32_t(slot) / p.cache.page_size, int32_t(slot) % p.cache.page_size, 0};
     } else {
       if (p.cache.indices) entry_ = find_entry<false>(args, token, Index{slot, 0}, false);
-      CHECK(entry_.found);
+      CHECK(entry_.found && (!p.cache.indices || entry_.row == slot));
     }
     for (int32_t i = 0; i < p.num_operands; ++i) {
       const PipelineOperand& o = p.operands[i];
@@ -179,7 +179,8 @@ void check_threads(Random& r, const PipelineParams& p, const PipelinePlan& plan)
 
 void check_limits(const PipelineParams& p, const PipelinePlan& plan) {
   const int64_t tokens = int64_t(plan.grid_x) * plan.block_z;
-  CHECK(tokens >= p.num_tokens && tokens - plan.block_z < p.num_tokens && plan.grid_x <= unsigned(INT32_MAX));
+  CHECK(tokens >= p.num_tokens && tokens - plan.block_z < p.num_tokens);
+  CHECK(tokens - 1 <= INT32_MAX);  // a token's number is an int32, also of one that there is not
   CHECK(int64_t(plan.grid_y) * plan.block_y * plan.turns >= plan.groups && plan.grid_y <= unsigned(kMaxGridY));
   CHECK(plan.block_x * plan.block_y * plan.block_z <= unsigned(kMaxBlock) && plan.block_z <= unsigned(kMaxBlockZ));
   CHECK(int64_t(plan.block_z) * (p.rotary_dim / 2) <= kMaxAngles[plan.code.many]);
@@ -241,27 +242,36 @@ int check_shape(Random& r, const PipelineParams& p) {
   return number;
 }
 
-// Each row of a list is met by a shape of its size, of so many heads of 128 elements, and says what the plan does.
+// What the plan of so many heads of 128 elements does, by their bytes, is what the row of the list says.
+void check_regime(const Regime& regime, int64_t tokens, int32_t heads, bool norm, bool codes) {
+  PipelineParams p = usual_pipeline(tokens, heads);
+  if (norm) add_norm(&p);
+  if (codes) add_codes(&p);
+  const PipelinePlan plan = plan_pipeline(p, 2);
+  CHECK(!plan.general && !plan.code.any && plan.code.reduce == norm && plan.code.quantised == codes);
+  CHECK(plan.code.access_bytes == regime.access_bytes && plan.code.unroll == regime.unroll);
+  const unsigned threads = plan.block_x * plan.block_y * plan.block_z;
+  if (heads > kFewHeads) {
+    CHECK(threads == unsigned(regime.threads) && plan.turns == regime.turns);
+  } else {  // one block has all heads of as many tokens as it has room for the angles of
+    CHECK(threads == unsigned(regime.threads) || plan.block_z * 64 == unsigned(kMaxAngles[false]));
+    CHECK(plan.grid_y == 1 && plan.turns == 1);
+  }
+  CHECK(plan.release_early == (plan.grid_x * plan.grid_y >= 132));
+}
+
+// Each row of a list, by the smallest and the largest shape that it is for.
 template <size_t kRows>
 void check_regimes(const Regime (&regimes)[kRows], int32_t heads, bool norm, bool codes) {
+  const int64_t token_bytes = 256 * heads;
+  int64_t below = 0;
   for (const Regime& regime : regimes) {
-    const int64_t token_bytes = 256 * heads, below = &regime == regimes ? 0 : (&regime)[-1].max_bytes;
-    PipelineParams p = usual_pipeline(below / token_bytes + 1, heads);
-    CHECK(p.num_tokens * token_bytes > below && p.num_tokens * token_bytes <= regime.max_bytes);
-    if (norm) add_norm(&p);
-    if (codes) add_codes(&p);
-    const PipelinePlan plan = plan_pipeline(p, 2);
-    CHECK(!plan.general && !plan.code.any && plan.code.reduce == norm && plan.code.quantised == codes);
-    CHECK(plan.code.access_bytes == regime.access_bytes && plan.code.unroll == regime.unroll);
-    const unsigned threads = plan.block_x * plan.block_y * plan.block_z;
-    if (heads > kFewHeads) {
-      CHECK(threads == unsigned(regime.threads) && plan.turns == regime.turns);
-    } else {  // one block has all heads of as many tokens as it has room for the angles of
-      CHECK(threads == unsigned(regime.threads) || plan.block_z * 64 == unsigned(kMaxAngles[false]));
-      CHECK(plan.grid_y == 1 && plan.turns == 1);
-    }
-    CHECK(plan.release_early == (plan.grid_x * plan.grid_y >= 132));
+    const int64_t first = below / token_bytes + 1, last = std::min<int64_t>(regime.max_bytes / token_bytes, 1 << 20);
+    CHECK(first <= last);
+    for (const int64_t tokens : {first, last}) check_regime(regime, tokens, heads, norm, codes);
+    below = regime.max_bytes;
   }
+  CHECK(below == INT64_MAX);
 }
 
 void check_all_regimes() {

@@ -8,7 +8,9 @@
 
 namespace rope::cuda::test {
 
-inline const char kSomething = 0;  // for pointers that plans only compare with null
+// For pointers that plans only compare with null.
+inline const char kSomething = 0;
+inline const uint64_t kWords = 0;
 
 // Strides of `heads` rows of `row` bytes in each of `items` tokens, or entries of a page: one behind the other or with
 // gaps, and seldom with the tokens of a head side by side.
@@ -85,6 +87,8 @@ inline PipelineParams random_call(Random& r, int32_t dim) {
   p.angle = r.chance(0.85) ? Angle::kExact : r.of({Angle::kFp32, Angle::kCosSin});
   p.positions.kind = r.chance(0.9) ? r.of({PositionKind::kIds64, PositionKind::kIds32, PositionKind::kOffset})
                                    : r.of({PositionKind::kRagged32, PositionKind::kRagged64});
+  if (r.chance(0.03)) p.positions_from = &kSomething;
+  if (r.chance(0.03)) p.sets.words = &kWords;
   if (r.chance(0.2)) p.positions.sections = random_sections(r, p.rotary_dim / 2);
   return p;
 }
