@@ -24,19 +24,17 @@ LIBRARY = Path(os.environ.get("ROPEROPE_LIBRARY") or INSTALLED / "libroperope.so
 ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "Codes": 1}
 
 KERNEL = re.compile(
-    r"^_ZN4rope4cuda\d+(?P<kind>rotate|pipeline|cache_rotation|cos_sin)_kernelINS_\d+(?P<dtype>[A-Z]+\d+|Codes)E"
-    r"(LNS_6LayoutE(?P<layout>\d)E)?(LNS_5AngleE(?P<angle>\d)E)?Li(?P<vec>\d+)E(?P<rest>.*)$"
+    r"^_ZN4rope4cuda\d+(?P<kind>pipeline|general|cache_rotation|cos_sin)_kernelINS_\d+(?P<dtype>[A-Z]+\d+|Codes)E"
+    r"(LNS_6LayoutE(?P<layout>\d)E)?(LNS_5AngleE(?P<angle>\d)E)?Li(?P<vec>\d+)E(?P<rest>(?:L[ib]\d+E)*)EEv"
 )
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", re.M)
 
 
 class Kernel(NamedTuple):
-    kind: str  # rotate, pipeline, cache_rotation or cos_sin
-    key: tuple[
-        str, str | None, str | None
-    ]  # dtype, layout (rows of cos and sin have none), angle (one code for all in a pipeline)
+    kind: str  # pipeline, general, cache_rotation or cos_sin
+    key: tuple[str, str | None, str | None]  # dtype, layout and angle, where the kernel is compiled for each
     access_bytes: int
-    variant: str  # the other template arguments
+    variant: tuple[int, ...]  # the other template arguments
     opcodes: Counter[str]
 
 
@@ -69,7 +67,8 @@ def kernels(architecture):
         match = KERNEL.match(name)
         assert match, f"a kernel that these tests do not know: {name}"
         access_bytes = int(match["vec"]) * ELEMENT_BYTES[match["dtype"]]
-        found.append(Kernel(match["kind"], match.group("dtype", "layout", "angle"), access_bytes, match["rest"],
+        variant = tuple(map(int, re.findall(r"\d+", match["rest"])))
+        found.append(Kernel(match["kind"], match.group("dtype", "layout", "angle"), access_bytes, variant,
                             Counter(INSTRUCTION.findall(sass))))  # fmt: skip
     return found
 
@@ -93,38 +92,51 @@ def compiled_keys():
     return set(itertools.product(dtypes, map(str, range(layouts)), map(str, range(angles))))
 
 
-WIDTHS = {"rotate": {16, 8, "element"}, "pipeline": {16, 8, "element"}, "cos_sin": {16, "element"}}
+def listed_codes(name):
+    """The rows of a list of all that is compiled, cuda/src/kernels/*/plan.h; "element" is the access of one."""
+    kind = name.removeprefix("k").removesuffix("Codes").lower()
+    text = (ROOT / f"cuda/src/kernels/{kind}/plan.h").read_text()
+    rows = re.findall(r"\{([^{}]+)\}", re.search(rf"{name}\[\] = \{{(.*?)\}};", text, re.S)[1])
+    values = {"kElementBytes": "element", "false": 0, "true": 1}
+    return [tuple(values[x] if x in values else int(x) for x in re.split(r",\s*", row.strip())) for row in rows]
 
 
-@pytest.mark.parametrize("kind", WIDTHS)
+def pipeline_variants():
+    """(access, variant) of each code: of usual calls with and without a dependent launch, of others once."""
+    for access, unroll, reduce, quantised, many, any_ in listed_codes("kPipelineCodes"):
+        for dependent in {any_, 1}:
+            yield access, (unroll, reduce, quantised, any_, dependent, 1024 if many else 64)
+
+
+VARIANTS = {
+    "pipeline": lambda: list(pipeline_variants()),
+    "general": lambda: [(access, (reduce,)) for access, reduce in listed_codes("kGeneralCodes")],
+    "cos_sin": lambda: [(16, ()), ("element", ())],
+}
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
 def test_every_instance_is_there(architecture, kind):
-    """Each listed combination, and each of them with the same variants."""
-    found = [k for k in kernels(architecture) if k.kind == kind]
-    has_layout, has_angle = kind != "cos_sin", kind != "pipeline"
-    keys = {(d, layout if has_layout else None, angle if has_angle else None) for d, layout, angle in compiled_keys()}
-    assert {k.key for k in found} == keys
-    variants = {}
-    for k in found:
-        width = "element" if k.access_bytes == ELEMENT_BYTES[k.key[0]] else k.access_bytes
-        variant = re.sub(r"^Li\d+E(?=.*SectionFormE[12])", "", k.variant)  # heads in flight: fewer of float32
-        variants.setdefault(k.key, []).append((width, variant.partition("EEv")[0]))
-    first = variants[min(key for key in keys if key[0] == "F32")]
-    expected = sorted(map(str, first))
-    assert len(set(expected)) == len(expected)
-    assert {width for width, _ in first} == WIDTHS[kind]
-    for key, present in variants.items():
-        assert sorted(map(str, present)) == expected, key
+    """Each listed combination, once, and no other."""
+    expected = [
+        (key, ELEMENT_BYTES[key[0]] if access == "element" else access, variant)
+        for key in {(d, None, angle if kind == "cos_sin" else None) for d, _, angle in compiled_keys()}
+        for access, variant in VARIANTS[kind]()
+    ]
+    present = [(k.key, k.access_bytes, k.variant) for k in kernels(architecture) if k.kind == kind]
+    assert len(expected) == len(set(expected))
+    assert sorted(present, key=str) == sorted(expected, key=str)
 
 
 def test_every_rotation_in_a_cache_is_there(architecture):
     """Of each dtype with wide accesses and by elements; of codes, half as wide, also with dynamic scales."""
     found = [k for k in kernels(architecture) if k.kind == "cache_rotation"]
-    expected = {(key[:2], ELEMENT_BYTES[key[0]], "Li1ELb0") for key in compiled_keys()}
-    expected |= {(key[:2], 16, "Li4ELb0") for key in compiled_keys()}
+    expected = {(key[:2], ELEMENT_BYTES[key[0]], (1, 0)) for key in compiled_keys()}
+    expected |= {(key[:2], 16, (4, 0)) for key in compiled_keys()}
     for layout in {key[1] for key in compiled_keys()}:
-        variants = [(8, "Li4ELb0"), (8, "Li1ELb1"), (1, "Li1ELb0"), (1, "Li1ELb1")]
+        variants = [(8, (4, 0)), (8, (1, 1)), (1, (1, 0)), (1, (1, 1))]
         expected |= {(("Codes", layout), *variant) for variant in variants}
-    present = [(k.key[:2], k.access_bytes, k.variant.partition("EEEv")[0]) for k in found]
+    present = [(k.key[:2], k.access_bytes, k.variant) for k in found]
     assert sorted(present) == sorted(expected)
 
 
@@ -141,21 +153,47 @@ def width(opcode):
     return 4
 
 
+def widths(kernel, kind):
+    """Of its loads or stores of a kind, e.g. LDG."""
+    return {width(opcode) for opcode in kernel.opcodes if opcode.startswith(f"{kind}.")}
+
+
 def test_accesses_are_as_wide_as_they_should_be(architecture):
     """Rows move in accesses of the instance's width. Narrower loads fetch a position or the request of a token.
 
-    A pipeline, or a rotation in a cache, also loads scales, weights, cos and sin, and stores codes and scales; rows of
-    cos and sin are only stored.
+    Stages also load scales, weights, cos and sin, and store codes and scales; rows of cos and sin are only stored.
     """
     for k in kernels(architecture):
-        stores = {width(opcode) for opcode in k.opcodes if opcode.startswith("STG")}
-        loads = {width(opcode) for opcode in k.opcodes if opcode.startswith("LDG")}
+        stores, loads = widths(k, "STG"), widths(k, "LDG")
         rows = set() if k.kind == "cos_sin" else {k.access_bytes}
         assert k.access_bytes in stores and rows <= loads, k
-        if k.kind in ("rotate", "cos_sin"):
-            assert stores == {k.access_bytes} and loads <= rows | {8, 4}, k
-        # Loads of memory that the compiler does not know are those of words in the arguments.
-        assert not any(opcode.startswith("ST.") for opcode in k.opcodes), k
+        if k.kind == "cos_sin":
+            assert stores == {k.access_bytes} and loads <= {8, 4}, k
+
+
+def test_a_pipeline_loads_and_stores_nothing_narrow(architecture):
+    """Positions, slots and scales are of 4 bytes or two of them, whatever is not rows and weights."""
+    for k in kernels(architecture):
+        if k.kind != "pipeline":
+            continue
+        _, reduce, quantised, any_, _, _ = k.variant
+        stores, loads = widths(k, "STG"), widths(k, "LDG")
+        codes = {k.access_bytes // ELEMENT_BYTES[k.key[0]]} if quantised else set()
+        assert stores == {k.access_bytes} | codes | ({4} if reduce and quantised else set()), k
+        if not any_:
+            weights = {min(16, 4 * k.access_bytes // ELEMENT_BYTES[k.key[0]])} if reduce else set()
+            assert loads <= {k.access_bytes, 4} | weights, k
+
+
+# Generic loads, of memory that the compiler does not know: words of the argument, and what stream a pair turns by.
+GENERIC = {"pipeline": {8, 1}, "general": {8, 4}, "cache_rotation": {16, 8, 4}, "cos_sin": {16, 8, 4}}
+
+
+def test_generic_accesses_are_those_of_arguments(architecture):
+    for k in kernels(architecture):
+        scales = {4} if k.kind == "pipeline" and k.variant[2] else set()  # their address may be null
+        assert widths(k, "LD") <= GENERIC[k.kind] | scales, k
+        assert not widths(k, "ST"), k
 
 
 def test_nothing_is_in_local_memory(architecture):

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <iterator>
 #include <random>
+#include <type_traits>
 #include <vector>
 
 #include "../../src/kernels/parts/compiled.h"
@@ -48,15 +49,15 @@ struct Dim {
 };
 
 // How often each element of a head is touched, by the slots that a grid's x and z coordinates reach.
-template <Layout kLayout, int kVec>
-std::vector<int> touched(int32_t rotary_dim, int32_t rotary_offset, int32_t dim, int32_t slots, int32_t stored_slots) {
+template <int kVec>
+std::vector<int> touched(Layout layout, int32_t rotary_dim, int32_t rotary_offset, int32_t dim, int32_t slots,
+                         int32_t stored_slots) {
   std::vector<int> count(size_t(dim), 0);
   for (int32_t i = 0; i < slots; ++i) {
-    const Slot s = slot_of<kLayout, kVec, true>(rotary_dim, rotary_offset, dim, stored_slots, i);
+    const Slot s = slot_of<kVec, true>(layout, rotary_dim, rotary_offset, dim, stored_slots, i);
     for (int32_t j = 0; j < kVec; ++j) {
-      constexpr bool kAdjacent = PairMap<kLayout, kVec>::kAdjacent;
       CHECK(s.first >= 0 && s.first + kVec <= dim && s.second >= 0 && s.second + kVec <= dim);
-      CHECK(s.first % kVec == 0 || (kAdjacent && kVec == 1));
+      CHECK(s.first % kVec == 0);
       ++count[size_t(s.first + j)];
       if (s.first != s.second) ++count[size_t(s.second + j)];
     }
@@ -64,31 +65,31 @@ std::vector<int> touched(int32_t rotary_dim, int32_t rotary_offset, int32_t dim,
   return count;
 }
 
-template <Layout kLayout>
-std::vector<int> touched(int32_t vec, int32_t rotary_dim, int32_t rotary_offset, int32_t dim, int32_t slots,
-                         int32_t stored_slots) {
+// f(constant) for the elements of an access.
+template <class F>
+auto for_vec(int32_t vec, F f) {
   switch (vec) {
-    case 1: return touched<kLayout, 1>(rotary_dim, rotary_offset, dim, slots, stored_slots);
-    case 2: return touched<kLayout, 2>(rotary_dim, rotary_offset, dim, slots, stored_slots);
-    case 4: return touched<kLayout, 4>(rotary_dim, rotary_offset, dim, slots, stored_slots);
-    default: CHECK(vec == 8); return touched<kLayout, 8>(rotary_dim, rotary_offset, dim, slots, stored_slots);
+    case 1: return f(std::integral_constant<int, 1>());
+    case 2: return f(std::integral_constant<int, 2>());
+    case 4: return f(std::integral_constant<int, 4>());
+    default: CHECK(vec == 8); return f(std::integral_constant<int, 8>());
   }
 }
 
 // The rotated elements, with `whole` all, are touched once, and no others.
 inline void check_elements(Layout layout, int32_t vec, int32_t rotary_dim, int32_t rotary_offset, int32_t dim,
                            int32_t slots, int32_t stored_slots, bool whole) {
-  const auto count = layout == Layout::kNeox
-                         ? touched<Layout::kNeox>(vec, rotary_dim, rotary_offset, dim, slots, stored_slots)
-                         : touched<Layout::kGptj>(vec, rotary_dim, rotary_offset, dim, slots, stored_slots);
+  const auto count = for_vec(vec, [&](auto v) {
+    return touched<v.value>(layout, rotary_dim, rotary_offset, dim, slots, stored_slots);
+  });
   for (int32_t i = 0; i < dim; ++i) {
     const bool rotated = i >= rotary_offset && i < rotary_offset + rotary_dim;
     CHECK(count[size_t(i)] == int(rotated || whole));
   }
 }
 
-// Of a grid that grid_place() is laid over: tokens, slots and, in `turns` turns (0: until none is left) of `unroll`,
-// heads are each reached once.
+// Of a grid that grid_place() is laid over: tokens, slots and, in `turns` turns of `unroll`, heads are each reached
+// once.
 inline void check_grid(Dim grid, Dim block, int64_t tokens, int32_t slots, int32_t heads, int32_t unroll,
                        int32_t turns) {
   CHECK(block.x * block.y * block.z <= unsigned(kMaxBlock) && block.z <= unsigned(kMaxBlockZ));
@@ -108,7 +109,7 @@ inline void check_grid(Dim grid, Dim block, int64_t tokens, int32_t slots, int32
     for (unsigned t = 0; t < block.y; ++t) {
       const GridPlace at = grid_place(Dim{0, b, 0}, Dim{0, t, 0}, block, grid);
       int32_t head = at.head;
-      for (int32_t turn = 0; turns ? turn < turns : head < heads; ++turn, head += at.step * unroll)
+      for (int32_t turn = 0; turn < turns; ++turn, head += at.step * unroll)
         for (int32_t u = 0; u < unroll; ++u)
           if (head + u * at.step < heads) ++head_count[size_t(head + u * at.step)];
     }
@@ -116,8 +117,8 @@ inline void check_grid(Dim grid, Dim block, int64_t tokens, int32_t slots, int32
     for (const uint8_t count : *counts) CHECK(count == 1);
 }
 
-void test_rotate();
 void test_pipeline();
+void test_general();
 void test_rotate_cache();
 void test_cos_sin();
 

@@ -2,8 +2,8 @@
 
 int main() {
   using namespace rope::cuda::test;
-  test_rotate();
   test_pipeline();
+  test_general();
   test_rotate_cache();
   test_cos_sin();
   std::printf("%d shapes\n", shape);

@@ -1,196 +1,381 @@
+// The kernel's own arguments and places of threads (launch.cuh, thread.cuh) are made of each plan, as on the device,
+// and the elements counted that they come to.
 #include <set>
-#include <tuple>
 
+#include "../../src/kernels/pipeline/launch.cuh"
 #include "../../src/kernels/pipeline/plan.cpp"  // its regimes, too
-#include "check.h"
+#include "shapes.h"
 
 namespace rope::cuda::test {
 namespace {
 
-PipelineOperand operand_at(Random& r, int element_bytes, int32_t heads, int32_t dim, bool rotated) {
-  PipelineOperand o = {};
-  const int64_t step = r.step(element_bytes), row = round_up(int64_t(dim) * element_bytes, step);
-  o.in = reinterpret_cast<const char*>((int64_t(1) << 32) + step);
-  o.out = reinterpret_cast<char*>((int64_t(1) << 40) + step);
-  o.in_head_stride = o.out_head_stride = row;
-  o.in_token_stride = o.out_token_stride = row * heads;
-  o.heads = heads;
-  o.dim = dim;
-  o.rotated = rotated;
-  o.whole = !rotated || r.chance(0.6);
-  if (o.whole && r.chance(0.35)) {
-    o.quantize.type = r.of({OutType::kE4M3, OutType::kInt8});
-    o.quantize.kind = r.of({ScaleKind::kHost, ScaleKind::kHead, ScaleKind::kDynamic});
-  }
-  return o;
-}
+// A row of an operand, of one token: where it begins, and how far it is to the next head.
+struct Row {
+  int64_t begin, head_stride;
+  int32_t heads, dim;
+  int64_t element_bytes;
 
-PipelineParams random_pipeline(Random& r, int element_bytes) {
-  PipelineParams p = {};
-  const int32_t dim = r.chance(0.7) ? r.of({64, 80, 128, 256}) : int32_t(r.between(2, 1200));
-  const int32_t q_heads = int32_t(r.between(1, 40)), k_heads = int32_t(r.between(1, 9));
-  p.rotary_dim = std::max(2, int32_t(r.chance(0.6) ? dim : r.between(2, dim)) / 2 * 2);
-  p.rotary_offset = r.chance(0.7) ? 0 : int32_t(r.between(0, dim - p.rotary_dim));
-  p.num_tokens = r.chance(0.7) ? r.between(1, 40) : r.chance(0.6) ? r.between(40, 800) : r.between(800, 30000);
-  p.layout = r.of({Layout::kNeox, Layout::kGptj});
-  p.angle = r.chance(0.8) ? Angle::kExact : Angle::kFp32;
-  p.positions.kind = r.chance(0.8) ? PositionKind::kIds64 : PositionKind::kRagged32;
-  for (const auto& [heads, rotated, use] : {std::tuple(q_heads, true, 0.9), std::tuple(k_heads, true, 0.9),
-                                            std::tuple(k_heads, false, 0.6), std::tuple(q_heads, false, 0.2)})
-    if (r.chance(use) || p.num_operands == 0)
-      p.operands[p.num_operands++] = operand_at(r, element_bytes, heads, dim, rotated);
-  if (r.chance(0.4)) {
-    p.norm.on = true;
-    p.norm.wide_weights = r.chance(0.8);
-    p.norm.across_heads = r.chance(0.2);
-    static const char weight = 0;
+  // The number, of the token's elements of the operand, of that at an address.
+  int64_t element(const char* at) const {
+    const int64_t offset = reinterpret_cast<int64_t>(at) - begin;
+    const int64_t head = heads == 1 ? 0 : offset / head_stride;
+    const int64_t in_head = offset - head * head_stride;
+    CHECK(offset >= 0 && head < heads && in_head % element_bytes == 0 && in_head / element_bytes < dim);
+    return head * dim + in_head / element_bytes;
+  }
+};
+
+// What the threads of a token touch.
+template <class D, size_t kIndex>
+class TokenCount {
+  static constexpr int kElementBytes = sizeof(typename D::Storage);
+  static constexpr PipelineCode kCode = kPipelineCodes<kElementBytes>[kIndex];
+  static constexpr int kVec = kCode.access_bytes / kElementBytes, kUnroll = kCode.unroll;
+  static constexpr int kMaxPairs = kCode.many ? kMaxRotaryDim / 2 : kFewPairs;
+
+ public:
+  using Args = PipelineArgs<kMaxPairs>;
+
+  static void fill(const PipelineParams& p, const PipelinePlan& plan, Args* args) {
+    fill_args(p, {}, {}, plan, kVec, args);
+  }
+
+  TokenCount(const PipelineParams& p, const PipelinePlan& plan, const Args& args, int32_t token, uint32_t slot)
+      : p_(p), plan_(plan), args_(args), token_(token) {
+    if constexpr (kCode.any) {
+      if (p.cache.indices) entry_ = {true, int32_t(slot) / p.cache.page_size, int32_t(slot) % p.cache.page_size, 0};
+    } else {
+      if (p.cache.indices) entry_ = find_entry<false>(args, token, Index{slot, 0}, false);
+      CHECK(entry_.found && (!p.cache.indices || entry_.row == slot));
+    }
     for (int32_t i = 0; i < p.num_operands; ++i) {
-      PipelineOperand& o = p.operands[i];
-      if (o.rotated) o.weight = &weight;
-      o.whole |= o.rotated;
+      const PipelineOperand& o = p.operands[i];
+      const int64_t page = o.cached ? slot / uint32_t(p.cache.page_size) : 0;
+      const int64_t entry = o.cached ? slot % uint32_t(p.cache.page_size) : token;
+      const int64_t out_bytes = stored_bytes(o.quantize.type, kElementBytes, 1);
+      in_[i] = {reinterpret_cast<int64_t>(o.in) + token * o.in_token_stride, o.in_head_stride, o.heads, o.dim,
+                kElementBytes};
+      out_[i] = {reinterpret_cast<int64_t>(o.out) + page * o.out_page_stride + entry * o.out_token_stride,
+                 o.out_head_stride, o.heads, o.dim, out_bytes};
+      touched_[i].assign(size_t(o.heads) * size_t(o.dim), 0);
+    }
+    for (int32_t i = 0; i < kMaxAngles[kCode.many]; ++i) angles_[i].cos = float(i);
+  }
+
+  // The thread's turns, in the order of pipeline_kernel().
+  void take_thread() {
+    const int32_t first_of_block = int32_t(blockIdx.y) * args_.block_groups;
+    int32_t index = first_of_block + int32_t(threadIdx.y);
+    for (int32_t turn = 0; turn < args_.turns; ++turn, index += int32_t(blockDim.y)) {
+      const Group g = group_of<D, kVec, kUnroll, kCode.quantised, kCode.any>(args_, token_, true, index);
+      if (g.live > 0 && g.rotated) CHECK(first_of_block < args_.rotated_groups);
+      for (int32_t u = 0; u < std::min(g.live, kUnroll); ++u) take_slot(g, u);
     }
   }
-  if (r.chance(0.5)) {
-    static const char index = 0;
-    p.cache.indices = &index;
-    p.cache.page_size = r.of({16, 5});
-    p.cache.page_shift = p.cache.page_size == 16 ? 4 : -1;
-    p.cache.num_pages = 100;
-    for (int32_t i = 1; i < p.num_operands; ++i) p.operands[i].cached = p.operands[i].heads == k_heads;
+
+  // Everything that is stored was touched once, and nothing else.
+  void check() const {
+    for (int32_t i = 0; i < p_.num_operands; ++i) {
+      const PipelineOperand& o = p_.operands[i];
+      size_t at = 0;
+      for (int32_t head = 0; head < o.heads; ++head)
+        for (int32_t e = 0; e < o.dim; ++e, ++at) CHECK(touched_[i][at] == int(o.whole || is_rotated(o, e)));
+    }
   }
-  for (int32_t i = 0; i < p.num_operands; ++i)
-    p.dynamic |= p.operands[i].quantize.type != OutType::kSame && p.operands[i].quantize.kind == ScaleKind::kDynamic;
-  return p;
+
+ private:
+  bool is_rotated(const PipelineOperand& o, int64_t e) const {
+    return o.rotated && e >= p_.rotary_offset && e < p_.rotary_offset + p_.rotary_dim;
+  }
+
+  void take_slot(const Group& g, int32_t u) {
+    const auto which = g.operand - args_.operands;
+    CHECK(which < p_.num_operands && g.stage == &args_.stages[which]);
+    const PipelineOperand& o = p_.operands[which];
+    const int64_t out_bytes = stored_bytes(o.quantize.type, kElementBytes, 1);
+    const char* const in = advance(g.in, u, g.operand->in_head_stride);
+    char* const out = advance(advance(advance(g.out, entry_.page, g.operand->out_page_stride), entry_.entry,
+                                      g.operand->out_entry_stride),
+                              u, g.operand->out_head_stride);
+    int64_t first[2];
+    for (const int c : {0, 1}) {
+      const char* const from = advance(in, c * g.apart, kElementBytes);
+      const char* const to = advance(out, c * g.apart, int32_t(out_bytes));
+      CHECK(reinterpret_cast<intptr_t>(from) % kCode.access_bytes == 0);
+      CHECK(reinterpret_cast<intptr_t>(to) % stored_bytes(o.quantize.type, kElementBytes, kVec) == 0);
+      first[c] = in_[which].element(from);
+      for (const int32_t j : {0, kVec - 1}) {
+        CHECK(in_[which].element(from + j * kElementBytes) == first[c] + j);
+        CHECK(out_[which].element(to + j * out_bytes) == first[c] + j);
+        CHECK(g.rotated == is_rotated(o, first[c] % o.dim + j));
+      }
+      for (int32_t j = 0; j < kVec && (c == 0 || g.apart); ++j) ++touched_[which][size_t(first[c] + j)];
+    }
+    const int64_t head = first[0] / o.dim;
+    CHECK(first[1] / o.dim == head);
+    if (o.quantize.kind == ScaleKind::kHead || o.quantize.kind == ScaleKind::kDynamic) {
+      CHECK(g.head - g.stage->first_head + u == head && g.operand->end_head - g.stage->first_head == o.heads);
+    }
+    if (!kCode.any) {  // slots lie alike in every head, however it is counted
+      CHECK(first[0] % plan_.operands[which].dim == plan_.start + int32_t(threadIdx.x) * kVec);
+      CHECK(first[1] - first[0] == p_.rotary_dim / 2);
+    }
+    if (g.rotated) check_angles(first[0] % o.dim, first[1] % o.dim);
+  }
+
+  // The pairs of a slot, whose chunks begin at these elements of a head, meet their own angles.
+  void check_angles(int64_t first, int64_t second) const {
+    const CosSin* const own = angles_ + threadIdx.z * unsigned(args_.pairs);
+    const int32_t slot = int32_t(threadIdx.x);
+    CHECK(slot * kVec < args_.pairs && reinterpret_cast<intptr_t>(own) % (kVec > 2 ? 16 : 8) == 0);
+    CosSin angle[kVec];
+    load_angles<kVec>(own + slot * args_.angle_step, args_.angle_apart, angle);
+    for (int32_t j = 0; j < kVec; ++j) {
+      const bool gptj = p_.layout == Layout::kGptj;
+      const int32_t at[] = {gptj ? PairMap<Layout::kGptj, kVec>::element0(j)
+                                 : PairMap<Layout::kNeox, kVec>::element0(j),
+                            gptj ? PairMap<Layout::kGptj, kVec>::element1(j)
+                                 : PairMap<Layout::kNeox, kVec>::element1(j)};
+      int64_t e[2];
+      for (const int i : {0, 1}) e[i] = (at[i] < kVec ? first + at[i] : second + at[i] - kVec) - p_.rotary_offset;
+      CHECK(e[1] - e[0] == (gptj ? 1 : args_.pairs));
+      CHECK(int32_t(angle[j].cos - own->cos) == (gptj ? e[0] / 2 : e[0]));
+    }
+  }
+
+  const PipelineParams& p_;
+  const PipelinePlan& plan_;
+  const Args& args_;
+  const int32_t token_;
+  Entry entry_ = {true, 0, 0, 0};
+  Row in_[kMaxOperands], out_[kMaxOperands];
+  std::vector<uint8_t> touched_[kMaxOperands];
+  alignas(16) CosSin angles_[kMaxAngles[kCode.many]] = {};
+};
+
+// A few of the tokens, in the last row of blocks and in another.
+template <class D, size_t kIndex>
+void check_threads(Random& r, const PipelineParams& p, const PipelinePlan& plan) {
+  using Count = TokenCount<D, kIndex>;
+  static typename Count::Args args;
+  Count::fill(p, plan, &args);
+  blockDim = {plan.block_x, plan.block_y, plan.block_z};
+  for (const unsigned x : std::set<unsigned>{unsigned(r.between(0, plan.grid_x - 1)), plan.grid_x - 1})
+    for (const unsigned z : std::set<unsigned>{0, plan.block_z / 2, plan.block_z - 1}) {
+      const int64_t token = int64_t(x) * plan.block_z + z;
+      if (token >= p.num_tokens) continue;
+      const int64_t entries = p.cache.indices ? p.cache.num_pages * p.cache.page_size : 1;
+      Count count(p, plan, args, int32_t(token), uint32_t(r.between(0, entries - 1)));
+      for_each_in({1, plan.grid_y, 1}, [&](dim3 block) {
+        for_each_in({plan.block_x, plan.block_y, 1}, [&](dim3 thread) {
+          blockIdx = {x, block.y, 0};
+          threadIdx = {thread.x, thread.y, z};
+          count.take_thread();
+        });
+      });
+      count.check();
+    }
 }
 
-template <int kElementBytes>
-size_t index_of(const PipelineCode& code) {
-  const auto& all = kPipelineCodes<kElementBytes>;
-  CHECK(is_compiled(all, code));
-  return size_t(std::find(std::begin(all), std::end(all), code) - std::begin(all));
+void check_limits(const PipelineParams& p, const PipelinePlan& plan) {
+  const int64_t tokens = int64_t(plan.grid_x) * plan.block_z;
+  CHECK(tokens >= p.num_tokens && tokens - plan.block_z < p.num_tokens);
+  CHECK(tokens - 1 <= INT32_MAX);  // a token's number is an int32, also of one that there is not
+  CHECK(int64_t(plan.grid_y) * plan.block_y * plan.turns >= plan.groups && plan.grid_y <= unsigned(kMaxGridY));
+  CHECK(plan.block_x * plan.block_y * plan.block_z <= unsigned(kMaxBlock) && plan.block_z <= unsigned(kMaxBlockZ));
+  CHECK(int64_t(plan.block_z) * (p.rotary_dim / 2) <= kMaxAngles[plan.code.many]);
+  CHECK(plan.code.many == (p.rotary_dim / 2 > kFewPairs));
 }
 
-void check_alignment(const PipelineParams& p, const PipelineCode& code, int element_bytes, int32_t vec) {
+// What the kernel takes for granted of its stages.
+void check_stages(const PipelineParams& p, const PipelinePlan& plan) {
+  const PipelineCode& code = plan.code;
+  CHECK(!p.norm.on || (code.reduce && p.norm.wide_weights && !p.norm.across_heads));
+  CHECK(!p.dynamic || (code.reduce && code.quantised));
+  if (!code.any) {
+    const PositionKind kind = p.positions.kind;
+    CHECK(kind == PositionKind::kOffset || kind == PositionKind::kIds32 || kind == PositionKind::kIds64);
+    CHECK(p.angle == Angle::kExact && !p.positions_from && !p.sets.words);
+    CHECK(!p.cache.page_table && !p.cache.request_ids);
+  }
   for (int32_t i = 0; i < p.num_operands; ++i) {
     const PipelineOperand& o = p.operands[i];
-    const int64_t out_bytes = stored_bytes(o.quantize.type, element_bytes, vec);
-    for (const int64_t at : {reinterpret_cast<int64_t>(o.in), o.in_token_stride, o.in_head_stride})
-      CHECK(at % code.access_bytes == 0);
-    for (const int64_t at : {reinterpret_cast<int64_t>(o.out), o.out_token_stride, o.out_head_stride})
-      CHECK(at % out_bytes == 0);
+    const OperandPlan& x = plan.operands[i];
+    CHECK(o.quantize.type == OutType::kSame || code.quantised);
+    CHECK(o.xpos_sign == 0 && unsigned(x.slots) <= plan.block_x);
+    if (!code.any) CHECK(unsigned(x.slots) == plan.block_x);
+    if (!o.weight && o.quantize.kind != ScaleKind::kDynamic) continue;
+    // A head's threads meet in a warp (parts/rows.cuh).
+    CHECK(code.reduce && x.heads == o.heads && x.dim == o.dim && x.slots <= 32);
+    CHECK((plan.block_x & (plan.block_x - 1)) == 0);
   }
 }
 
-// What the reductions take for granted (parts/rows.cuh).
-void check_rows(const PipelineParams& p, const PipelineOperand& o, const PipelinePlan& plan, const OperandPlan& x,
-                int32_t vec) {
-  if (!plan.code.reduce) return;
-  CHECK(plan.grid_z == 1 && x.slots <= x.lanes);
-  if (!plan.code.general) {
-    CHECK(32 % x.lanes == 0 && x.rows_in_warps);
-    if (o.weight) CHECK(o.dim % std::max(2 * vec, 8) == 0 && o.dim >= 16 && (!o.rotated || p.rotary_dim == o.dim));
+// A norm's sums are formed group by group of the head's elements (WarpRows).
+void check_norm(const PipelineParams& p, const PipelinePlan& plan, int32_t vec) {
+  for (int32_t i = 0; i < p.num_operands; ++i) {
+    const PipelineOperand& o = p.operands[i];
+    if (!o.weight) continue;
+    CHECK(vec > 1 && o.dim >= 16 && o.dim % 8 == 0 && o.dim % (2 * vec) == 0);
+    CHECK(!o.rotated || p.rotary_dim == o.dim);  // chunks of the first and of the second half
+    CHECK(plan.operands[i].slots == o.dim / 2 / vec);
   }
-  if (x.rows_in_warps) CHECK(32 % x.lanes == 0);
-  if (o.weight && p.norm.across_heads) CHECK(x.blocks == 1 && x.tokens == 1 && plan.code.unroll == 1);
 }
 
-// Every (token, head, slot) is one thread's, in one of its turns; of shapes that are counted quickly.
-void check_threads(const PipelineParams& p, const PipelineOperand& o, const PipelinePlan& plan, const OperandPlan& x) {
-  if (p.num_tokens * o.heads * x.slots > 50'000) return;
-  std::vector<uint8_t> count(size_t(p.num_tokens * o.heads * x.slots), 0);
-  const unsigned blocks = unsigned(divide_up(p.num_tokens, x.tokens)) * unsigned(x.blocks);
-  for (unsigned b = 0; b < blocks; ++b)
-    for (unsigned z = 0; z < plan.grid_z; ++z)
-      for (unsigned t = 0; t < plan.threads; ++t) {
-        const PipelinePlace at = x.place(b, z, t);
-        CHECK(at.row == int32_t(t) / x.lanes && at.lane == int32_t(t) % x.lanes && at.row_token == at.row / x.columns);
-        if (at.row_token >= x.tokens || at.token >= p.num_tokens || at.slot >= x.slots) continue;
-        for (int32_t turn = 0; turn < x.turns; ++turn)
-          for (int32_t u = 0; u < plan.code.unroll; ++u) {
-            const int32_t head = at.head + (turn * plan.code.unroll + u) * x.columns;
-            if (head >= o.heads) continue;
-            CHECK(u < x.in_flight || !plan.code.reduce || x.in_flight > 1);
-            ++count[(size_t(at.token) * size_t(o.heads) + size_t(head)) * size_t(x.slots) + size_t(at.slot)];
-          }
-      }
-  for (const uint8_t n : count) CHECK(n == 1);
+// The number of its code; -1: the general kernel's.
+template <class D>
+int check_shape(Random& r, const PipelineParams& p) {
+  constexpr int kElementBytes = sizeof(typename D::Storage);
+  ++shape;
+  const PipelinePlan plan = plan_pipeline(p, kElementBytes);
+  if (plan.general) return -1;
+  check_limits(p, plan);
+  check_stages(p, plan);
+  check_norm(p, plan, plan.code.access_bytes / kElementBytes);
+  int number = -1;
+  const int error = for_compiled<kPipelineCodes<kElementBytes>>(plan.code, [&](auto index) {
+    check_threads<D, index.value>(r, p, plan);
+    number = int(index.value);
+    return 0;
+  });
+  CHECK(error == 0);
+  return number;
 }
 
-// Each row of a list is met by a shape of its size, of 128 elements and so many heads, and says what the plan does.
+// What the plan of so many heads of 128 elements does, by their bytes, is what the row of the list says.
+void check_regime(const Regime& regime, int64_t tokens, int32_t heads, bool norm, bool codes) {
+  PipelineParams p = usual_pipeline(tokens, heads);
+  if (norm) add_norm(&p);
+  if (codes) add_codes(&p);
+  const PipelinePlan plan = plan_pipeline(p, 2);
+  CHECK(!plan.general && !plan.code.any && plan.code.reduce == norm && plan.code.quantised == codes);
+  CHECK(plan.code.access_bytes == regime.access_bytes && plan.code.unroll == regime.unroll);
+  const unsigned threads = plan.block_x * plan.block_y * plan.block_z;
+  if (heads > kFewHeads) {
+    CHECK(threads == unsigned(regime.threads) && plan.turns == regime.turns);
+  } else {  // one block has all heads of as many tokens as it has room for the angles of
+    CHECK(threads == unsigned(regime.threads) || plan.block_z * 64 == unsigned(kMaxAngles[false]));
+    CHECK(plan.grid_y == 1 && plan.turns == 1);
+  }
+  CHECK(plan.release_early == (plan.grid_x * plan.grid_y >= 132));
+}
+
+// Each row of a list, by the smallest and the largest shape that it is for.
 template <size_t kRows>
-void check_regimes(const Regime (&regimes)[kRows], bool early, bool reduce, bool quantised) {
+void check_regimes(const Regime (&regimes)[kRows], int32_t heads, bool norm, bool codes) {
+  const int64_t token_bytes = 256 * heads;
+  int64_t below = 0;
   for (const Regime& regime : regimes) {
-    PipelineParams p = {};
-    p.num_operands = 1;
-    p.rotary_dim = 128;
-    p.positions.kind = PositionKind::kIds64;
-    static const char weight = 0;
-    PipelineOperand& q = p.operands[0];
-    q.in = reinterpret_cast<const char*>(1 << 20);
-    q.out = reinterpret_cast<char*>(int64_t(1) << 40);
-    q.in_head_stride = q.out_head_stride = 256;
-    q.in_token_stride = q.out_token_stride = 256 * 32;
-    q.heads = 32;
-    q.dim = 128;
-    q.rotated = q.whole = true;
-    p.norm.on = p.norm.wide_weights = reduce;
-    q.weight = reduce ? &weight : nullptr;
-    if (quantised) q.quantize.type = OutType::kE4M3;
-    const int64_t token_bytes = 256 * 32, below = &regime == regimes ? 0 : (&regime)[-1].max_bytes;
-    p.num_tokens = below / token_bytes + 1;
-    CHECK(p.num_tokens * token_bytes > below && p.num_tokens * token_bytes <= regime.max_bytes);
-    const PipelinePlan plan = plan_pipeline(p, 2, early);
-    CHECK(plan.code.access_bytes == regime.access_bytes && plan.threads == unsigned(regime.threads));
-    CHECK(plan.code.unroll == regime.unroll && plan.release_early == regime.release_early);
-    CHECK(plan.code.early == (early && regime.release_early) && !plan.code.general);
+    const int64_t first = below / token_bytes + 1, last = std::min<int64_t>(regime.max_bytes / token_bytes, 1 << 20);
+    CHECK(first <= last);
+    for (const int64_t tokens : {first, last}) check_regime(regime, tokens, heads, norm, codes);
+    below = regime.max_bytes;
   }
+  CHECK(below == INT64_MAX);
+}
+
+void check_all_regimes() {
+  check_regimes(kPlain, 512, false, false);
+  check_regimes(kPlainFew, 8, false, false);
+  check_regimes(kQuantised, 512, false, true);
+  check_regimes(kReduced, 512, true, false);
+  check_regimes(kReduced, 512, true, true);
+  check_regimes(kReducedFew, 8, true, false);
+  // A few heads take turns where a block has room for one: 12 of 2048 elements are three groups.
+  const PipelinePlan wide_heads = plan_pipeline(usual_pipeline(2000, kFewHeads, 2048), 2);
+  CHECK(wide_heads.code.many && wide_heads.block_x == 128 && wide_heads.grid_y == 1 && wide_heads.turns == 3);
+  // Narrow accesses would spread a head of 256 floats, whose scale is computed, over two warps.
+  PipelineParams p = usual_pipeline(1, 16, 256);
+  PipelineOperand& q = p.operands[0];
+  q.quantize = {OutType::kE4M3, ScaleKind::kDynamic, 0.0f, 0.0f, nullptr};
+  q.in_head_stride *= 2;
+  q.in_token_stride *= 2;
+  p.dynamic = true;
+  p.rotary_dim = 128;
+  const PipelinePlan wide = plan_pipeline(p, 4);
+  CHECK(!wide.general && wide.code.access_bytes == kWide.access_bytes && wide.code.unroll == kWide.unroll);
+  CHECK(wide.block_x == 32 && wide.block_x * wide.block_y == unsigned(kWide.threads) && wide.turns == kWide.turns);
+}
+
+// More groups than a grid has rows of blocks: an element at a time, a head takes all threads of a block.
+void check_many_groups() {
+  PipelineParams p = usual_pipeline(1, 3'000'000, 256);
+  p.operands[0].in += 2;
+  const PipelinePlan plan = plan_pipeline(p, 2);
+  CHECK(!plan.general && plan.block_x == unsigned(kMaxBlock) && plan.groups / 8 > kMaxGridY);
+  check_limits(p, plan);
+}
+
+// What the general kernel is for: a usual call, with a norm, and what makes it unusual.
+void check_general() {
+  using Change = void (*)(PipelineParams&);
+  const auto is_general = [](int32_t dim, bool norm, bool codes, Change change) {
+    PipelineParams p = usual_pipeline(100, 32, dim);
+    if (norm) add_norm(&p);
+    if (codes) add_codes(&p);
+    change(p);
+    return plan_pipeline(p, 2).general;
+  };
+  constexpr int64_t kTooFar = int64_t(INT32_MAX) + 1, kFar = kTooFar - 16;
+  const Change nothing = [](PipelineParams&) {},
+               far[] = {
+                   [](PipelineParams& p) { p.operands[0].in_token_stride = kFar; },
+                   [](PipelineParams& p) { p.operands[0].in_head_stride = kFar; },
+                   [](PipelineParams& p) { p.operands[0].out_token_stride = kFar; },
+                   [](PipelineParams& p) { p.operands[0].out_head_stride = kFar; },
+                   [](PipelineParams& p) { p.operands[0].out_page_stride = kFar; },
+                   [](PipelineParams& p) { p.operands[0].in_head_stride = -kFar - 16; },
+                   [](PipelineParams& p) {
+                     p.cache = {false, 16, 4, kFar / 16, &kSomething, nullptr, nullptr, nullptr, 0, nullptr};
+                   },
+               },
+               too_far[] = {
+                   [](PipelineParams& p) { p.operands[0].in_token_stride = kTooFar; },
+                   [](PipelineParams& p) { p.operands[0].in_head_stride = kTooFar; },
+                   [](PipelineParams& p) { p.operands[0].out_token_stride = kTooFar; },
+                   [](PipelineParams& p) { p.operands[0].out_head_stride = kTooFar; },
+                   [](PipelineParams& p) { p.operands[0].out_page_stride = kTooFar; },
+                   [](PipelineParams& p) { p.operands[0].in_head_stride = -kTooFar - 16; },
+                   [](PipelineParams& p) {
+                     p.cache = {false, 16, 4, kTooFar / 16, &kSomething, nullptr, nullptr, nullptr, 0, nullptr};
+                   },
+               };
+  for (const Change change : far) CHECK(!is_general(128, false, false, change));
+  for (const Change change : too_far) CHECK(is_general(128, false, false, change));
+  const Change xpos = [](PipelineParams& p) { p.operands[0].xpos_sign = -1; };
+  CHECK(is_general(128, false, false, xpos));
+
+  for (const bool codes : {false, true}) CHECK(!is_general(128, true, codes, nothing));
+  CHECK(is_general(128, true, false, [](PipelineParams& p) { p.norm.across_heads = true; }));
+  CHECK(is_general(128, true, false, [](PipelineParams& p) { p.norm.wide_weights = false; }));
+  CHECK(is_general(128, true, false, [](PipelineParams& p) { p.rotary_dim = 64; }));
+
+  // Many pairs, or an element at a time: with a norm, with codes, or neither.
+  const Change one_element = [](PipelineParams& p) { ++p.operands[0].in_token_stride; };
+  for (const auto& [norm, codes] : {std::pair(false, false), std::pair(true, false), std::pair(false, true)}) {
+    CHECK(is_general(256, norm, codes, nothing) == (norm || codes));
+    CHECK(is_general(128, norm, codes, one_element) == (norm || codes));
+  }
+  // 128 slots of a head, and more.
+  CHECK(!is_general(256, false, false, one_element) && is_general(258, false, false, one_element));
 }
 
 }  // namespace
 
 void test_pipeline() {
-  Random r(2);
-  std::set<size_t> met[2];
-  int unsupported = 0;
-  for (int i = 0; i < 12000; ++i) {
-    ++shape;
-    const int element_bytes = r.of({2, 4});
-    const PipelineParams p = random_pipeline(r, element_bytes);
-    const bool early = r.chance(0.5);
-    const PipelinePlan plan = plan_pipeline(p, element_bytes, early);
-    if (plan.unsupported) {
-      ++unsupported;
-      continue;
-    }
-    met[element_bytes == 4].insert(element_bytes == 2 ? index_of<2>(plan.code) : index_of<4>(plan.code));
-    CHECK(plan.threads <= unsigned(kMaxBlock) && plan.grid_z <= unsigned(kMaxGridY));
-    if (plan.code.early) CHECK(early && plan.release_early && !p.cache.num_skipped);
-    const int32_t vec = plan.code.access_bytes / element_bytes;
-    check_alignment(p, plan.code, element_bytes, vec);
-    unsigned first = 0;
-    int reporters = 0;
-    for (int32_t j = 0; j < p.num_operands; ++j) {
-      const PipelineOperand& o = p.operands[j];
-      const OperandPlan& x = plan.operands[j];
-      CHECK(plan.first_block[j] == first);
-      first += unsigned(divide_up(p.num_tokens, x.tokens)) * unsigned(x.blocks);
-      reporters += x.reports;
-      check_rows(p, o, plan, x, vec);
-      check_elements(p.layout, vec, o.rotated ? p.rotary_dim : 0, p.rotary_offset, o.dim, x.slots, x.stored_slots,
-                     o.whole);
-      check_threads(p, o, plan, x);
-    }
-    CHECK(plan.grid_x == first && reporters <= 1);
+  Random r(1);
+  std::set<int> met[2];
+  for (int i = 0; i < 24'000; ++i) {
+    const bool wide = r.chance(0.5), rotation = i % 2;
+    const int element_bytes = wide ? 4 : 2;
+    const PipelineParams p = rotation ? random_rotation(r, element_bytes) : random_pipeline(r, element_bytes);
+    met[wide].insert(wide ? check_shape<F32>(r, p) : check_shape<BF16>(r, p));
   }
-  CHECK(unsupported > 0);
   // No kernel is compiled that no shape takes.
-  for (size_t i = 0; i < std::size(kPipelineCodes<2>); ++i) CHECK(met[0].count(i) || met[1].count(i));
-  check_regimes(kPlain, false, false, false);
-  check_regimes(kQuantised, false, false, true);
-  check_regimes(kReduced, false, true, false);
-  check_regimes(kPlainEarly, true, false, false);
-  check_regimes(kQuantisedEarly, true, false, true);
-  check_regimes(kReducedEarly, true, true, false);
+  for (const auto& numbers : met) CHECK(numbers.size() == 1 + std::size(kPipelineCodes<2>));
+  check_all_regimes();
+  check_many_groups();
+  check_general();
 }
 
 }  // namespace rope::cuda::test
