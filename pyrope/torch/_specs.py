@@ -85,9 +85,9 @@ def marker_of(rope: pyrope.Rope) -> pyrope.Rope:
 def constant_spec_of(rope: pyrope.Rope, *changes: Any) -> str:
     """The text of a Rope, or of one like it.
 
-    While dynamo traces, a constant, found by running a function; a cached one dynamo would trace through. Such a function
-    takes no objects in torch 2.11, hence the Rope's address: `id` is a constant that dynamo guards, so that it compiles
-    anew for another Rope.
+    While dynamo traces, a constant, found by running a function; a cached one dynamo would trace through. Such a
+    function takes no objects in torch 2.11, hence the Rope's address: `id` is a constant that dynamo guards, so that it
+    compiles anew for another Rope.
     """
     if torch.compiler.is_dynamo_compiling():
         return _constant_spec_at(id(rope), *changes)
