@@ -13,9 +13,12 @@ from kit.torch_tensors import LAYOUTS, laid_out, on, require_torch
 torch = require_torch()
 import pyrope.torch as face  # noqa: E402
 from pyrope.torch._operators import ALSO_READ, READ, WRITTEN  # noqa: E402
-from pyrope.torch._specs import rope_of, spec_of  # noqa: E402
+from pyrope.torch._specs import like, rope_of, spec_of  # noqa: E402
 
 BATCH, SEQ = 2, 5
+
+# Of a module of torch 2.11, as it is imported with inductor.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +59,6 @@ def test_functional(device, layout, with_positions):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of inductor's own imports
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_dynamic_shapes(device, backend):
     """One graph for all lengths and offsets."""
@@ -106,6 +108,52 @@ def test_another_rope(device):
     for theta in (1e4, 5e5, 1e4):
         rope = make(device, theta=theta)
         assert torch.equal(turn(rope, q), face.apply(rope, q, offset=5)[0])
+
+
+class Holder:
+    rope = None
+
+
+RULES = {
+    "argument": lambda rope, box, q: face.apply(rope, q, offset=5)[0],
+    "dict": lambda rope, box, q: face.apply(box["rope"], q, offset=5)[0],
+    "list": lambda rope, box, q: face.apply(box["ropes"][-1], q, offset=5)[0],
+    "attribute": lambda rope, box, q: face.apply(Holder.rope, q, offset=5)[0],
+    "module": lambda rope, box, q: box["module"](q, offset=5)[0],
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rope_in_place_of_another(device, rule):
+    """Wherever the function finds it, and when each is gone before the next is made, which may lie where it lay."""
+    where = on(device)
+    turn = compiled(RULES[rule])
+    q = randn(where, Q_HEADS)
+    box = {"ropes": [None], "module": face.RotaryEmbedding(make(device))}
+    for theta in (1e4, 5e5, 1e6, 2e6, 3e6):
+        rope = make(device, theta=theta)
+        box["rope"] = box["ropes"][-1] = box["module"].rope = Holder.rope = rope
+        want = face.apply(rope, q, offset=5)[0]
+        assert torch.equal(turn(rope, box, q), want)
+        assert torch.equal(turn(rope, box, q), want)
+        del rope
+        box["rope"] = box["ropes"][-1] = box["module"].rope = Holder.rope = None
+        spec_of.cache_clear()
+        like.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace the builtin:UserWarning")  # makers of Ropes
+def test_a_rope_that_the_graph_makes(device):
+    """Is none that can be captured, and never a wrong one."""
+    where = on(device)
+    q = randn(where, Q_HEADS)
+
+    def turn(q):
+        return face.apply(make(device, theta=5e5), q, offset=5)[0]
+
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        compiled(turn)(q)
+    assert torch.equal(torch.compile(turn, backend="aot_eager")(q), turn(q))
 
 
 def test_cache(device):

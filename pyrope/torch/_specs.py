@@ -5,6 +5,7 @@ parameters are equal, that any process can read. A number in a registry would be
 or nothing in the process that loads an exported program.
 """
 
+import ctypes
 import functools
 import json
 from typing import Any
@@ -81,11 +82,24 @@ def marker_of(rope: pyrope.Rope) -> pyrope.Rope:
     return type(rope)(rope.rotary_dim, 1, 0, **{**options, "rotary_offset": 0})
 
 
-@torch.compiler.assume_constant_result
 def constant_spec_of(rope: pyrope.Rope, *changes: Any) -> str:
     """The text of a Rope, or of one like it.
 
-    While tracing, a constant, found by running this; a cached function dynamo would trace through. It compiles anew for
-    another Rope, since it compares objects.
+    While dynamo traces, a constant, found by running a function; a cached one dynamo would trace through. Such a
+    function takes no objects in torch 2.11, hence the Rope's address: `id` is a constant that dynamo guards, so that it
+    compiles anew for another Rope.
     """
+    if torch.compiler.is_dynamo_compiling():
+        return _constant_spec_at(id(rope), *changes)
+    return spec_of(like(rope, *changes) if changes else rope)
+
+
+# Ropes that graphs were made for. They live on: at the address of one that is gone a graph would take another for it.
+_traced: dict[int, pyrope.Rope] = {}
+
+
+@torch.compiler.assume_constant_result
+def _constant_spec_at(address: int, *changes: Any) -> str:
+    """While dynamo traces a function that holds the Rope."""
+    rope = _traced[address] = ctypes.cast(address, ctypes.py_object).value
     return spec_of(like(rope, *changes) if changes else rope)
