@@ -25,8 +25,10 @@ ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "Codes": 1}
 
 KERNEL = re.compile(
     r"^_ZN4rope4cuda\d+(?P<kind>pipeline|general|cache_rotation|cos_sin)_kernelINS_\d+(?P<dtype>[A-Z]+\d+|Codes)E"
-    r"(LNS_6LayoutE(?P<layout>\d)E)?(LNS_5AngleE(?P<angle>\d)E)?Li(?P<vec>\d+)E(?P<rest>(?:L[ib]\d+E)*)EEv"
+    r"(LNS_6LayoutE(?P<layout>\d)E)?(LNS_5AngleE(?P<angle>\d)E)?Li(?P<vec>\d+)E(?P<rest>(?:L[ib]\d+E|LNS\d*_4FormE\d+E)*)EEv"
 )
+FORMS = ("Usual", "Tables", "Any")  # of kernels/pipeline/plan.h
+USUAL = 0
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", re.M)
 
 
@@ -67,7 +69,7 @@ def kernels(architecture):
         match = KERNEL.match(name)
         assert match, f"a kernel that these tests do not know: {name}"
         access_bytes = int(match["vec"]) * ELEMENT_BYTES[match["dtype"]]
-        variant = tuple(map(int, re.findall(r"\d+", match["rest"])))
+        variant = tuple(map(int, re.findall(r"(?:L[ib]|4FormE)(\d+)E", match["rest"])))
         found.append(Kernel(match["kind"], match.group("dtype", "layout", "angle"), access_bytes, variant,
                             Counter(INSTRUCTION.findall(sass))))  # fmt: skip
     return found
@@ -97,15 +99,15 @@ def listed_codes(name):
     kind = name.removeprefix("k").removesuffix("Codes").lower()
     text = (ROOT / f"cuda/src/kernels/{kind}/plan.h").read_text()
     rows = re.findall(r"\{([^{}]+)\}", re.search(rf"{name}\[\] = \{{(.*?)\}};", text, re.S)[1])
-    values = {"kElementBytes": "element", "false": 0, "true": 1}
+    values = {"kElementBytes": "element", "false": 0, "true": 1, **{f"Form::k{x}": i for i, x in enumerate(FORMS)}}
     return [tuple(values[x] if x in values else int(x) for x in re.split(r",\s*", row.strip())) for row in rows]
 
 
 def pipeline_variants():
     """(access, variant) of each code: of usual calls with and without a dependent launch, of others once."""
-    for access, unroll, reduce, quantised, many, any_ in listed_codes("kPipelineCodes"):
-        for dependent in {any_, 1}:
-            yield access, (unroll, reduce, quantised, any_, dependent, 1024 if many else 64)
+    for access, unroll, reduce, quantised, many, form in listed_codes("kPipelineCodes"):
+        for dependent in (0, 1) if form == USUAL else (1,):
+            yield access, (unroll, reduce, quantised, form, dependent, 1024 if many else 64)
 
 
 VARIANTS = {
@@ -176,11 +178,11 @@ def test_a_pipeline_loads_and_stores_nothing_narrow(architecture):
     for k in kernels(architecture):
         if k.kind != "pipeline":
             continue
-        _, reduce, quantised, any_, _, _ = k.variant
+        _, reduce, quantised, form, _, _ = k.variant
         stores, loads = widths(k, "STG"), widths(k, "LDG")
         codes = {k.access_bytes // ELEMENT_BYTES[k.key[0]]} if quantised else set()
         assert stores == {k.access_bytes} | codes | ({4} if reduce and quantised else set()), k
-        if not any_:
+        if form == USUAL:
             weights = {min(16, 4 * k.access_bytes // ELEMENT_BYTES[k.key[0]])} if reduce else set()
             assert loads <= {k.access_bytes, 4} | weights, k
 

@@ -1,5 +1,5 @@
 // The pipeline's parameters, validated: load -> [RMS norm] -> rotate -> [quantise] -> store or append. What all of it
-// is for one token is in token.h; plain rotations have their own, faster way (rotate.h). A rotation of keys in a cache
+// is for one token is in token.h. On a GPU a rotation (rotate.h) is a pipeline of nothing else. A rotation of keys in a cache
 // is a pipeline of one operand that reads where it writes.
 #pragma once
 

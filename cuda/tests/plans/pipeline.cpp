@@ -42,12 +42,13 @@ class TokenCount {
 
   TokenCount(const PipelineParams& p, const PipelinePlan& plan, const Args& args, int32_t token, uint32_t slot)
       : p_(p), plan_(plan), args_(args), token_(token) {
-    if constexpr (kCode.any) {
-      if (p.cache.indices) entry_ = {true, int32_t(slot) / p.cache.page_size, int32_t(slot) % p.cache.page_size, 0};
-    } else {
-      if (p.cache.indices) entry_ = find_entry<false>(args, token, Index{slot, 0}, false);
-      CHECK(entry_.found && (!p.cache.indices || entry_.row == slot));
+    if (p.cache.page_table || p.cache.request_ids) {  // which the shape has not in memory
+      const int32_t size = p.cache.page_size;
+      entry_ = {true, int32_t(slot) / size, int32_t(slot) % size, slot};
+    } else if (p.cache.indices) {
+      entry_ = find_entry<kCode.form>(args, TokenIndices{{}, Index{slot, 0}, 0}, false);
     }
+    CHECK(entry_.found && (!p.cache.indices || entry_.row == slot));
     for (int32_t i = 0; i < p.num_operands; ++i) {
       const PipelineOperand& o = p.operands[i];
       const int64_t page = o.cached ? slot / uint32_t(p.cache.page_size) : 0;
@@ -67,7 +68,7 @@ class TokenCount {
     const int32_t first_of_block = int32_t(blockIdx.y) * args_.block_groups;
     int32_t index = first_of_block + int32_t(threadIdx.y);
     for (int32_t turn = 0; turn < args_.turns; ++turn, index += int32_t(blockDim.y)) {
-      const Group g = group_of<D, kVec, kUnroll, kCode.quantised, kCode.any>(args_, token_, true, index);
+      const Group g = group_of<D, kVec, kUnroll, kCode.quantised, kCode.form>(args_, token_, true, index);
       if (g.live > 0 && g.rotated) CHECK(first_of_block < args_.rotated_groups);
       for (int32_t u = 0; u < std::min(g.live, kUnroll); ++u) take_slot(g, u);
     }
@@ -116,7 +117,7 @@ class TokenCount {
     if (o.quantize.kind == ScaleKind::kHead || o.quantize.kind == ScaleKind::kDynamic) {
       CHECK(g.head - g.stage->first_head + u == head && g.operand->end_head - g.stage->first_head == o.heads);
     }
-    if (!kCode.any) {  // slots lie alike in every head, however it is counted
+    if (kCode.form != Form::kAny) {  // slots lie alike in every head, however it is counted
       CHECK(first[0] % plan_.operands[which].dim == plan_.start + int32_t(threadIdx.x) * kVec);
       CHECK(first[1] - first[0] == p_.rotary_dim / 2);
     }
@@ -180,7 +181,7 @@ void check_threads(Random& r, const PipelineParams& p, const PipelinePlan& plan)
 void check_limits(const PipelineParams& p, const PipelinePlan& plan) {
   const int64_t tokens = int64_t(plan.grid_x) * plan.block_z;
   CHECK(tokens >= p.num_tokens && tokens - plan.block_z < p.num_tokens);
-  CHECK(tokens - 1 <= INT32_MAX);  // a token's number is an int32, also of one that there is not
+  CHECK(tokens - 1 <= UINT32_MAX);  // of a token that there is not, the number is above all others
   CHECK(int64_t(plan.grid_y) * plan.block_y * plan.turns >= plan.groups && plan.grid_y <= unsigned(kMaxGridY));
   CHECK(plan.block_x * plan.block_y * plan.block_z <= unsigned(kMaxBlock) && plan.block_z <= unsigned(kMaxBlockZ));
   CHECK(int64_t(plan.block_z) * (p.rotary_dim / 2) <= kMaxAngles[plan.code.many]);
@@ -192,18 +193,20 @@ void check_stages(const PipelineParams& p, const PipelinePlan& plan) {
   const PipelineCode& code = plan.code;
   CHECK(!p.norm.on || (code.reduce && p.norm.wide_weights && !p.norm.across_heads));
   CHECK(!p.dynamic || (code.reduce && code.quantised));
-  if (!code.any) {
+  if (code.form != Form::kAny) {
     const PositionKind kind = p.positions.kind;
     CHECK(kind == PositionKind::kOffset || kind == PositionKind::kIds32 || kind == PositionKind::kIds64);
-    CHECK(p.angle == Angle::kExact && !p.positions_from && !p.sets.words);
-    CHECK(!p.cache.page_table && !p.cache.request_ids);
+    CHECK(!p.positions_from && !p.sets.words);
+    const bool table = p.angle == Angle::kCosSin && code.form == Form::kTables && !p.positions.sections.streams;
+    CHECK(p.angle == Angle::kExact || table);
+    if (code.form == Form::kUsual) CHECK(!p.cache.indices || plan.direct);
   }
   for (int32_t i = 0; i < p.num_operands; ++i) {
     const PipelineOperand& o = p.operands[i];
     const OperandPlan& x = plan.operands[i];
     CHECK(o.quantize.type == OutType::kSame || code.quantised);
     CHECK(o.xpos_sign == 0 && unsigned(x.slots) <= plan.block_x);
-    if (!code.any) CHECK(unsigned(x.slots) == plan.block_x);
+    if (code.form != Form::kAny) CHECK(unsigned(x.slots) == plan.block_x);
     if (!o.weight && o.quantize.kind != ScaleKind::kDynamic) continue;
     // A head's threads meet in a warp (parts/rows.cuh).
     CHECK(code.reduce && x.heads == o.heads && x.dim == o.dim && x.slots <= 32);
@@ -248,7 +251,7 @@ void check_regime(const Regime& regime, int64_t tokens, int32_t heads, bool norm
   if (norm) add_norm(&p);
   if (codes) add_codes(&p);
   const PipelinePlan plan = plan_pipeline(p, 2);
-  CHECK(!plan.general && !plan.code.any && plan.code.reduce == norm && plan.code.quantised == codes);
+  CHECK(!plan.general && plan.code.form == Form::kUsual && plan.code.reduce == norm && plan.code.quantised == codes);
   CHECK(plan.code.access_bytes == regime.access_bytes && plan.code.unroll == regime.unroll);
   const unsigned threads = plan.block_x * plan.block_y * plan.block_z;
   if (heads > kFewHeads) {

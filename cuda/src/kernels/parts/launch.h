@@ -63,20 +63,10 @@ __device__ __forceinline__ void wait_for_previous(uint64_t digest) {
   wait_for_previous();
 }
 
-// Folds into the digest: integers and pointers, two numbers, and what a thread has for each of its pairs.
+// Folds integers and pointers into the digest.
 template <class... T>
 __device__ __forceinline__ void fold(uint64_t& digest, T... values) {
   digest ^= (... ^ uint64_t(values));
-}
-
-__device__ __forceinline__ void fold(uint64_t& digest, CosSin a) {
-  digest ^= uint64_t(bit_cast<uint32_t>(a.cos)) << 32 | bit_cast<uint32_t>(a.sin);
-}
-
-template <class T, int kVec>
-__device__ __forceinline__ void fold(uint64_t& digest, const T (&values)[kVec]) {
-#pragma unroll
-  for (int j = 0; j < kVec; ++j) fold(digest, values[j]);
 }
 
 // Asks for the line to be brought into the second-level cache. That cache is where the device's writes meet, so a

@@ -35,7 +35,10 @@ __device__ __forceinline__ void load_group(const Group& g, int32_t token, Chunks
     if (u >= g.live) continue;
     x.a[u] = *reinterpret_cast<const C*>(u ? advance(g.in, u, o.in_head_stride) : g.in);
     x.b[u] = *reinterpret_cast<const C*>(u ? advance(second, u, o.in_head_stride) : second);
-    if (given.scales) x.scale[u] = given.scales[u * given.head_step];
+    if (given.scales) {
+      assume_global(given.scales);
+      x.scale[u] = given.scales[u * given.head_step];
+    }
   }
 }
 
@@ -156,7 +159,7 @@ __device__ __forceinline__ void finish_group(const PipelineArgs<kMaxPairs>& args
 // Blocks that must fit a multiprocessor; 0: ptxas chooses, which gives short code few registers, but spills of long
 // code so that more blocks fit.
 constexpr int min_blocks(int unroll, bool reduce, bool quantised) {
-  return unroll == 4 && reduce ? kUnspilledBlocks - 1 : unroll == 4 || reduce || quantised ? kUnspilledBlocks : 0;
+  return unroll == 4 || reduce || quantised ? kUnspilledBlocks : 0;
 }
 
 // See PipelineCode. kDependent: the launch is, and waits (parts/launch.h); else none of that code is in the way.
@@ -169,7 +172,7 @@ __global__ void __launch_bounds__(kMaxBlock, min_blocks(kUnroll, kReduce, kQuant
   const int32_t token = int32_t(blockIdx.x * blockDim.z + threadIdx.z);
   const int32_t first_of_block = int32_t(blockIdx.y) * args.block_groups;
   int32_t index = first_of_block + int32_t(threadIdx.y);
-  const bool inside = token < args.num_tokens;
+  const bool inside = uint32_t(token) < uint32_t(args.num_tokens);  // the last block's numbers may wrap
   const int32_t real_token = inside ? token : args.num_tokens - 1;
   const bool early = kDependent && kForm == Form::kUsual && args.is(kEarly);
   CosSin* const own = angles + threadIdx.z * args.pairs;

@@ -30,11 +30,10 @@ void plan_operands(const PipelineParams& p, int element_bytes, int vec, bool red
   for (int i = 0; i < p.num_operands; ++i)
     if (p.operands[i].rotated) slots = std::max(slots, slots_of(p, p.operands[i], p.operands[i].dim, vec));
   const int32_t dim = 2 * vec * slots;
-  bool reported = false;
   for (int i = 0; i < p.num_operands; ++i) {
     const PipelineOperand& o = p.operands[i];
     OperandPlan& x = plan->operands[i];
-    x = {0, o.heads, o.dim, o.in_head_stride, o.out_head_stride, 0, 0, false};
+    x = {0, o.heads, o.dim, o.in_head_stride, o.out_head_stride, 0, 0};
     if (slots && splits(o, dim, element_bytes)) {
       x.heads *= o.dim / dim;
       x.dim = dim;
@@ -43,16 +42,14 @@ void plan_operands(const PipelineParams& p, int element_bytes, int vec, bool red
     }
     x.stored_slots = stored_slots(p, o, x.dim, vec);
     x.slots = slots_of(p, o, x.dim, vec);
-    x.reports = p.cache.indices ? o.cached && !reported : i == 0;
-    reported |= x.reports;
     plan->block_x = std::max(plan->block_x, unsigned(x.slots));
   }
   if (reduce) plan->block_x = unsigned(power_of_two(int32_t(plan->block_x)));
 }
 
 // All slots of all heads have their chunks rotary_dim / 2 elements apart, and begin at the same one, *start.
-bool are_alike(const PipelineParams& p, const PipelinePlan& plan, int vec, int32_t* start) {
-  bool alike = vec > 1 || p.layout == Layout::kNeox;
+bool are_alike(const PipelineParams& p, const PipelinePlan& plan, int32_t* start) {
+  bool alike = true;
   for (int i = 0; i < p.num_operands; ++i) {
     const PipelineOperand& o = p.operands[i];
     const OperandPlan& x = plan.operands[i];
@@ -223,7 +220,7 @@ PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes) {
   if (plan.general) return plan;
   plan.linear = is_linear(p);
   plan.direct = !p.cache.page_table && !p.cache.request_ids && (plan.linear || p.cache.page_shift >= 0);
-  code.form = form_of(p, plan, are_alike(p, plan, vec, &plan.start));
+  code.form = form_of(p, plan, are_alike(p, plan, &plan.start));
   find_code(*regime, element_bytes, &code);
   if (code.form == Form::kAny) plan.start = 0;
   plan_grid(p, *regime, &plan);

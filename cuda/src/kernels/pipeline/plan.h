@@ -80,12 +80,10 @@ struct OperandPlan {
   int32_t first_group, heads, dim;
   int64_t in_head_stride, out_head_stride;
   int32_t slots, stored_slots;  // of a head; of what is not rotated
-  bool reports;                 // counts tokens that have no place
 };
 
 struct PipelinePlan {
-  const char* unsupported;  // why there is no plan, or null
-  bool general;             // the general kernel's; the rest is not set
+  bool general;  // the general kernel's; the rest is not set
   PipelineCode code;
   OperandPlan operands[kMaxOperands];
   int32_t groups, rotated_groups;  // of the list; of its first operands, those that are rotated
