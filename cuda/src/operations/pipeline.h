@@ -1,6 +1,6 @@
 // The pipeline's parameters, validated: load -> [RMS norm] -> rotate -> [quantise] -> store or append. What all of it
-// is for one token is in token.h. On a GPU a rotation (rotate.h) is a pipeline of nothing else. A rotation of keys in a cache
-// is a pipeline of one operand that reads where it writes.
+// is for one token is in token.h. On a GPU a rotation (rotate.h) is a pipeline of nothing else. A rotation of keys in a
+// cache is a pipeline of one operand that reads where it writes.
 #pragma once
 
 #include "../math/codes.h"
