@@ -146,7 +146,7 @@ const Regime* regimes_of(const PipelineCode& code, int64_t heads) {
   return few ? kPlainFew : kPlain;
 }
 
-// A prefetch pays where heads are few, or not in the second-level cache.
+// A prefetch pays where there is little to ask for, or heads are not in the second-level cache.
 constexpr int64_t kPrefetchAtMost = 6'000'000, kPrefetchFrom = 64'000'000;
 // Where a launch has fewer blocks than the device has multiprocessors, the next one's would crowd it.
 constexpr int64_t kCrowd = 132;
@@ -224,7 +224,7 @@ PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes) {
   find_code(*regime, element_bytes, &code);
   if (code.form == Form::kAny) plan.start = 0;
   plan_grid(p, *regime, &plan);
-  plan.prefetch = bytes <= kPrefetchAtMost || bytes >= kPrefetchFrom;
+  plan.prefetch = bytes <= kPrefetchAtMost || bytes >= kPrefetchFrom || heads <= kFewHeads;
   plan.release_early = int64_t(plan.grid_x) * plan.grid_y >= kCrowd;
   return plan;
 }
