@@ -1,6 +1,8 @@
 // Rows of codes, chunk by chunk, and the scales that are computed for them.
 #pragma once
 
+#include <type_traits>
+
 #include "../../operations/token.h"
 #include "chunk.h"
 #include "launch.h"
@@ -13,11 +15,15 @@ __device__ __forceinline__ void store_codes(char* at, float factor, const float*
   if constexpr (kVec == 1) {
     *at = char(Code::encode2(x[0] * factor, 0.0f));
   } else {
+    // Words of four codes: of two, ptxas may store each by itself.
+    using Word = std::conditional_t<kVec == 2, uint16_t, uint32_t>;
+    constexpr int kCodes = sizeof(Word);
     struct alignas(kVec) Bytes {
-      uint16_t two[kVec / 2];
-    } bytes;
+      Word word[kVec / kCodes];
+    } bytes = {};
 #pragma unroll
-    for (int j = 0; j < kVec / 2; ++j) bytes.two[j] = uint16_t(Code::encode2(x[2 * j] * factor, x[2 * j + 1] * factor));
+    for (int j = 0; j < kVec; j += 2)
+      bytes.word[j / kCodes] |= Word(Code::encode2(x[j] * factor, x[j + 1] * factor) << (8 * (j % kCodes)));
     *reinterpret_cast<Bytes*>(at) = bytes;
   }
 }
