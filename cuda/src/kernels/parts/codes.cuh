@@ -15,16 +15,13 @@ __device__ __forceinline__ void store_codes(char* at, float factor, const float*
   if constexpr (kVec == 1) {
     *at = char(Code::encode2(x[0] * factor, 0.0f));
   } else {
-    // Words of four codes: of two, ptxas may store each by itself.
-    using Word = std::conditional_t<kVec == 2, uint16_t, uint32_t>;
-    constexpr int kCodes = sizeof(Word);
-    struct alignas(kVec) Bytes {
-      Word word[kVec / kCodes];
-    } bytes = {};
+    // One word, which ptxas cannot take apart.
+    using Word = std::conditional_t<kVec == 2, uint16_t, std::conditional_t<kVec == 4, uint32_t, uint64_t>>;
+    static_assert(sizeof(Word) == kVec);
+    Word word = 0;
 #pragma unroll
-    for (int j = 0; j < kVec; j += 2)
-      bytes.word[j / kCodes] |= Word(Code::encode2(x[j] * factor, x[j + 1] * factor) << (8 * (j % kCodes)));
-    *reinterpret_cast<Bytes*>(at) = bytes;
+    for (int j = 0; j < kVec; j += 2) word |= Word(Word(Code::encode2(x[j] * factor, x[j + 1] * factor)) << (8 * j));
+    *reinterpret_cast<Word*>(at) = word;
   }
 }
 
