@@ -6,16 +6,7 @@
 #include <xmmintrin.h>
 #endif
 
-static int failures;
-
-#define CHECK(condition)                                                                            \
-  do {                                                                                              \
-    if (!(condition)) {                                                                             \
-      fprintf(stderr, "%s:%d: not true: %s (last error: \"%s\")\n", __FILE__, __LINE__, #condition, \
-              rope_last_error());                                                                   \
-      ++failures;                                                                                   \
-    }                                                                                               \
-  } while (0)
+#include "c_check.h"
 
 /* A call that must fail with `status`, name `text`, and leave q and k as they are. */
 #define CHECK_REFUSED(call, status, text)             \

@@ -5,16 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int failures;
-
-#define CHECK(condition)                                                                            \
-  do {                                                                                              \
-    if (!(condition)) {                                                                             \
-      fprintf(stderr, "%s:%d: not true: %s (last error: \"%s\")\n", __FILE__, __LINE__, #condition, \
-              rope_last_error());                                                                   \
-      ++failures;                                                                                   \
-    }                                                                                               \
-  } while (0)
+#include "c_check.h"
 
 enum { HEADS = 8, HEAD_DIM = 128, TOKENS = 600, ELEMENTS = TOKENS * HEADS * HEAD_DIM, THREADS = 4, ROWS = 4000 };
 

@@ -51,7 +51,7 @@ struct PipelineArgs {
   const char *positions, *indices;         // [tokens]
   int32_t later_groups[kMaxOperands - 1];  // where the operands behind the first begin in the list
   int32_t groups, block_groups;            // of all operands; of a block
-  int32_t apart;                           // elements, from a slot's first chunk to its second
+  int32_t apart;  // elements, from a slot's first chunk to its second: `pairs`, here because loads of heads need it
   OperandArgs operands[kMaxOperands];
 
   // Of every call, behind them.
