@@ -1,7 +1,6 @@
 # Ships in the wheel, for cimport.
 from libc.stdint cimport int32_t, int64_t
 
-from pyrope._capi cimport rope_tensor
 from pyrope._view cimport ElementKind, View
 
 cdef enum:
@@ -10,8 +9,10 @@ cdef enum:
 cdef struct Call:
     int32_t backend
     void* stream
-    int64_t num_tokens  # -1: arrays are to bring it
-    int device          # of the arrays, as a number of CUDA's; -1: no array has said yet
+    int64_t num_tokens       # -1: arrays are to bring it
+    int64_t sequence_length  # 0: neither the caller nor an array has one
+    bint placed              # positions or indptr say where each token stands
+    int device               # of the arrays, as a number of CUDA's; -1: no array has said yet
 
 cdef dict DTYPES, LAYOUTS, ANGLES, DEVICES, INDEX_DTYPES  # the names of the header's numbers
 
@@ -35,9 +36,6 @@ cdef int read_elements(str name, object x, int32_t element, Call* c, View* v) ex
 cdef int32_t index_dtype(str name, object x, View* v) except -1
 cdef int refuse_dtype(str name, object x, str allowed) except -1
 cdef int refuse_read_only(str name, View* v) except -1
-cdef int read_pair(str name, str out_name, object x, object strides, object out, object out_strides, int64_t heads,
-                   int64_t dim, int32_t dtype, bint quantised, bint in_place, Call* c, rope_tensor* tensor,
-                   rope_tensor* out_tensor) except -1
 cdef void* read_index(str name, object x, int64_t* length, int32_t* dtype, Call* c) except? NULL
 cdef void* read_memory(str name, object x, ElementKind kind, int itemsize, int64_t* count, str shape, bint written,
                        Call* c) except? NULL

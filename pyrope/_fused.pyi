@@ -20,6 +20,7 @@ from pyrope.typing import (
     Scale,
     ScaleKind,
     Sections,
+    Skipped,
     Stream,
     Strides,
 )
@@ -40,6 +41,10 @@ class FusedRope(Rope):
     def v_head_dim(self) -> int: ...
     @property
     def q_nope_dim(self) -> int: ...
+    @property
+    def k_nope_dim(self) -> int: ...
+    @property
+    def out_layout(self) -> Layout | None: ...
     @property
     def norm(self) -> RMSNorm | None: ...
     @property
@@ -91,6 +96,9 @@ class FusedRope(Rope):
         num_threads: SupportsIndex = 0,
         enable_pdl: bool = False,
         positions_ready: bool = False,
+        skip: SupportsIndex | None = -1,
+        out_layout: Layout | None = None,
+        k_nope_dim: SupportsIndex = 0,
     ) -> None: ...
     def apply(
         self,
@@ -145,6 +153,13 @@ class FusedRope(Rope):
         set_ids_from: Memory | None = None,
         set_factors: Memory | None = None,
         num_sets: SupportsIndex | None = None,
+        sequence_length: SupportsIndex | None = None,
+        skipped: Skipped = "leave",
+        k_nope: Memory | None = None,
+        k_nope_out: Memory | None = None,
+        k_nope_strides: Strides | None = None,
+        k_nope_out_strides: Strides | None = None,
+        k_nope_cache: Memory | None = None,
     ) -> None: ...
     def inverse(
         self,
@@ -198,6 +213,13 @@ class FusedRope(Rope):
         set_ids_from: Memory | None = None,
         set_factors: Memory | None = None,
         num_sets: SupportsIndex | None = None,
+        sequence_length: SupportsIndex | None = None,
+        skipped: Skipped = "leave",
+        k_nope: Memory | None = None,
+        k_nope_out: Memory | None = None,
+        k_nope_strides: Strides | None = None,
+        k_nope_out_strides: Strides | None = None,
+        k_nope_cache: Memory | None = None,
     ) -> None: ...
     def rotate_cache(
         self,

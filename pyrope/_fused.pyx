@@ -4,19 +4,26 @@
 from libc.string cimport memset
 
 from pyrope._arguments cimport (
-    ANGLES, DTYPES, Call, as_count, as_flag, choose, name_of, read_pair, refuse, require,
+    ANGLES, DTYPES, LAYOUTS, Call, as_count, as_flag, choose, name_of, require,
 )
 from pyrope._cache cimport read_cache, read_num_tokens, set_cache
 from pyrope._capi cimport *
 from pyrope._cos_sin cimport read_cos_sin
 from pyrope._positions cimport read_positions, read_positions_from, read_streams
-from pyrope._rope cimport Rope, read_rotated, rotate
+from pyrope._rope cimport Rope, rotate
 from pyrope._stages cimport (
     read_frequency_sets, read_scale, read_weights, set_norm, set_quantize, set_sections, set_xpos,
 )
+from pyrope._tensors cimport read_k_nope, read_q_nope, read_rotated, read_sequences, read_v
 
 
 _ANGLES = ANGLES | {"cos_sin": ROPE_ANGLE_COS_SIN}
+
+
+cdef int refuse_turns(names) except -1:
+    for name in sorted(names):
+        raise ValueError(f"{name}: not allowed with rotary_dim=0, with which nothing turns")
+    return 0
 
 
 cdef class FusedRope(Rope):
@@ -24,7 +31,8 @@ cdef class FusedRope(Rope):
 sections_interleaved=False, xpos=None, num_v_heads=None, v_head_dim=None, q_nope_dim=0, norm=None, q_out_dtype=None, \
 k_out_dtype=None, v_out_dtype=None, q_scale_kind=None, k_scale_kind=None, v_scale_kind=None, cache=None, \
 rotary_dim=None, rotary_offset=0, theta=10000.0, scaling=None, inv_freq=None, attention_factor=None, layout='neox', \
-dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
+dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False, \
+skip=-1, out_layout=None, k_nope_dim=0)
 --
 
     A Rope with stages around the rotation, in one launch that reads and writes every element once.
@@ -59,20 +67,29 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
     q_nope_dim : int
         Elements of a head of ``q_nope``, the part of q that is stored and not rotated (multi-head latent attention,
         arXiv:2405.04434).
+    k_nope_dim : int
+        Likewise of ``k_nope``, which has ``num_k_heads``.
     norm : pyrope.RMSNorm, optional
         RMS norm of q and k.
     q_out_dtype, k_out_dtype, v_out_dtype : {"float8_e4m3fn", "float8_e5m2", "int8"}, optional
-        Quantise: stored is ``round(x * (1 / scale))``, to nearest even, saturating. ``q_out_dtype`` is that of
-        ``q_nope`` too. Default: stored as ``dtype``.
+        Quantise: stored is ``round(x * (1 / scale))``, to nearest even, saturating. Or another dtype than ``dtype``:
+        ``float32``, ``float16``, ``bfloat16``, without a scale. ``q_out_dtype`` is that of ``q_nope`` too,
+        ``k_out_dtype`` of ``k_nope``. Default: stored as ``dtype``.
     q_scale_kind, k_scale_kind, v_scale_kind : {"tensor", "head", "token", "dynamic"}, optional
         Which scales, float32, a call gives as memory: one; one a head; one a token; or, ``dynamic``, one a token and
         head, which are computed (the head's largest magnitude over the type's largest value, 1 for a head of zeros)
         and written. Default: ``tensor``, or a number in the call.
     cache : pyrope.PagedCache, optional
-        Append k and v to a KV cache instead of storing them.
-    rotary_dim, rotary_offset, theta, scaling, inv_freq, attention_factor, layout, dtype, device
+        Append k and v to a KV cache instead of storing them, or besides where a call has ``k_out`` and ``v_out``.
+    out_layout : {"neox", "gptj"}, optional
+        Which elements of an output are a pair, where it is not ``layout``: pairs of neighbours that are stored as
+        halves (DeepSeek), or the other way. Not in place, nor with a norm behind it. Default: ``layout``.
+    rotary_dim : int, optional
+        As for :class:`Rope`, or 0: nothing turns, tensors are normalised, quantised or appended, and what is only
+        copied keeps its bits. Then what says how to turn is not allowed.
+    rotary_offset, theta, scaling, inv_freq, attention_factor, layout, dtype, device
         As for :class:`Rope`.
-    position_dtype, num_threads, enable_pdl, positions_ready
+    position_dtype, num_threads, enable_pdl, positions_ready, skip
         As for :class:`Rope`.
 
     Raises
@@ -97,7 +114,8 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
     cdef readonly tuple sections  # type: tuple[int, ...] | None
     cdef readonly bint sections_interleaved
     cdef readonly object xpos  # type: XPos | None
-    cdef readonly int num_v_heads, v_head_dim, q_nope_dim
+    cdef readonly int num_v_heads, v_head_dim, q_nope_dim, k_nope_dim
+    cdef readonly str out_layout  # type: Layout | None
     cdef readonly object norm  # type: RMSNorm | None
     cdef readonly str q_out_dtype, k_out_dtype, v_out_dtype  # type: OutDType | None
     cdef readonly str q_scale_kind, k_scale_kind, v_scale_kind  # type: ScaleKind | None
@@ -116,18 +134,26 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
                  theta: SupportsFloat = 10000.0, scaling: Scaling | None = None, inv_freq: Numbers | None = None,
                  attention_factor: SupportsFloat | None = None, layout: Layout = "neox", dtype: DTypeLike = "bfloat16",
                  device: Device = "cuda", position_dtype: IndexDTypeLike = "int64", num_threads: SupportsIndex = 0,
-                 enable_pdl: bool = False, positions_ready: bool = False) -> None:
+                 enable_pdl: bool = False, positions_ready: bool = False, skip: SupportsIndex | None = -1,
+                 out_layout: Layout | None = None, k_nope_dim: SupportsIndex = 0) -> None:
         cdef rope_apply_desc* d = &self.base
         cdef bint given_cos_sin = choose("angle", angle, _ANGLES) == ROPE_ANGLE_COS_SIN
         if given_cos_sin and (theta != 10000.0 or scaling is not None or inv_freq is not None):
             name = "scaling" if scaling is not None else "theta" if inv_freq is None else "inv_freq"
             raise ValueError(f"{name}: not allowed with angle='cos_sin', where cos and sin come with the call")
-        Rope.__init__(self, head_dim, num_q_heads, num_k_heads, rotary_dim=rotary_dim, rotary_offset=rotary_offset,
+        cdef bint still = type(rotary_dim) is int and rotary_dim == 0
+        Rope.__init__(self, head_dim, num_q_heads, num_k_heads, rotary_dim=2 if still else rotary_dim,
+                      rotary_offset=rotary_offset,
                       theta=theta, scaling=scaling, inv_freq=inv_freq, attention_factor=attention_factor, layout=layout,
                       dtype=dtype, angle="exact" if given_cos_sin else angle, device=device,
                       position_dtype=position_dtype, num_threads=num_threads, enable_pdl=enable_pdl,
-                      positions_ready=positions_ready)
+                      positions_ready=positions_ready, skip=skip)
         self.ready = False
+        if still:
+            given = {"rotary_offset": rotary_offset, "angle": given_cos_sin, "sections": sections, "xpos": xpos,
+                     "scaling": scaling, "inv_freq": inv_freq, "out_layout": out_layout}
+            refuse_turns({name for name, value in given.items() if value})
+            d.rotary_dim, d.flags, d.frequencies, self.inv_freqs = 0, d.flags | ROPE_FLAG_NO_ROTATION, NULL, ()
         d.cos_sin.dtype = choose("cos_sin_dtype", cos_sin_dtype, DTYPES)
         self.cos_sin_dtype = name_of(DTYPES, d.cos_sin.dtype)
         if given_cos_sin:
@@ -139,6 +165,10 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         if v_head_dim is not None:
             self.v_head_dim = as_count("v_head_dim", v_head_dim, 1, ROPE_MAX_HEAD_DIM)
         self.q_nope_dim = as_count("q_nope_dim", q_nope_dim, 0, ROPE_MAX_HEAD_DIM)
+        self.k_nope_dim = as_count("k_nope_dim", k_nope_dim, 0, ROPE_MAX_HEAD_DIM)
+        if out_layout is not None:
+            d.out_layout = ROPE_OUT_LAYOUT_NEOX + choose("out_layout", out_layout, LAYOUTS)
+            self.out_layout = name_of(LAYOUTS, d.out_layout - ROPE_OUT_LAYOUT_NEOX)
         self.q_out_dtype, self.q_scale_kind = set_quantize("q", q_out_dtype, q_scale_kind, &d.q_quantize)
         self.k_out_dtype, self.k_scale_kind = set_quantize("k", k_out_dtype, k_scale_kind, &d.k_quantize)
         self.v_out_dtype, self.v_scale_kind = set_quantize("v", v_out_dtype, v_scale_kind, &d.v_quantize)
@@ -149,7 +179,7 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         if norm is not None:
             set_norm(norm, self.dtype, d)
         if cache is not None:
-            self.heads_first = set_cache(cache, self.num_v_heads, self.v_head_dim, d)
+            self.heads_first = set_cache(cache, self.num_v_heads, self.v_head_dim, self.k_nope_dim, d)
         self.xpos, self.norm, self.cache = xpos, norm, cache
         self.ready = True
 
@@ -160,19 +190,22 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
             "cos_sin_dtype": self.cos_sin_dtype, "sections": self.sections,
             "sections_interleaved": self.sections_interleaved, "xpos": self.xpos,
             "num_v_heads": self.num_v_heads or None, "v_head_dim": self.v_head_dim, "q_nope_dim": self.q_nope_dim,
-            "norm": self.norm, "cache": self.cache,
+            "norm": self.norm, "cache": self.cache, "out_layout": self.out_layout, "k_nope_dim": self.k_nope_dim,
             "q_out_dtype": self.q_out_dtype, "k_out_dtype": self.k_out_dtype, "v_out_dtype": self.v_out_dtype,
             "q_scale_kind": self.q_scale_kind, "k_scale_kind": self.k_scale_kind, "v_scale_kind": self.v_scale_kind,
         }
         if self.angle == "cos_sin":
             del options["inv_freq"]
+        elif self.rotary_dim == 0:
+            options |= {"theta": 10000.0}
         return partial(type(self), **options), arguments
 
     def __repr__(self):
         text = super().__repr__()
         stages = [f"{name}={getattr(self, name)!r}" for name in (
             "sections", "sections_interleaved", "xpos", "q_nope_dim", "norm", "q_out_dtype", "k_out_dtype",
-            "v_out_dtype", "q_scale_kind", "k_scale_kind", "v_scale_kind", "cache") if getattr(self, name)]
+            "v_out_dtype", "q_scale_kind", "k_scale_kind", "v_scale_kind", "cache", "out_layout", "k_nope_dim")
+            if getattr(self, name)]
         return f"FusedRope{text[4:-1]}{''.join(', ' + stage for stage in stages)})"
 
     def apply(self, q: Memory | None, k: Memory | None = None, num_tokens: SupportsIndex | None = None, *,
@@ -193,7 +226,10 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
               sin: Memory | None = None, cos_sin_rows: SupportsIndex | None = None,
               cos_sin_stride: SupportsIndex | None = None, cos_sin_skipped: Memory | None = None,
               frequency_sets: Memory | None = None, set_ids: Memory | None = None, set_ids_from: Memory | None = None,
-              set_factors: Memory | None = None, num_sets: SupportsIndex | None = None) -> None:
+              set_factors: Memory | None = None, num_sets: SupportsIndex | None = None,
+              sequence_length: SupportsIndex | None = None, skipped: Skipped = "leave", k_nope: Memory | None = None,
+              k_nope_out: Memory | None = None, k_nope_strides: Strides | None = None,
+              k_nope_out_strides: Strides | None = None, k_nope_cache: Memory | None = None) -> None:
         """Rotate q and k, and pass q, k and v through the stages.
 
         Memory is given as to :meth:`Rope.apply`: as a pointer, or as an array of the shape and dtype below. An array of
@@ -201,11 +237,12 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
 
         Parameters
         ----------
-        q, k, num_tokens, offset, indptr, offsets, num_requests, inverse, stream
+        q, k, num_tokens, offset, indptr, offsets, num_requests, inverse, stream, sequence_length, skipped
             As for :meth:`Rope.apply`. ``offset`` and ``indptr`` are not allowed with ``sections``, and ``inverse``
             leaves the other stages as they are.
         q_out, k_out : pointer or array, optional
-            As for :meth:`Rope.apply`. Required where they are quantised; with a cache there is no ``k_out``.
+            As for :meth:`Rope.apply`. Required where they are quantised. With a cache, ``k_out``, of ``dtype``, is
+            stored besides; it may be ``k`` itself.
         positions : pointer or array, optional
             ``[num_tokens]``; with ``sections`` required and ``[number of sections, num_tokens]``. int32 or int64.
         positions_stride : int, optional
@@ -214,11 +251,15 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
             ``[num_tokens]`` of the dtype of ``positions``: turn from these positions to those, by the difference. For
             cached keys that move. Not allowed with ``sections``.
         v, v_out : pointer or array, optional
-            ``[num_tokens, num_v_heads, v_head_dim]``, stored as it is or quantised; with a cache there is no ``v_out``.
+            ``[num_tokens, num_v_heads, v_head_dim]``, stored as it is or quantised; with a cache ``v_out``, of
+            ``dtype``, is stored besides.
         q_nope, q_nope_out : pointer or array, optional
             ``[num_tokens, num_q_heads, q_nope_dim]``, likewise.
-        q_strides, k_strides, v_strides, q_nope_strides and those of the outputs : (int, int), optional
-            With pointers: (token stride, head stride) in elements. Default: contiguous.
+        k_nope, k_nope_out, k_nope_cache : pointer or array, optional
+            ``[num_tokens, num_k_heads, k_nope_dim]``, likewise, and where it is appended; not with ``q_nope``. A single
+            k for all heads beside it is one that is broadcast.
+        q_strides, k_strides, v_strides, q_nope_strides, k_nope_strides and those of the outputs : optional
+            As for :meth:`Rope.apply`.
         q_weight, k_weight : pointer or array, optional
             With ``norm``: ``[head_dim]``, or ``[num_heads, head_dim]`` across heads, in one dimension or two, of its
             ``weight_dtype``. One left out leaves its tensor as it is.
@@ -281,8 +322,6 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         self._begin(num_tokens, inverse, stream, &d, &c)
         if self.cache is not None and (k is not None or v is not None):
             d.cache.kind = ROPE_CACHE_PAGES if slots is None else ROPE_CACHE_SLOTS
-            refuse("k_out", k_out, "not allowed with a cache, which k is appended to")
-            refuse("v_out", v_out, "not allowed with a cache, which v is appended to")
         else:
             memset(&d.cache, 0, sizeof(d.cache))
         if q is None:
@@ -296,16 +335,18 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         if v is None:
             memset(&d.v_quantize, 0, sizeof(d.v_quantize))
 
+        read_sequences(sequence_length, positions, indptr, skipped, &d, &c)
         read_rotated(q, k, q_out, k_out, q_strides, k_strides, q_out_strides, k_out_strides, &d, &c)
         self._read_positions(positions, offset, indptr, offsets, num_requests, positions_stride, positions_from, &d, &c)
-        self._read_v(v, v_out, v_strides, v_out_strides, &d, &c)
-        self._read_q_nope(q, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, &d, &c)
+        read_v(v, v_out, v_strides, v_out_strides, self.num_v_heads, self.v_head_dim, &d, &c)
+        read_q_nope(q, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, self.q_nope_dim, &d, &c)
+        read_k_nope(k, k_nope, k_nope_out, k_nope_strides, k_nope_out_strides, self.k_nope_dim, &d, &c)
         read_weights(q, k, q_weight, k_weight, self.norm, &d, &c)
         read_scale("q_scale", q_scale, self.q_scale_kind, d.num_q_heads, False, &d.q_quantize, &d, &c)
         read_scale("k_scale", k_scale, self.k_scale_kind, d.num_k_heads, d.cache.kind, &d.k_quantize, &d, &c)
         read_scale("v_scale", v_scale, self.v_scale_kind, self.num_v_heads, d.cache.kind, &d.v_quantize, &d, &c)
-        read_cache(k, v, k_cache, v_cache, slots, page_table, page_indptr, page_table_stride, request_ids,
-                   cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
+        read_cache(k, v, k_nope, k_cache, v_cache, k_nope_cache, slots, page_table, page_indptr, page_table_stride,
+                   request_ids, cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
         read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d, &c)
         read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from, &d, &c)
         rotate(&d)
@@ -392,8 +433,8 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         d.num_tokens = c.num_tokens
         self._read_positions(positions, offset, indptr, offsets, num_requests, positions_stride, positions_from, &d, &c)
         read_scale("k_scale", k_scale, self.k_scale_kind, d.num_k_heads, True, &d.k_quantize, &d, &c)
-        read_cache(k_cache, None, k_cache, None, slots, page_table, page_indptr, page_table_stride, request_ids,
-                   cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
+        read_cache(k_cache, None, None, k_cache, None, None, slots, page_table, page_indptr, page_table_stride,
+                   request_ids, cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
         read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d, &c)
         read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from, &d, &c)
         rotate(&d)
@@ -403,23 +444,3 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         read_positions(positions if self.sections is None else None, offset, indptr, offsets, num_requests, d, c)
         read_streams(positions, positions_stride, indptr, offset, d, c)
         return read_positions_from(positions_from, positions, d, c)
-
-    cdef int _read_v(self, v, v_out, v_strides, v_out_strides, rope_apply_desc* d, Call* c) except -1:
-        if v is not None:
-            d.num_v_heads, d.v_head_dim = self.num_v_heads, self.v_head_dim
-            if not d.cache.kind:
-                require("v_out", v_out, "with v where there is no cache")
-        return read_pair("v", "v_out", v, v_strides, v_out, v_out_strides, self.num_v_heads, self.v_head_dim, d.dtype,
-                         d.v_quantize.out_dtype != ROPE_OUT_SAME, False, c, &d.v, &d.v_out)
-
-    cdef int _read_q_nope(self, q, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, rope_apply_desc* d,
-                          Call* c) except -1:
-        if q_nope is not None:
-            if self.q_nope_dim == 0:
-                raise ValueError("q_nope: only allowed with q_nope_dim")
-            require("q", q, "with q_nope")
-            require("q_nope_out", q_nope_out, "with q_nope")
-            d.q_nope_dim = self.q_nope_dim
-        return read_pair("q_nope", "q_nope_out", q_nope, q_nope_strides, q_nope_out, q_nope_out_strides, d.num_q_heads,
-                         self.q_nope_dim, d.dtype, d.q_quantize.out_dtype != ROPE_OUT_SAME, False, c, &d.q_nope,
-                         &d.q_nope_out)

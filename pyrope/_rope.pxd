@@ -17,12 +17,11 @@ cdef class Rope:
     cdef readonly str angle  # type: Angle
     cdef readonly str device  # type: Device
     cdef readonly str position_dtype  # type: IndexDType
+    cdef readonly object skip  # type: int | None
 
     cdef int _set_frequencies(self, theta, scaling, inv_freq) except -1
     cdef int _check_ready(self) except -1
     cdef int _begin(self, num_tokens, inverse, stream, rope_apply_desc* d, Call* c) except -1
     cdef int _begin_cos_sin(self, str method, rope_build_cos_sin_desc* d) except -1
 
-cdef int read_rotated(q, k, q_out, k_out, q_strides, k_strides, q_out_strides, k_out_strides, rope_apply_desc* d,
-                      Call* c) except -1
 cdef int rotate(rope_apply_desc* d) except -1

@@ -16,6 +16,7 @@ from pyrope.typing import (
     Layout,
     Memory,
     Numbers,
+    Skipped,
     Stream,
     Strides,
 )
@@ -38,6 +39,8 @@ class Rope:
     def device(self) -> Device: ...
     @property
     def position_dtype(self) -> IndexDType: ...
+    @property
+    def skip(self) -> int | None: ...
     def __init__(
         self,
         head_dim: SupportsIndex,
@@ -58,6 +61,7 @@ class Rope:
         num_threads: SupportsIndex = 0,
         enable_pdl: bool = False,
         positions_ready: bool = False,
+        skip: SupportsIndex | None = -1,
     ) -> None: ...
     @classmethod
     def from_hf_config(
@@ -111,6 +115,8 @@ class Rope:
         k_out_strides: Strides | None = None,
         inverse: bool = False,
         stream: Stream | None = None,
+        sequence_length: SupportsIndex | None = None,
+        skipped: Skipped = "leave",
     ) -> None: ...
     def inverse(
         self,
@@ -130,4 +136,6 @@ class Rope:
         q_out_strides: Strides | None = None,
         k_out_strides: Strides | None = None,
         stream: Stream | None = None,
+        sequence_length: SupportsIndex | None = None,
+        skipped: Skipped = "leave",
     ) -> None: ...

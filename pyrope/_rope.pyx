@@ -6,14 +6,15 @@ from libc.stdint cimport INT32_MAX, int32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from pyrope._arguments cimport (
-    ANGLES, DEVICES, DTYPES, INDEX_DTYPES, LAYOUTS, Call, as_count, as_flag, as_real, begin_call, choose, name_of,
-    read_pair,
+    ANGLES, DEVICES, DTYPES, INDEX_DTYPES, LAYOUTS, Call, as_count, as_flag, as_integer, as_real, begin_call, choose,
+    name_of,
 )
 from pyrope._capi cimport *
 from pyrope._cos_sin cimport build_rows
 from pyrope._frequencies cimport make_frequencies
 from pyrope._library cimport check, is_compiled
 from pyrope._positions cimport read_positions
+from pyrope._tensors cimport read_rotated, read_sequences
 
 from pyrope._library import build_info
 from pyrope.errors import RopeError, UnsupportedError
@@ -22,7 +23,7 @@ from pyrope.errors import RopeError, UnsupportedError
 cdef class Rope:
     """Rope(head_dim, num_q_heads, num_k_heads, *, rotary_dim=None, rotary_offset=0, theta=10000.0, scaling=None, \
 inv_freq=None, attention_factor=None, layout='neox', dtype='bfloat16', angle='exact', device='cuda', \
-position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
+position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False, skip=-1)
 --
 
     Rotary position embedding of fixed shape and parameters (RoFormer, arXiv:2104.09864).
@@ -76,6 +77,10 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         ``request_ids`` or ``cache_positions``. They may then be read before the wait: 0.2 to 0.4 microseconds less a
         call behind a kernel that lets its dependents start early, and no less behind others.
 
+    skip : int or None
+        Which of ``positions`` leaves its token alone; None: none does. With several positions a token it is the first
+        that counts.
+
     Raises
     ------
     ValueError, TypeError
@@ -96,7 +101,8 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
                  theta: SupportsFloat = 10000.0, scaling: Scaling | None = None, inv_freq: Numbers | None = None,
                  attention_factor: SupportsFloat | None = None, layout: Layout = "neox", dtype: DTypeLike = "bfloat16",
                  angle: Angle = "exact", device: Device = "cuda", position_dtype: IndexDTypeLike = "int64",
-                 num_threads: SupportsIndex = 0, enable_pdl: bool = False, positions_ready: bool = False) -> None:
+                 num_threads: SupportsIndex = 0, enable_pdl: bool = False, positions_ready: bool = False,
+                 skip: SupportsIndex | None = -1) -> None:
         if self.ready:
             raise RopeError("a Rope is immutable and cannot be initialised again")
         cdef rope_apply_desc* d = &self.base
@@ -116,6 +122,10 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
             if not enable_pdl:
                 raise ValueError("positions_ready: True, only allowed with enable_pdl=True")
             d.flags |= ROPE_FLAG_POSITIONS_READY
+        self.skip = None if skip is None else as_integer("skip", skip)
+        if self.skip != -1:
+            d.skip_kind = ROPE_SKIP_NONE if skip is None else ROPE_SKIP_VALUE
+            d.skip_position = 0 if skip is None else self.skip
 
         self.device, self.dtype = name_of(DEVICES, d.backend), name_of(DTYPES, d.dtype)
         self.layout, self.angle = name_of(LAYOUTS, d.layout), name_of(ANGLES, d.angle)
@@ -289,7 +299,8 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
     cdef int _begin_cos_sin(self, str method, rope_build_cos_sin_desc* d) except -1:
         self._check_ready()
         if not self.inv_freqs:
-            raise ValueError(f"{method}: not with angle={self.angle!r}, which has no frequencies")
+            option = f"angle={self.angle!r}" if self.rotary_dim else "rotary_dim=0"
+            raise ValueError(f"{method}: not with {option}, which has no frequencies")
         rope_build_cos_sin_desc_init(d)
         d.flags, d.backend, d.num_threads = self.base.flags & ROPE_FLAG_PDL, self.base.backend, self.base.num_threads
         d.angle, d.rotary_dim, d.position_dtype = self.base.angle, self.base.rotary_dim, self.base.position_dtype
@@ -303,7 +314,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
             "attention_factor": self.attention_factor, "layout": self.layout, "dtype": self.dtype, "angle": self.angle,
             "device": self.device, "position_dtype": self.position_dtype, "num_threads": self.base.num_threads,
             "enable_pdl": bool(self.base.flags & ROPE_FLAG_PDL),
-            "positions_ready": bool(self.base.flags & ROPE_FLAG_POSITIONS_READY),
+            "positions_ready": bool(self.base.flags & ROPE_FLAG_POSITIONS_READY), "skip": self.skip,
         }
         if self.theta is None:
             options["inv_freq"] = self.inv_freqs
@@ -323,23 +334,28 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
               offsets: Memory | None = None, num_requests: SupportsIndex | None = None, q_out: Memory | None = None,
               k_out: Memory | None = None, q_strides: Strides | None = None, k_strides: Strides | None = None,
               q_out_strides: Strides | None = None, k_out_strides: Strides | None = None, inverse: bool = False,
-              stream: Stream | None = None) -> None:
+              stream: Stream | None = None, sequence_length: SupportsIndex | None = None,
+              skipped: Skipped = "leave") -> None:
         """Rotate q and k by their tokens' positions.
 
         Parameters
         ----------
         q, k : pointer, array or None
-            ``[num_tokens, heads, head_dim]`` of the Rope's dtype, the last dimension contiguous. A pointer is an int or
-            a cuda-python handle; an array is anything with ``__array_interface__`` (NumPy), ``__dlpack__`` or
-            ``__cuda_array_interface__``, with any leading dimensions that fold into one, or
-            ``[num_tokens, heads * head_dim]``. A jax.Array is immutable: give the output. None leaves that one out.
+            ``[num_tokens, heads, head_dim]`` of the Rope's dtype. A pointer is an int or a cuda-python handle; an array
+            is anything with ``__array_interface__`` (NumPy), ``__dlpack__`` or ``__cuda_array_interface__``, with
+            leading dimensions of one stride or two, as ``[batch, tokens, heads, head_dim]`` in any order in memory, or
+            ``[num_tokens, heads * head_dim]``. What is only read may be broadcast. A jax.Array is immutable: give the
+            output. None leaves that one out.
         num_tokens : int
             0 to 2**31 - 1. Required with pointers; arrays bring it.
         positions : pointer or array, optional
-            ``[num_tokens]`` int32 or int64: the position of every token. -1 leaves a token alone, its output unwritten.
-            Other negative positions turn backwards.
+            ``[num_tokens]`` int32 or int64: the position of every token. -1 (see ``skip``) leaves a token alone, its
+            output unwritten. Other negative positions turn backwards.
         offset : int
             Without positions and indptr, token ``t`` has position ``offset + t``. Any 64-bit integer.
+        sequence_length : int, optional
+            Tokens of each of a batch's sequences, one after the other: token ``t`` is number ``t % sequence_length`` of
+            its own, and without positions and indptr has position ``offset + t % sequence_length``.
         indptr, offsets : pointer or array, optional
             Ragged requests: token ``t`` with ``indptr[r] <= t < indptr[r + 1]`` has position
             ``offsets[r] + t - indptr[r]``; without offsets, requests start at 0. ``[num_requests + 1]`` and
@@ -351,7 +367,11 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
             what is not rotated is neither read nor written. Memory must be exactly the input's, or apart from
             everything else in the call.
         q_strides, k_strides, q_out_strides, k_out_strides : (int, int), optional
-            With pointers: (token stride, head stride) in elements. Default: contiguous.
+            With pointers: (token stride, head stride) in elements, or of sequences (sequence stride, token stride, head
+            stride, element stride); 0 for what is only read and broadcast. Default: contiguous.
+        skipped : {"leave", "copy"}
+            What becomes of a token that is left alone, out of place: its output is not written, or it is copied, where
+            that is of its dtype.
         inverse : bool
             The transposed rotation, which is the gradient: pass the gradients of the outputs. With an attention factor
             of 1 it also undoes the rotation, up to one rounding a pass.
@@ -375,6 +395,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         cdef rope_apply_desc d
         cdef Call c
         self._begin(num_tokens, inverse, stream, &d, &c)
+        read_sequences(sequence_length, positions, indptr, skipped, &d, &c)
         read_rotated(q, k, q_out, k_out, q_strides, k_strides, q_out_strides, k_out_strides, &d, &c)
         read_positions(positions, offset, indptr, offsets, num_requests, &d, &c)
         rotate(&d)
@@ -413,21 +434,6 @@ cdef int set_shape(head_dim, num_q_heads, num_k_heads, rotary_dim, rotary_offset
     d.num_k_heads = as_count("num_k_heads", num_k_heads, 0, ROPE_MAX_HEADS)
     if d.num_q_heads == 0 and d.num_k_heads == 0:
         raise ValueError("num_q_heads: 0 and num_k_heads: 0, at least one must be above 0")
-    return 0
-
-
-cdef int read_rotated(q, k, q_out, k_out, q_strides, k_strides, q_out_strides, k_out_strides, rope_apply_desc* d,
-                      Call* c) except -1:
-    """q and k, which bring num_tokens. What d already has says what the outputs hold and whether k goes to a cache."""
-    if q is None and k is None:
-        raise TypeError("q and k: both None, at least one must be given")
-    read_pair("q", "q_out", q, q_strides, q_out, q_out_strides, d.num_q_heads, d.head_dim, d.dtype,
-              d.q_quantize.out_dtype != ROPE_OUT_SAME, True, c, &d.q, &d.q_out)
-    read_pair("k", "k_out", k, k_strides, k_out, k_out_strides, d.num_k_heads, d.head_dim, d.dtype,
-              d.k_quantize.out_dtype != ROPE_OUT_SAME, d.cache.kind == ROPE_CACHE_NONE, c, &d.k, &d.k_out)
-    if c.num_tokens < 0:
-        raise TypeError("num_tokens: required with pointers")
-    d.num_tokens = c.num_tokens
     return 0
 
 

@@ -13,7 +13,10 @@ from pyrope._view cimport KIND_FLOAT, KIND_INT, KIND_UINT, View, is_array, read_
 
 from pyrope.stages import RMSNorm, XPos
 
-_OUT_DTYPES = {"float8_e4m3fn": ROPE_OUT_E4M3, "float8_e5m2": ROPE_OUT_E5M2, "int8": ROPE_OUT_INT8}
+_OUT_DTYPES = {
+    "float8_e4m3fn": ROPE_OUT_E4M3, "float8_e5m2": ROPE_OUT_E5M2, "int8": ROPE_OUT_INT8,
+    "float32": ROPE_OUT_F32, "float16": ROPE_OUT_F16, "bfloat16": ROPE_OUT_BF16,
+}
 _SCALE_KINDS = {
     "tensor": ROPE_SCALE_TENSOR, "head": ROPE_SCALE_HEAD, "token": ROPE_SCALE_TOKEN, "dynamic": ROPE_SCALE_DYNAMIC,
 }
@@ -27,6 +30,9 @@ cdef tuple set_quantize(str x, out_dtype, scale_kind, rope_quantize* z):
         refuse(f"{x}_scale_kind", scale_kind, f"only allowed with {x}_out_dtype")
         return None, None
     z.out_dtype = choose(f"{x}_out_dtype", out_dtype, _OUT_DTYPES)
+    if z.out_dtype >= ROPE_OUT_F32:
+        refuse(f"{x}_scale_kind", scale_kind, f"not allowed with {x}_out_dtype={name_of(_OUT_DTYPES, z.out_dtype)!r}")
+        return name_of(_OUT_DTYPES, z.out_dtype), None
     z.scale_kind = choose(f"{x}_scale_kind", "tensor" if scale_kind is None else scale_kind, _SCALE_KINDS)
     return name_of(_OUT_DTYPES, z.out_dtype), None if scale_kind is None else name_of(_SCALE_KINDS, z.scale_kind)
 
@@ -127,9 +133,9 @@ cdef int read_scale(str name, object x, str kind, int64_t heads, bint in_cache, 
                     rope_apply_desc* d, Call* c) except -1:
     cdef int64_t count = 1
     cdef str shape = "[1]"
-    if not z.out_dtype:
+    if z.out_dtype in (ROPE_OUT_SAME, ROPE_OUT_F32, ROPE_OUT_F16, ROPE_OUT_BF16):
         if x is not None:
-            raise ValueError(f"{name}: only allowed with {name[0]} and {name[0]}_out_dtype")
+            raise ValueError(f"{name}: only allowed with {name[0]} and a quantised {name[0]}_out_dtype")
         return 0
     if x is None:
         if kind is not None:
@@ -168,6 +174,8 @@ cdef int read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors,
         return refuse("num_sets", num_sets, "only allowed with frequency_sets")
     if d.angle == ROPE_ANGLE_COS_SIN:
         raise ValueError("frequency_sets: not allowed with angle='cos_sin'")
+    if pairs == 0:
+        raise ValueError("frequency_sets: not allowed with rotary_dim=0, with which nothing turns")
     require("set_ids", set_ids, "with frequency_sets")
     if positions_from is None:
         refuse("set_ids_from", set_ids_from, "only allowed with positions_from")

@@ -25,6 +25,7 @@ __all__ = [
     "Scale",
     "ScaleKind",
     "Sections",
+    "Skipped",
     "Stream",
     "Strides",
 ]
@@ -61,10 +62,13 @@ class Numbers(Protocol):
 Memory: TypeAlias = SupportsIndex | HasArrayInterface | HasDLPack | HasCudaArrayInterface
 Scale: TypeAlias = SupportsFloat | Memory
 Stream: TypeAlias = SupportsIndex | HasCudaStream
-Strides: TypeAlias = tuple[SupportsIndex, SupportsIndex] | list[int]
+Strides: TypeAlias = (
+    tuple[SupportsIndex, SupportsIndex] | tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex] | list[int]
+)
 Sections: TypeAlias = tuple[SupportsIndex, ...] | list[int]
 
 Layout: TypeAlias = Literal["neox", "gptj"]
+Skipped: TypeAlias = Literal["leave", "copy"]
 Angle: TypeAlias = Literal["exact", "fp32"]
 FusedAngle: TypeAlias = Literal["exact", "fp32", "cos_sin"]
 Device: TypeAlias = Literal["cuda", "cpu"]
@@ -73,7 +77,7 @@ ScaleKind: TypeAlias = Literal["tensor", "head", "token", "dynamic"]
 # A dtype is given by its name or as an object of NumPy, torch, ... that has it.
 DType: TypeAlias = Literal["float32", "float16", "bfloat16"]
 IndexDType: TypeAlias = Literal["int64", "int32"]
-OutDType: TypeAlias = Literal["float8_e4m3fn", "float8_e5m2", "int8"]
+OutDType: TypeAlias = Literal["float8_e4m3fn", "float8_e5m2", "int8", "float32", "float16", "bfloat16"]
 DTypeLike: TypeAlias = "DType | type[Any] | np.dtype[Any]"
 IndexDTypeLike: TypeAlias = "IndexDType | type[Any] | np.dtype[Any]"
 OutDTypeLike: TypeAlias = "OutDType | type[Any] | np.dtype[Any]"

@@ -20,20 +20,43 @@ FACTORS = cases.FACTORS | {
         "before across",
         "after across q",
     ],
-    "q_out": ["same", *QUANTISED],
-    "kv_out": ["same", *QUANTISED],
+    "q_out": ["same", "other", *QUANTISED],
+    "kv_out": ["same", "other", *QUANTISED],
     "cache": ["none", *cases.FACTORS["cache"]],
     "v": ["none", "as k", "own"],
-    "q_nope": [False, True],
+    "q_nope": [False, "q", "k"],
+    "memory": [*cases.FACTORS["memory"], "spread"],
+    "rotary": [*cases.FACTORS["rotary"], "none"],
+    "sequences": [False, True],
+    "skipped": ["leave", "copy"],
+    "skip_q": [False, True],
+    "kept": [False, True],
+    "out_layout": ["same", "other"],
 }
+STORED = ["other", *QUANTISED]
+STILL = {"rotary": ["none"]}
+OF_Q = ["before bias q", "after across q"]
 REFUSED = [
-    ("q_out", {"place": ["in", "q in"], "q_out": QUANTISED}),
-    ("k_out", {"place": ["in"], "kv_out": QUANTISED, "cache": ["none"]}),
+    ("q_out", {"place": ["in", "q in"], "q_out": STORED}),
+    ("k_out", {"place": ["in"], "kv_out": STORED, "cache": ["none"]}),
+    ("q_out", {"place": ["in", "q in"], "out_layout": ["other"]}),
+    ("out_layout", {"norm": ["after", "after f32 bias", "after across q"], "out_layout": ["other"]}),
+    ("q_out", STILL | {"place": ["in", "q in"], "norm": ["none"]}),
+    ("k_out", STILL | {"place": ["in"], "norm": OF_Q, "cache": ["none"]}),
+    ("k_out", STILL | {"place": ["in"], "norm": OF_Q, "cache": cases.FACTORS["cache"], "kept": [True]}),
+    ("positions_from", STILL | {"origin": [True]}),
+    ("frequency_sets", STILL | {"sets": ["plain", "factors"]}),
     *cases.REFUSED,
 ]
-# One scale for the two parts of q, of which each operand knows one: see test_stages_values.py.
-APART = {"q_nope": [True], "q_out": QUANTISED, "scale": ["dynamic"]}
-ROWS = Rows(FACTORS, [*(rule for _, rule in REFUSED), APART, cases.SHARED], seed=1)
+# One scale for the two parts of q or k, of which each operand knows one: see test_stages_values.py.
+APART = [
+    {"q_nope": ["q"], "q_out": QUANTISED, "scale": ["dynamic"]},
+    {"q_nope": ["k"], "kv_out": QUANTISED, "scale": ["dynamic"]},
+]
+# Refused by the constructor: see test_stages_refusals.py.
+TURNED = {"angle": ["cos_sin"], "positions": cases.SECTIONS, "xpos": ["plain", "centered"], "out_layout": ["other"]}
+CONSTRUCTOR = [cases.SHARED, *(STILL | {name: values} for name, values in TURNED.items())]
+ROWS = Rows(FACTORS, [*(rule for _, rule in REFUSED), *APART, *CONSTRUCTOR], seed=1)
 
 
 def test_every_pair_is_covered():

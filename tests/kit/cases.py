@@ -4,12 +4,13 @@ import numpy as np
 
 import pyrope
 from kit import reference as ref
-from kit.blocks import Block, cache_block, call, check_rows, rows_block, same_on_both
+from kit.blocks import Block, cache_block, call, check_rows, same_on_both, sequences_block
 
 Q_HEADS, K_HEADS = 3, 2
 THETAS = (10000.0, 500000.0, 100.0)
 TABLE_ROWS = 64
 PARTIAL = {128: (64, 64), 64: (32, 16), 80: (36, 7), 20: (8, 12), 6: (4, 1)}  # head_dim: rotary_dim, rotary_offset
+OTHER = {"float32": "bfloat16", "float16": "float32", "bfloat16": "float16"}  # dtypes to store another as
 SCALES = {"float8_e4m3fn": 0.008, "float8_e5m2": 0.00007, "int8": 0.023}  # the largest of normal numbers saturate
 
 # What rows of options have in common, and the arguments that a refusal names with what together is refused.
@@ -30,6 +31,7 @@ FACTORS = {
     "origin": [False, True],
     "sets": ["none", "plain", "factors"],
     "xpos": ["none", "plain", "centered"],
+    "skip": ["default", "none", "value"],
 }
 REFUSED = [
     ("positions_from", {"angle": ["cos_sin"], "origin": [True]}),
@@ -46,6 +48,7 @@ class Output:
 
     def __init__(self, where, operand, form):
         self.where, self.operand, self.format, self.scale = where, operand, form, None
+        self.copies = False  # a token that is left alone is there as it came
 
 
 class Case:
@@ -54,8 +57,10 @@ class Case:
     def __init__(self, row, rng):
         self.row, self.rng, self.tokens = row, rng, row["tokens"]
         d = self.head_dim = row["head_dim"]
-        self.rotary_dim, self.rotary_offset = (d, 0) if row["rotary"] == "full" else PARTIAL[d]
+        self.rotary_dim, self.rotary_offset = PARTIAL[d] if row["rotary"] == "partial" else (d, 0)
         self.pairs = self.rotary_dim // 2
+        self.turns = row["rotary"] != "none"
+        self.sequences = 1
         self.method = "inverse" if row["inverse"] else "apply"
         self.live = np.ones(self.tokens, bool)  # tokens that anything is written for
         self.blocks, self.scalars, self.counters, self.outputs = {}, {}, {}, {}
@@ -63,9 +68,10 @@ class Case:
             "dtype": row["dtype"],
             "layout": row["layout"],
             "angle": row["angle"],
-            "rotary_dim": self.rotary_dim,
+            "rotary_dim": self.rotary_dim if self.turns else 0,
             "rotary_offset": self.rotary_offset,
         }
+        self.make_sequences()
         positions = self.make_positions()
         factor = self.make_sets()
         cos, sin = self.make_table(positions) if row["angle"] == "cos_sin" else self.make_angles(positions)
@@ -73,6 +79,11 @@ class Case:
         self.magnitude = self.make_xpos(positions)
         self.make_norm()
         self.slots = self.make_cache()
+        if row.get("skipped") == "copy":
+            self.scalars["skipped"] = "copy"
+        self.out_layout = row["layout"]
+        if row.get("out_layout") == "other":
+            self.out_layout = self.options["out_layout"] = {"neox": "gptj", "gptj": "neox"}[row["layout"]]
         self.make_tensors()
 
     def rope(self, device):
@@ -100,6 +111,23 @@ class Case:
 
     # ---- positions and angles
 
+    def make_sequences(self):
+        """Of all tokens, 4 or as many as there are."""
+        if self.row.get("sequences"):
+            self.sequences = min(self.tokens, 4)
+            self.scalars["sequence_length"] = self.tokens // self.sequences
+
+    def left_alone(self, positions):
+        """The option, and positions two of which it may concern: whether it does."""
+        kind = self.row["skip"]
+        if kind != "default":
+            self.options["skip"] = None if kind == "none" else 7
+        if self.tokens > 1:
+            positions[1] = 7 if kind == "value" else -1
+        if self.tokens > 2:
+            positions[2] = -1 if kind == "value" else 7
+        return np.zeros(self.tokens, bool) if kind == "none" else positions == (7 if kind == "value" else -1)
+
     def random_positions(self, shape, dtype):
         return self.rng.integers(0, TABLE_ROWS if self.row["angle"] == "cos_sin" else 2**20, shape).astype(dtype)
 
@@ -110,7 +138,7 @@ class Case:
         self.options["position_dtype"] = dtype
         if kind == "offset":
             self.scalars["offset"] = 40
-            positions = 40 + np.arange(tokens)
+            positions = 40 + np.arange(tokens) % (tokens // self.sequences)
         elif kind.startswith("ragged"):
             indptr = {1: [0, 1], 3: [0, 1, 1, 2], 40: [2, 10, 10, 37]}[tokens]
             offsets = self.array("offsets", self.random_positions(len(indptr) - 1, dtype) // 2, dtype)
@@ -123,10 +151,8 @@ class Case:
             positions = offsets[request] + token - np.array(indptr)[request]
         elif kind.startswith("ids"):
             positions = self.random_positions(tokens, dtype)
-            if tokens > 1:
-                positions[1] = -1
+            self.live &= ~self.left_alone(positions)
             self.array("positions", positions, dtype)
-            self.live &= positions != -1
         else:
             return self.make_sections(dtype)
         self.stream = np.zeros(self.pairs, int)
@@ -141,10 +167,8 @@ class Case:
         self.options |= {"sections": tuple(sizes), "sections_interleaved": interleaved}
         self.stream = ref.streams(self.pairs, sizes, interleaved)
         positions = self.random_positions((count, self.tokens), dtype)
-        if self.tokens > 1:
-            positions[0, 1] = -1
+        self.live &= ~self.left_alone(positions[0])
         self.array("positions", positions, dtype)
-        self.live &= positions[0] != -1
         self.origin = self.make_origin((count, self.tokens), dtype)
         return positions.astype(np.int64)[self.stream].T
 
@@ -222,11 +246,15 @@ class Case:
 
     def rotate(self, value, name, tokens=slice(None)):
         """Rows of these tokens."""
+        if not self.turns:
+            return value
         cos, sin, relative = self.cos[tokens], self.sin[tokens], ref.ROTATION
         if self.magnitude is not None:
             magnitude = self.magnitude[tokens] if name == "q" else 1 / self.magnitude[tokens]
             cos, sin, relative = cos * magnitude, sin * magnitude, ref.ROTATION + ref.XPOS
-        return ref.rotate(value, cos, sin, self.row["layout"], self.rotary_dim, self.rotary_offset, relative)
+        value = ref.rotate(value, cos, sin, self.row["layout"], self.rotary_dim, self.rotary_offset, relative)
+        layouts = self.row["layout"], self.out_layout
+        return tuple(ref.relaid(part, *layouts, self.rotary_dim, self.rotary_offset) for part in value)
 
     def counter(self, name, count):
         self.array(name, [41], np.int64)
@@ -270,8 +298,9 @@ class Case:
             return None
         rng, tokens, limit = self.rng, self.tokens, self.num_pages * self.page_size
         dtype = "int32" if kind.endswith("32") else "int64"
+        skip_q = self.row.get("skip_q", False)
         self.options["cache"] = pyrope.PagedCache(
-            self.page_size, self.num_pages, layout=self.row["cache_layout"], index_dtype=dtype
+            self.page_size, self.num_pages, layout=self.row["cache_layout"], index_dtype=dtype, skip_q=skip_q
         )
         if kind.startswith("slots"):
             slots = rng.permutation(limit)[:tokens]
@@ -280,6 +309,7 @@ class Case:
             if tokens > 1:
                 slots[0] = limit + 3
             self.array("slots", slots, dtype)
+            listed = slots >= 0
         else:
             pages = rng.permutation(self.num_pages).astype(np.int32)
             starts = [0, 3, 3, 9] if "indptr" in kind else [0, 3, 6, 9]
@@ -300,6 +330,8 @@ class Case:
             slots = ref.slots_of_pages(position, request, page_table, starts, self.page_size)
             listed = (request >= 0) & (position >= 0)
             slots[listed & (slots < 0)] = limit
+        if skip_q:
+            self.live &= listed
         outside = self.live & (slots >= limit)
         self.counter("cache_skipped", outside.sum())
         return np.where(self.live & (slots < limit), slots, -1)
@@ -313,24 +345,33 @@ class Case:
         self.place("k", K_HEADS, d, kv, in_place=row["place"] == "in")
         if row["v"] != "none":
             self.place("v", v_heads, v_dim, kv)
-        if row["q_nope"]:
+        if row["q_nope"] in (True, "q"):
             self.options["q_nope_dim"] = 24
             self.place("q_nope", Q_HEADS, 24, q)
+        if row["q_nope"] == "k":
+            self.options["k_nope_dim"] = 24
+            self.place("k_nope", K_HEADS, 24, kv)
 
     def place(self, name, heads, d, out, in_place=False):
         """An operand, where it goes, its scale and its expected value."""
         row, dtype = self.row, self.row["dtype"]
         values = self.rng.standard_normal((self.tokens, heads, d)).astype(ref.storage(dtype))
-        self.blocks[name] = rows_block(dtype, values.shape, row["memory"], values)
+        self.blocks[name] = sequences_block(dtype, self.sequences, values.shape, row["memory"], values)
         value = ref.exact(values)
         if name in "qk":
             value = self.norm(value, name, "before")
             value = self.rotate(value, name)
             value = self.norm(value, name, "after")
-        o = Output(name if in_place else f"{name}_out", name, dtype if out == "same" else out)
+        form = {"same": dtype, "other": OTHER[dtype]}.get(out, out)
+        if out == "other":
+            self.options[f"{name[0]}_out_dtype"] = form
+        o = Output(name if in_place else f"{name}_out", name, form)
         o.tokens, count = np.flatnonzero(self.live), self.tokens
-        o.rows, o.scale_rows = (o.tokens,), o.tokens
-        if self.slots is not None and name in "kv":
+        o.rows, o.scale_rows = self.rows_of(o.tokens), o.tokens
+        cached = self.slots is not None and name in ("k", "v", "k_nope")
+        if cached and row.get("kept"):
+            self.place_kept(name, value, values.shape, in_place)
+        if cached:
             o.where, count = f"{name}_cache", self.num_pages * self.page_size
             self.blocks[o.where] = cache_block(o.format, self.num_pages, self.page_size, heads, d,
                                                row["cache_layout"])  # fmt: skip
@@ -338,11 +379,26 @@ class Case:
             o.scale_rows = self.slots[o.tokens]
             o.rows = tuple(np.divmod(o.scale_rows, self.page_size))
         elif not in_place:
-            self.blocks[o.where] = rows_block(o.format, values.shape, row["memory"])
+            self.blocks[o.where] = sequences_block(o.format, self.sequences, values.shape, row["memory"])
+            o.copies = row.get("skipped") == "copy" and o.format == dtype
         o.value = tuple(part[o.tokens] for part in value)
-        if o.format in SCALES and name != "q_nope":
+        if o.format in SCALES and name in "qkv":
             self.make_scale(o, heads, count)
         self.outputs[name] = o
+
+    def rows_of(self, tokens):
+        """The index of tokens in blocks of rows."""
+        return (tokens,) if self.sequences == 1 else np.divmod(tokens, self.tokens // self.sequences)
+
+    def place_kept(self, name, value, shape, in_place):
+        """What goes to a cache is stored outside it too."""
+        o = self.outputs[f"{name} kept"] = Output(f"{name}_out", name, self.row["dtype"])
+        same = in_place and name == "k"
+        self.blocks[o.where] = self.blocks[name] if same else sequences_block(
+            o.format, self.sequences, shape, self.row["memory"])  # fmt: skip
+        o.tokens, o.copies = np.flatnonzero(self.live), self.row.get("skipped") == "copy" and not same
+        o.rows = self.rows_of(o.tokens)
+        o.value = tuple(part[o.tokens] for part in value)
 
     def make_scale(self, o, heads, count):
         kind, size, name = self.row["scale"], SCALES[o.format], f"{o.operand}_scale"
@@ -368,12 +424,20 @@ class Case:
             assert rest.pop(name).view(np.int64)[0] == count, name
         for name, o in self.outputs.items():
             scale, value = o.scale, o.value
-            if name == "q_nope":
-                scale = self.outputs["q"].scale
+            if name in ("q_nope", "k_nope"):
+                scale = self.outputs[name[0]].scale
             elif o.format in SCALES and self.row["scale"] == "dynamic":
                 scale = o.scale = self.check_dynamic(name, o, rest.pop(f"{name}_scale"))
             value = value if scale is None else ref.scaled(value, scale)
-            check_rows(self.blocks[o.where], rest.pop(o.where), value, o.format, o.rows)
+            block, flat = self.blocks[o.where], rest.pop(o.where).copy()
+            if block is self.blocks[o.operand]:
+                rest.pop(o.operand, None)
+            if o.copies:
+                rows = self.rows_of(np.flatnonzero(~self.live))
+                source, got = self.blocks[o.operand].view()[rows], block.view(flat)
+                np.testing.assert_array_equal(got[rows].view(np.uint8), source.view(np.uint8), err_msg=name)
+                got[rows] = block.view()[rows]  # as it was, for the rest of the comparison
+            check_rows(block, flat, value, o.format, o.rows)
         for name, flat in rest.items():
             np.testing.assert_array_equal(flat, self.blocks[name].flat, err_msg=name)
 

@@ -69,6 +69,22 @@ enum {
 typedef int32_t rope_index_dtype;
 enum { ROPE_INDEX_INT64 = 0, ROPE_INDEX_INT32 = 1 };
 
+/* Which of `positions` leaves its token alone; with sections it is the first stream's that counts. */
+typedef int32_t rope_skip;
+enum {
+  ROPE_SKIP_DEFAULT = 0, /* -1 */
+  ROPE_SKIP_NONE = 1,    /* none does */
+  ROPE_SKIP_VALUE = 2    /* skip_position */
+};
+
+/* Where the two elements of a pair are stored. */
+typedef int32_t rope_out_layout;
+enum {
+  ROPE_OUT_LAYOUT_SAME = 0, /* where they were read */
+  ROPE_OUT_LAYOUT_NEOX = 1, /* as ROPE_LAYOUT_NEOX has them */
+  ROPE_OUT_LAYOUT_GPTJ = 2  /* as ROPE_LAYOUT_GPTJ */
+};
+
 /* An engine's own threads in the place of the library's, on the CPU backend: calls piece(data, i) once for every i in
  * [0, num_pieces), from any threads and in any order, and returns when all of these have returned. A call of the
  * library makes at most one of it, and none where the work is small: the calling thread then does it. Pieces take some
@@ -91,6 +107,9 @@ typedef void (*rope_parallel_for)(void* context, int64_t num_pieces, rope_piece 
 #define ROPE_XPOS_GAMMA_MIN 1e-6
 #define ROPE_XPOS_GAMMA_MAX 1e6
 
+/* A stride of 0: of tensors that are only read, whose rows or elements are one and the same. */
+#define ROPE_BROADCAST INT64_MIN
+
 enum {
   ROPE_FLAG_INVERSE = 1u, /* the transposed rotation: gradients, or keys moved back to position 0 */
   ROPE_FLAG_PDL = 2u,     /* programmatic dependent launch (sm_90 and later; ignored elsewhere): may start before the
@@ -99,7 +118,9 @@ enum {
                                      stream writes what says where tokens stand, in their sequence (positions, indptr,
                                      offsets) or in a cache (its slots, page_table, page_indptr, request_ids,
                                      cache_positions); it may be read before that wait */
-  ROPE_FLAG_IN_CACHE = 8u         /* rotate keys where they lie in the cache; see rope_cache */
+  ROPE_FLAG_IN_CACHE = 8u,        /* rotate keys where they lie in the cache; see rope_cache */
+  ROPE_FLAG_NO_ROTATION = 16u     /* nothing turns: tensors are normalised, quantised or appended, and what is only
+                                     copied keeps its bits; rotary_dim and rotary_offset are 0 */
 };
 
 /* ---- frequencies ------------------------------------------------------------------------------------------------ */
@@ -158,6 +179,12 @@ typedef struct rope_tensor {
   int64_t head_stride;  /* elements; 0: head_dim */
 } rope_tensor;
 
+/* Its other strides, in elements. */
+typedef struct rope_steps {
+  int64_t sequence; /* from a sequence to the next; 0: sequence_length * token_stride */
+  int64_t element;  /* along a head; 0: 1 */
+} rope_steps;
+
 /* ---- stages of rope_apply; all optional, zero switches them off. With any of them heads have at most
  * ROPE_MAX_FUSED_HEAD_DIM elements. A norm or dynamic scales on CUDA take heads of up to 4 KB where all pointers,
  * strides and dimensions are multiples of 16 bytes, of up to 256 elements where they are multiples of nothing; dynamic
@@ -169,7 +196,10 @@ enum {
   ROPE_OUT_SAME = 0, /* the descriptor's dtype */
   ROPE_OUT_E4M3 = 1, /* fp8, finite and NaN, largest 448 */
   ROPE_OUT_E5M2 = 2, /* fp8, largest finite 57344 */
-  ROPE_OUT_INT8 = 3  /* -128 to 127 */
+  ROPE_OUT_INT8 = 3, /* -128 to 127 */
+  ROPE_OUT_F32 = 4,  /* of the other dtypes, without a scale; not with ROPE_FLAG_IN_CACHE */
+  ROPE_OUT_F16 = 5,
+  ROPE_OUT_BF16 = 6
 };
 
 /* Where the scale of a quantised tensor lies. stored = round(x * (1 / scale)), to nearest even, saturating. */
@@ -225,11 +255,13 @@ typedef struct rope_cache_tensor {
  * stored with, and neither q, k, v and their outputs nor a norm. No two tokens may have one slot. The attention factors
  * multiply here too: to move keys that have theirs, they must be 1. */
 typedef struct rope_cache {
-  int32_t kind;                /* rope_cache_kind; k and v are then stored here, not in place and not in k_out, v_out */
+  int32_t kind;                /* rope_cache_kind; k and v are then stored here, and in k_out and v_out too where those
+                                  are given: of the descriptor's dtype; k_out may be k, in place */
   int32_t index_dtype;         /* rope_index_dtype of slots and cache_positions; the rest is int32 */
   int64_t num_pages;           /* pages of the cache; a token whose page is outside is not appended */
   int32_t page_size;           /* tokens, 1 to ROPE_MAX_PAGE_SIZE */
-  int32_t reserved;            /* 0 */
+  int32_t skips_tokens;        /* 1: a token whose slot, request or cache position is negative is left alone, its q
+                                  too; 0: it is only not appended */
   rope_cache_tensor k, v;      /* v.data NULL where there is no v */
   const void* slots;           /* SLOTS: [num_tokens] */
   const int32_t* page_table;   /* PAGES: page numbers */
@@ -306,7 +338,7 @@ typedef struct rope_apply_desc {
   float attention_factor;      /* multiplies cos and sin; 0: 1 */
   int32_t position_dtype;      /* rope_index_dtype of positions, indptr and offsets */
   /* The position of token t, in one of three forms, whose memory is apart from what is written:
-   *   positions                  positions[t]; -1 leaves the token alone: its output is not written
+   *   positions                  positions[t]; -1 (see skip_kind) leaves the token alone: its output is not written
    *   indptr, offsets            offsets[r] + t - indptr[r] where indptr[r] <= t < indptr[r+1]; a token outside
    *                              every request is left alone
    *   neither                    offset + t */
@@ -340,6 +372,22 @@ typedef struct rope_apply_desc {
   rope_parallel_for parallel_for; /* CPU backend: what the call's work is run by, and num_threads is 0; NULL: the
                                      library's threads. CUDA: NULL */
   void* parallel_context;         /* its first argument; NULL without it */
+
+  int32_t skip_kind;       /* rope_skip */
+  int32_t copy_skipped;    /* 1: a token that is left alone is copied to outputs of its own, where they have its dtype;
+                              0: they are not written */
+  int64_t skip_position;   /* with ROPE_SKIP_VALUE */
+  int64_t sequence_length; /* token t is number t % sequence_length of sequence t / sequence_length, with strides of
+                              their own; num_tokens is a multiple; 0: one sequence. With neither positions nor indptr
+                              each sequence starts at offset */
+  rope_steps q_steps, k_steps, q_out_steps, k_out_steps, v_steps, v_out_steps, q_nope_steps, q_nope_out_steps;
+  int32_t out_layout;     /* rope_out_layout; another than layout: not in place, not with
+                         ROPE_FLAG_IN_CACHE or norm.after */
+  int32_t k_nope_dim;     /* > 0 with k_nope */
+  rope_tensor k_nope;     /* [num_tokens, num_k_heads, k_nope_dim], as q_nope, under k_quantize; not with q_nope */
+  rope_tensor k_nope_out; /* NULL: into the cache */
+  rope_cache_tensor cache_k_nope; /* where k_nope is appended */
+  rope_steps k_nope_steps, k_nope_out_steps;
 } rope_apply_desc;
 
 /* Zero, then struct_size. */

@@ -1,17 +1,40 @@
 // rope_apply: the descriptor checked once for both backends, then what is compiled for it.
+#include <algorithm>
+
 #include "options.h"
 #include "tensors.h"
 
 namespace rope::api {
 namespace {
 
+// Without a rotation only what the other stages do is left. Kernels then take a head's two halves for pairs.
+rope_status check_nothing_turns(rope_apply_desc* d) {
+  const struct {
+    const char* name;
+    bool given;
+  } turns[] = {{"rotary_dim", d->rotary_dim != 0},
+               {"rotary_offset", d->rotary_offset != 0},
+               {"ROPE_FLAG_IN_CACHE", (d->flags & ROPE_FLAG_IN_CACHE) != 0},
+               {"angle", d->angle == ROPE_ANGLE_COS_SIN},
+               {"sections", d->sections.num_streams != 0},
+               {"positions_from", d->positions_from != nullptr},
+               {"frequency_sets", d->frequency_sets.words != nullptr},
+               {"xpos", d->xpos.scale_base != 0}};
+  for (const auto& x : turns)
+    if (x.given)
+      return fail(ROPE_ERR_INVALID_ARG, "%s: not allowed with ROPE_FLAG_NO_ROTATION, with which nothing turns", x.name);
+  d->rotary_dim = std::min(d->head_dim, ROPE_MAX_ROTARY_DIM) / 2 * 2;
+  return ROPE_OK;
+}
+
 rope_status check_shape(rope_apply_desc* d) {
-  ROPE_TRY(check_flags(d->flags, ROPE_FLAG_INVERSE | ROPE_FLAG_PDL | ROPE_FLAG_POSITIONS_READY | ROPE_FLAG_IN_CACHE));
+  ROPE_TRY(check_flags(d->flags, ROPE_FLAG_INVERSE | ROPE_FLAG_PDL | ROPE_FLAG_POSITIONS_READY | ROPE_FLAG_IN_CACHE |
+                                     ROPE_FLAG_NO_ROTATION));
   const int32_t reserved = d->reserved | d->norm.reserved | d->q_quantize.reserved | d->k_quantize.reserved |
-                           d->v_quantize.reserved | d->cache.reserved | d->cos_sin.reserved |
-                           d->frequency_sets.reserved;
+                           d->v_quantize.reserved | d->cos_sin.reserved | d->frequency_sets.reserved;
   ROPE_TRY(check_range("reserved", reserved, 0, 0));
   ROPE_TRY(check_range("head_dim", d->head_dim, 2, ROPE_MAX_HEAD_DIM));
+  if (d->flags & ROPE_FLAG_NO_ROTATION) ROPE_TRY(check_nothing_turns(d));
   if (d->rotary_dim == 0) d->rotary_dim = d->head_dim;
   if (d->rotary_dim < 2 || d->rotary_dim % 2 || d->rotary_dim > d->head_dim || d->rotary_dim > ROPE_MAX_ROTARY_DIM)
     return fail(ROPE_ERR_INVALID_ARG, "rotary_dim: %d, must be even, at least 2, at most head_dim (%d) and %d",
@@ -20,6 +43,9 @@ rope_status check_shape(rope_apply_desc* d) {
     return fail(ROPE_ERR_INVALID_ARG, "rotary_offset: %d, must be 0 to head_dim - rotary_dim (%d)", d->rotary_offset,
                 d->head_dim - d->rotary_dim);
   ROPE_TRY(check_range("num_tokens", d->num_tokens, 0, INT32_MAX));
+  if (d->sequence_length < 0 || (d->sequence_length && d->num_tokens % d->sequence_length))
+    return fail(ROPE_ERR_INVALID_ARG, "sequence_length: %lld, must be 0 or a divisor of num_tokens, %lld",
+                static_cast<long long>(d->sequence_length), static_cast<long long>(d->num_tokens));
   return read_attention_factor(&d->attention_factor);
 }
 
@@ -30,11 +56,12 @@ rope_status read_options(const rope_apply_desc& d, PipelineParams* p, XPos* xpos
   p->rotary_offset = d.rotary_offset;
   p->cos_scale = d.attention_factor;
   p->sin_scale = d.flags & ROPE_FLAG_INVERSE ? -p->cos_scale : p->cos_scale;
-  p->layout = Layout(d.layout);
   p->angle = Angle(d.angle);
+  ROPE_TRY(read_layouts(d, p));
   ROPE_TRY(read_angles(d, p));
   ROPE_TRY(read_xpos(d, xpos));
   ROPE_TRY(read_norm(d, &p->norm));
+  p->slot_skips = d.cache.skips_tokens != 0;
   return read_cache(d, &p->cache);
 }
 
@@ -49,7 +76,7 @@ rope_status apply(const rope_apply_desc* desc) {
   ROPE_TRY(read_execution(d.backend, d.flags, d.stream, threads, &execution));
   PipelineParams p = {};
   XPos xpos;
-  ROPE_TRY(read_positions(d, &p.positions));
+  ROPE_TRY(read_positions(d, &p));
   if (d.num_tokens == 0) return ROPE_OK;
   ROPE_TRY(read_options(d, &p, &xpos));
   ROPE_TRY(read_tensors(d, &p));

@@ -13,7 +13,10 @@
 
 namespace rope {
 
-enum class OutType : int32_t { kSame = 0, kE4M3 = 1, kE5M2 = 2, kInt8 = 3 };
+enum class OutType : int32_t { kSame = 0, kE4M3 = 1, kE5M2 = 2, kInt8 = 3, kF32 = 4, kF16 = 5, kBF16 = 6 };
+
+// Another dtype than the call's.
+ROPE_INLINE bool is_dtype(OutType type) { return type >= OutType::kF32 && type <= OutType::kBF16; }
 
 namespace detail {
 
@@ -115,6 +118,14 @@ ROPE_INLINE void for_code(OutType type, F f) {
 #undef ROPE_CASE
 }
 
+// f(F32()), ... of a type that is a dtype.
+template <class F>
+ROPE_INLINE void for_dtype(OutType type, F f) {
+  if (type == OutType::kF32) f(F32());
+  if (type == OutType::kF16) f(F16());
+  if (type == OutType::kBF16) f(BF16());
+}
+
 ROPE_INLINE float largest(OutType type) {
   float largest = 0.0f;
   for_code(type, [&](auto code) { largest = code.kLargest; });
@@ -125,6 +136,7 @@ ROPE_INLINE float largest(OutType type) {
 ROPE_INLINE int64_t stored_bytes(OutType type, int64_t dtype_bytes, int64_t elements) {
   int64_t bits = 8 * dtype_bytes;
   for_code(type, [&](auto code) { bits = code.kBits; });
+  if (is_dtype(type)) bits = type == OutType::kF32 ? 32 : 16;
   return elements * bits / 8;
 }
 

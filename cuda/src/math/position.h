@@ -26,6 +26,17 @@ struct Positions {
   Sections sections;     // kIds
 };
 
+// Which of the ids leaves its token alone.
+struct Skip {
+  bool none;
+  int64_t position;
+
+  ROPE_INLINE_MEMBER bool is(int64_t other) const { return !none && other == position; }
+  ROPE_INLINE_MEMBER bool operator!=(const Skip& x) const { return none != x.none || position != x.position; }
+};
+
+inline constexpr Skip kUsualSkip = {false, -1};
+
 ROPE_INLINE int64_t index_at(const void* indices, bool is_int32, int64_t i) {
 #ifdef __CUDA_ARCH__
   // Word by word, without a branch: ptxas would extend the sign, and so wait, before it issues the loads that follow.
@@ -83,11 +94,11 @@ ROPE_INLINE bool ragged_position(const Positions& p, int64_t token, int64_t* pos
 
 // The position, with sections that of the first stream. False: the token is to be left alone. Position arithmetic
 // wraps, as phases do.
-ROPE_INLINE bool position_of(const Positions& p, int64_t token, int64_t* position) {
+ROPE_INLINE bool position_of(const Positions& p, int64_t token, int64_t* position, Skip skip = kUsualSkip) {
   switch (p.kind) {
     case PositionKind::kOffset: *position = int64_t(uint64_t(p.offset) + uint64_t(token)); return true;
-    case PositionKind::kIds32: *position = static_cast<const int32_t*>(p.ids)[token]; return *position != -1;
-    case PositionKind::kIds64: *position = static_cast<const int64_t*>(p.ids)[token]; return *position != -1;
+    case PositionKind::kIds32: *position = static_cast<const int32_t*>(p.ids)[token]; return !skip.is(*position);
+    case PositionKind::kIds64: *position = static_cast<const int64_t*>(p.ids)[token]; return !skip.is(*position);
     case PositionKind::kRagged32: return detail::ragged_position<int32_t>(p, token, position);
     case PositionKind::kRagged64: return detail::ragged_position<int64_t>(p, token, position);
   }

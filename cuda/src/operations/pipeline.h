@@ -66,7 +66,8 @@ struct Norm {
   float eps, weight_bias, inverse_dim;
 };
 
-struct PipelineParams {
+// What the pipeline kernel knows of a call.
+struct CommonParams {
   PipelineOperand operands[kMaxOperands];
   int32_t num_operands;
   int64_t num_tokens;
@@ -81,6 +82,28 @@ struct PipelineParams {
   Norm norm;
   CacheMap cache;
   bool dynamic;  // a scale is computed
+};
+
+// What few calls ask of a tensor; all zero: nothing. Strides and gaps in bytes.
+struct OperandExtras {
+  int64_t in_sequence_stride, out_sequence_stride;
+  int64_t in_gap, out_gap;  // between the elements of a head
+  // Where an operand of a cache is stored too, in the call's dtype; null: nowhere.
+  char* kept;
+  int64_t kept_sequence_stride, kept_token_stride, kept_head_stride, kept_gap;
+  bool kept_whole;  // as PipelineOperand's
+  bool copies;      // a token that is left alone is copied to `kept` or `out`
+};
+
+// And all of it. The general kernel and the CPU serve these fields; the pipeline kernel's argument and code are without
+// them.
+struct PipelineParams : CommonParams {
+  bool general;     // some of what follows is set, but for out_layout, which always is
+  bool slot_skips;  // a token with a negative slot is left alone as a whole
+  Layout out_layout;
+  Skip skip = kUsualSkip;
+  int32_t sequence_length;  // 0: one sequence
+  OperandExtras extras[kMaxOperands];
 };
 
 }  // namespace rope

@@ -24,11 +24,6 @@ ROPE_INLINE float float_at(const void* values, Dtype dtype, int64_t i) {
   return 0.0f;
 }
 
-// Whether a token with this position is to be left alone.
-ROPE_INLINE bool is_skipped(const Positions& p, int64_t position) {
-  return p.kind != PositionKind::kOffset && position == -1;
-}
-
 // Where a token stands: what all of its pairs share.
 struct TokenState {
   int64_t position, from;
@@ -36,9 +31,23 @@ struct TokenState {
   float cos_scale, sin_scale;
 };
 
-// False: the token is to be left alone. `counts`: this caller reports it, if it is to be reported.
-ROPE_INLINE bool token_state(const PipelineParams& p, int64_t token, bool counts, TokenState* s) {
-  if (!position_of(p.positions, token, &s->position)) return false;
+// A token's number in its sequence, and which that is.
+struct SequencePlace {
+  int64_t sequence, token;
+};
+
+ROPE_INLINE SequencePlace sequence_place(const PipelineParams& p, int64_t token) {
+  if (!p.sequence_length) return {0, token};
+  const int64_t sequence = uint32_t(token) / uint32_t(p.sequence_length);  // 32 bits are all that there are
+  return {sequence, token - sequence * p.sequence_length};
+}
+
+// False: the token is to be left alone. `counts`: this caller reports it, if it is to be reported. `counted`: what is
+// added to an offset.
+ROPE_INLINE bool token_state(const CommonParams& p, int64_t token, int64_t counted, Skip skip, bool counts,
+                             TokenState* s) {
+  const bool by_offset = p.positions.kind == PositionKind::kOffset;
+  if (!position_of(p.positions, by_offset ? counted : token, &s->position, skip)) return false;
   s->from = p.positions_from ? index_at(p.positions_from, positions_are_int32(p.positions), token) : 0;
   s->words = s->words_from = nullptr;
   s->cos_scale = p.cos_scale;
@@ -61,12 +70,20 @@ ROPE_INLINE bool token_state(const PipelineParams& p, int64_t token, bool counts
   return inside;
 }
 
+ROPE_INLINE bool token_state(const CommonParams& p, int64_t token, bool counts, TokenState* s) {
+  return token_state(p, token, token, kUsualSkip, counts, s);
+}
+
+ROPE_INLINE bool token_state(const PipelineParams& p, int64_t token, bool counts, TokenState* s) {
+  return token_state(p, token, sequence_place(p, token).token, p.skip, counts, s);
+}
+
 ROPE_INLINE uint64_t phase_at(Angle angle, int64_t position, uint64_t word) {
   return angle == Angle::kFp32 ? phase_at<Angle::kFp32>(position, word) : phase_at<Angle::kExact>(position, word);
 }
 
 // For an operand with that sign of xPos.
-ROPE_INLINE CosSin pair_angle(const PipelineParams& p, const PairData& pairs, int32_t xpos_sign, const TokenState& s,
+ROPE_INLINE CosSin pair_angle(const CommonParams& p, const PairData& pairs, int32_t xpos_sign, const TokenState& s,
                               int64_t token, int32_t pair) {
   const Sections& sections = p.positions.sections;
   const int64_t position =
@@ -110,11 +127,13 @@ ROPE_INLINE CacheIndex cache_index(const CacheMap& c, int64_t token) {
   return {index_at(c.indices, c.index_is_int32, token), c.request_ids ? c.request_ids[token] : 0};
 }
 
+ROPE_INLINE bool is_negative(CacheIndex at) { return at.request < 0 || at.index < 0; }
+
 // False: the token has no place. `counts`: this caller reports it, if it is to be reported. kAnyIndex: else the cache
 // has fewer than 2^32 slots, or the page size is a power of two.
 template <bool kAnyIndex>
 ROPE_INLINE bool cache_place(const CacheMap& c, CacheIndex at, bool counts, CachePlace* place) {
-  if (at.request < 0 || at.index < 0) return false;
+  if (is_negative(at)) return false;
   *place = divide_by_page<kAnyIndex>(c, at.index);
   if (c.page_table) {
     const int64_t start = c.page_indptr ? c.page_indptr[at.request] : at.request * c.page_table_stride;
@@ -127,6 +146,19 @@ ROPE_INLINE bool cache_place(const CacheMap& c, CacheIndex at, bool counts, Cach
   *place = {};  // the kernel forms an address of it, which it does not use: on the CPU that must not overflow
 #endif
   return false;
+}
+
+// Where a head of a token is read, and where one that is in no cache is stored.
+ROPE_INLINE int64_t in_offset(const PipelineOperand& o, const OperandExtras& x, SequencePlace at, int32_t head) {
+  return at.sequence * x.in_sequence_stride + at.token * o.in_token_stride + head * o.in_head_stride;
+}
+
+ROPE_INLINE int64_t out_offset(const PipelineOperand& o, const OperandExtras& x, SequencePlace at, int32_t head) {
+  return at.sequence * x.out_sequence_stride + at.token * o.out_token_stride + head * o.out_head_stride;
+}
+
+ROPE_INLINE int64_t kept_offset(const OperandExtras& x, SequencePlace at, int32_t head) {
+  return at.sequence * x.kept_sequence_stride + at.token * x.kept_token_stride + head * x.kept_head_stride;
 }
 
 // The row of a dynamic scale.

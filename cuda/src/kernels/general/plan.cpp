@@ -25,6 +25,23 @@ GeneralOperand plan_operand(const PipelineParams& p, const PipelineOperand& o, i
   return x;
 }
 
+// What the extras ask too. Elements apart, and pairs that are stored elsewhere, are moved one by one.
+int widest_access(const PipelineParams& p, int element_bytes) {
+  Alignment a = alignment(p, element_bytes);
+  if (!p.general) return a.widest(16);
+  if (p.out_layout != p.layout) return element_bytes;
+  for (int i = 0; i < p.num_operands; ++i) {
+    const PipelineOperand& o = p.operands[i];
+    const OperandExtras& x = p.extras[i];
+    if (x.in_gap | x.out_gap | x.kept_gap) return element_bytes;
+    a.add_bytes(x.in_sequence_stride);
+    a.add_bytes(x.out_sequence_stride, stored_bytes(o.quantize.type, element_bytes, 1));
+    a.add_address(x.kept);
+    a.add_bytes(x.kept_sequence_stride | x.kept_token_stride | x.kept_head_stride);
+  }
+  return a.widest(16);
+}
+
 // Why a block cannot hold a head, which a norm or computed scales need; null if it can.
 const char* check_heads(const PipelineParams& p, int32_t slots) {
   static_assert(2 * 16 * kMaxBlock == 4096 && 2 * kMaxBlock == 256);
@@ -39,7 +56,7 @@ const char* check_heads(const PipelineParams& p, int32_t slots) {
 
 GeneralPlan plan_general(const PipelineParams& p, int element_bytes) {
   GeneralPlan plan = {};
-  const int widest = alignment(p, element_bytes).widest(16);
+  const int widest = widest_access(p, element_bytes);
   plan.code = {widest, reduces(p)};
   if (widest == 8 && !reduces(p)) plan.code.access_bytes = element_bytes;
   const int vec = plan.code.access_bytes / element_bytes;

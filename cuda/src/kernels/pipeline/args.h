@@ -64,7 +64,7 @@ struct PipelineArgs {
   // Of some.
   StageArgs stages[kMaxOperands];
   int64_t offset, stream_stride;  // stream_stride: bytes
-  PipelineParams params;
+  CommonParams params;
   uint8_t stream_of[kMaxPairs];  // which of a token's positions each pair turns by
   alignas(16) uint64_t words[kMaxPairs];
 

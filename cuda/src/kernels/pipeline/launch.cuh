@@ -135,7 +135,7 @@ Outcome rotate(const RotateParams& r, const PairData& pairs, const Execution& e)
   p.rotary_offset = r.rotary_offset;
   p.cos_scale = r.cos_scale;
   p.sin_scale = r.sin_scale;
-  p.layout = r.layout;
+  p.layout = p.out_layout = r.layout;
   p.angle = r.angle;
   p.positions = r.positions;
   return pipeline<D>(p, pairs, e);
