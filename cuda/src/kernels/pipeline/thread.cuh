@@ -114,19 +114,13 @@ __device__ __forceinline__ uint64_t load_row_pair(const CosSinRows& rows, int64_
   return bits_at(rows.cos, rows.dtype, i) | uint64_t(bits_at(rows.sin, rows.dtype, i)) << 32;
 }
 
-// Asks for what has to be looked up of a token, ahead of its heads, which would be in the way: in a table of cos and
-// sin, and in a page table. False: the token names no place in the cache.
-template <Form kForm, int kMaxPairs>
-__device__ __forceinline__ bool look_up(const PipelineArgs<kMaxPairs>& args, int32_t token, const TokenIndices& at,
-                                        FirstPair* first, CachePlace* place) {
-  bool found = true;
-  if (args.is(kPaged))
-    found = look_up_place<false>(args.params.cache, {value_of(at.slot, args.is(kIndices64)), at.request}, place);
-  if (kForm != Form::kTables || !args.is(kTable)) return found;
-  const int64_t position = first_position(args, token, at.position);
-  if (uint64_t(position) < uint64_t(args.params.cos_sin.rows) && first->pair < args.pairs)
-    first->word = load_row_pair(args.params.cos_sin, position, first->pair);
-  return found;
+// Of a token's row of cos and sin.
+template <int kMaxPairs>
+__device__ __forceinline__ void load_first_pair(const PipelineArgs<kMaxPairs>& args, int32_t token, Index position,
+                                                FirstPair* first) {
+  const int64_t row = first_position(args, token, position);
+  if (uint64_t(row) < uint64_t(args.params.cos_sin.rows) && first->pair < args.pairs)
+    first->word = load_row_pair(args.params.cos_sin, row, first->pair);
 }
 
 // A token's angles, by its threads together, into shared memory. False: the token is to be left alone. `reports`: this
@@ -194,7 +188,12 @@ struct Entry {
   int64_t row;  // of all entries
 };
 
-// `named`: the token has a place, from look_up().
+template <int kMaxPairs>
+__device__ __forceinline__ CacheIndex index_of(const PipelineArgs<kMaxPairs>& args, const TokenIndices& at) {
+  return {value_of(at.slot, args.is(kIndices64)), at.request};
+}
+
+// `named`: the token has a place, which was looked up where it is kPaged.
 template <Form kForm, int kMaxPairs>
 __device__ __forceinline__ Entry find_entry(const PipelineArgs<kMaxPairs>& args, const TokenIndices& at, bool named,
                                             CachePlace place, bool reports) {
