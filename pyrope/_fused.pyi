@@ -7,7 +7,7 @@ from pyrope._rope import Rope
 from pyrope.scaling import Scaling
 from pyrope.stages import PagedCache, RMSNorm, XPos
 from pyrope.typing import (
-    Device,
+    DeviceLike,
     DType,
     DTypeLike,
     FusedAngle,
@@ -86,7 +86,7 @@ class FusedRope(Rope):
         attention_factor: SupportsFloat | None = None,
         layout: Layout = "neox",
         dtype: DTypeLike = "bfloat16",
-        device: Device = "cuda",
+        device: DeviceLike = "cuda",
         position_dtype: IndexDTypeLike = "int64",
         num_threads: SupportsIndex = 0,
         enable_pdl: bool = False,

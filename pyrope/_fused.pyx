@@ -115,7 +115,7 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
                  rotary_dim: SupportsIndex | None = None, rotary_offset: SupportsIndex = 0,
                  theta: SupportsFloat = 10000.0, scaling: Scaling | None = None, inv_freq: Numbers | None = None,
                  attention_factor: SupportsFloat | None = None, layout: Layout = "neox", dtype: DTypeLike = "bfloat16",
-                 device: Device = "cuda", position_dtype: IndexDTypeLike = "int64", num_threads: SupportsIndex = 0,
+                 device: DeviceLike = "cuda", position_dtype: IndexDTypeLike = "int64", num_threads: SupportsIndex = 0,
                  enable_pdl: bool = False, positions_ready: bool = False) -> None:
         cdef rope_apply_desc* d = &self.base
         cdef bint given_cos_sin = choose("angle", angle, _ANGLES) == ROPE_ANGLE_COS_SIN

@@ -395,6 +395,9 @@ ROPEROPE_API rope_status rope_query_support(const rope_support_query* query, int
 /* Number of CUDA devices that this library can use: 0 without a driver, or built without CUDA. */
 ROPEROPE_API int32_t rope_device_count(void);
 
+/* The calling thread's current CUDA device, as cudaGetDevice says; -1 where there is none. */
+ROPEROPE_API int32_t rope_current_device(void);
+
 ROPEROPE_API uint32_t rope_version(void);                 /* major << 16 | minor << 8 | patch */
 ROPEROPE_API const char* rope_build_info(void);           /* static text: compilers, architectures, CPU code path */
 ROPEROPE_API const char* rope_status_string(rope_status); /* static text */

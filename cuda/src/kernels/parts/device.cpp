@@ -15,6 +15,15 @@ int32_t device_count() {
   return count;
 }
 
+int32_t current_device() {
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) {
+    (void)cudaGetLastError();
+    return -1;
+  }
+  return device;
+}
+
 const char* error_name(int error) { return cudaGetErrorName(static_cast<cudaError_t>(error)); }
 
 bool is_no_device(int error) {

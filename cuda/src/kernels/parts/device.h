@@ -6,6 +6,7 @@
 namespace rope::cuda {
 
 int32_t device_count();
+int32_t current_device();  // -1: none
 
 // Text for a cudaError_t that a launch returned; `no_device` says whether it means that there is no usable device.
 const char* error_name(int error);

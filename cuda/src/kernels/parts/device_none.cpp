@@ -5,10 +5,12 @@ namespace rope::cuda {
 
 #ifdef ROPEROPE_CUDA_EMULATED
 int32_t device_count() { return 1; }
+int32_t current_device() { return 0; }
 const char* toolkit_info() { return "CUDA kernels compiled for the CPU"; }
 bool has_dependent_launch() { return true; }
 #else
 int32_t device_count() { return 0; }
+int32_t current_device() { return -1; }
 const char* toolkit_info() { return "no CUDA"; }
 bool has_dependent_launch() { return false; }
 #endif
