@@ -47,8 +47,9 @@ __device__ __forceinline__ void prefetch_group(const Group& g) {
 #pragma unroll
   for (int u = 0; u < kUnroll; ++u) {
     if (u >= g.live) continue;
-    prefetch(advance(g.in, u, g.operand->in_head_stride));
-    prefetch(advance(g.in, u, g.operand->in_head_stride) + g.apart * kElementBytes);
+    const char* const head = advance(g.in, u, g.operand->in_head_stride);
+    prefetch(head);
+    prefetch(head + g.apart * kElementBytes);
   }
 }
 

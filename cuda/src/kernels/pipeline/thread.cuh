@@ -69,7 +69,7 @@ __device__ __forceinline__ int64_t value_of(Index at, bool wide) {
   return int64_t(uint64_t(high) << 32 | at.low);
 }
 
-// The first pair whose angle a thread forms. Its word comes from afar, as an argument is nobody's before its launch.
+// The first pair whose angle a thread forms.
 struct FirstPair {
   int32_t pair;
   uint32_t stream;
@@ -81,7 +81,7 @@ __device__ __forceinline__ FirstPair first_pair(const PipelineArgs<kMaxPairs>& a
   FirstPair at = {int32_t(threadIdx.y * blockDim.x + threadIdx.x), 0, 0};
   if constexpr (kForm == Form::kAny) return at;
   const int32_t pair = at.pair & (kMaxPairs - 1);  // some pair, for a thread that has none
-  at.word = load_here(as_memory(args.words) + pair);
+  at.word = as_memory(args.words)[pair];
   if (args.is(kStreams)) at.stream = as_memory(args.stream_of)[pair];
   return at;
 }
