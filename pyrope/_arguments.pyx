@@ -316,8 +316,9 @@ cdef void* read_index(str name, object x, int64_t* length, int32_t* dtype, Call*
     dtype[0] = index_dtype(name, x, &v)
     must = f"must be contiguous [{length[0] if length[0] >= 0 else 'num_requests + 1'}]"
     if v.ndim == 1 and v.shape[0] != length[0] and length[0] >= 0:
-        each = {"indptr": "num_requests + 1", "offsets": "one a request"}.get(name, "one a token")
-        raise ValueError(f"{name}: {length[0]} are needed, {each}; got {v.shape[0]}")
+        each = {"indptr": ", num_requests + 1", "offsets": ", one a request"}.get(
+            name, ", one a token" if length[0] == c.num_tokens else "")
+        raise ValueError(f"{name}: {length[0]} are needed{each}; got {v.shape[0]}")
     if v.ndim != 1:
         raise ValueError(f"{name}: shape {shape_of(&v)}, {must}")
     if v.shape[0] > 1 and v.strides[0] != 1:

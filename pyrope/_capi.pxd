@@ -58,6 +58,7 @@ cdef extern from "roperope/roperope.h" nogil:
         ROPE_FLAG_PDL
         ROPE_FLAG_POSITIONS_READY
         ROPE_FLAG_IN_CACHE
+        ROPE_FLAG_CHECK_PLACES
     ctypedef int32_t rope_scaling
     enum:
         ROPE_SCALING_NONE

@@ -145,6 +145,7 @@ class FusedRope(Rope):
         set_ids_from: Memory | None = None,
         set_factors: Memory | None = None,
         num_sets: SupportsIndex | None = None,
+        check: bool | None = None,
     ) -> None: ...
     def inverse(
         self,
@@ -198,6 +199,7 @@ class FusedRope(Rope):
         set_ids_from: Memory | None = None,
         set_factors: Memory | None = None,
         num_sets: SupportsIndex | None = None,
+        check: bool | None = None,
     ) -> None: ...
     def rotate_cache(
         self,
@@ -231,4 +233,5 @@ class FusedRope(Rope):
         num_sets: SupportsIndex | None = None,
         inverse: bool = False,
         stream: Stream | None = None,
+        check: bool | None = None,
     ) -> None: ...

@@ -99,7 +99,9 @@ enum {
                                      stream writes what says where tokens stand, in their sequence (positions, indptr,
                                      offsets) or in a cache (its slots, page_table, page_indptr, request_ids,
                                      cache_positions); it may be read before that wait */
-  ROPE_FLAG_IN_CACHE = 8u         /* rotate keys where they lie in the cache; see rope_cache */
+  ROPE_FLAG_IN_CACHE = 8u,        /* rotate keys where they lie in the cache; see rope_cache */
+  ROPE_FLAG_CHECK_PLACES = 32u /* a token whose place is outside the cache is an error that names it, instead of being
+                                  skipped; on CUDA the call then waits for the stream, and cannot be captured */
 };
 
 /* ---- frequencies ------------------------------------------------------------------------------------------------ */

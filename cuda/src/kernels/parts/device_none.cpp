@@ -1,4 +1,6 @@
 // Without CUDA, and for kernels that run on the CPU (one "device" there).
+#include <cstring>
+
 #include "device.h"
 
 namespace rope::cuda {
@@ -14,6 +16,11 @@ int32_t current_device() { return -1; }
 const char* toolkit_info() { return "no CUDA"; }
 bool has_dependent_launch() { return false; }
 #endif
+
+int copy_to_host(void* host, const void* device, size_t bytes, void*) {
+  std::memcpy(host, device, bytes);
+  return 0;
+}
 
 const char* error_name(int) { return "cudaErrorUnknown"; }
 bool is_no_device(int) { return false; }
