@@ -192,3 +192,14 @@ cdef int read_page_table(page_table, page_table_stride, rope_apply_desc* d, Call
     d.cache.page_table = <int32_t*>v.data
     d.cache.page_table_stride = v.strides[0] if v.shape[0] > 1 else max(v.shape[1], 1)
     return 0
+
+
+cdef int read_check(object check, rope_apply_desc* d) except -1:
+    """Whether a place outside is an error: where it is asked for, and on the CPU where nobody counts."""
+    if check is None:
+        check = bool(d.cache.kind and d.backend == ROPE_BACKEND_CPU and d.cache.num_skipped == NULL)
+    elif not d.cache.kind:
+        refuse("check", check, "only allowed with a cache, and k or v")
+    if as_flag("check", check):
+        d.flags |= ROPE_FLAG_CHECK_PLACES
+    return 0

@@ -7,7 +7,7 @@ from pyrope._rope import Rope
 from pyrope.scaling import Scaling
 from pyrope.stages import PagedCache, RMSNorm, XPos
 from pyrope.typing import (
-    Device,
+    DeviceLike,
     DType,
     DTypeLike,
     FusedAngle,
@@ -91,7 +91,7 @@ class FusedRope(Rope):
         attention_factor: SupportsFloat | None = None,
         layout: Layout = "neox",
         dtype: DTypeLike = "bfloat16",
-        device: Device = "cuda",
+        device: DeviceLike = "cuda",
         position_dtype: IndexDTypeLike = "int64",
         num_threads: SupportsIndex = 0,
         enable_pdl: bool = False,
@@ -160,6 +160,7 @@ class FusedRope(Rope):
         k_nope_strides: Strides | None = None,
         k_nope_out_strides: Strides | None = None,
         k_nope_cache: Memory | None = None,
+        check: bool | None = None,
     ) -> None: ...
     def inverse(
         self,
@@ -220,6 +221,7 @@ class FusedRope(Rope):
         k_nope_strides: Strides | None = None,
         k_nope_out_strides: Strides | None = None,
         k_nope_cache: Memory | None = None,
+        check: bool | None = None,
     ) -> None: ...
     def rotate_cache(
         self,
@@ -253,4 +255,5 @@ class FusedRope(Rope):
         num_sets: SupportsIndex | None = None,
         inverse: bool = False,
         stream: Stream | None = None,
+        check: bool | None = None,
     ) -> None: ...

@@ -6,24 +6,18 @@ from libc.string cimport memset
 from pyrope._arguments cimport (
     ANGLES, DTYPES, LAYOUTS, Call, as_count, as_flag, choose, name_of, require,
 )
-from pyrope._cache cimport read_cache, read_num_tokens, set_cache
+from pyrope._cache cimport read_cache, read_check, read_num_tokens, set_cache
 from pyrope._capi cimport *
 from pyrope._cos_sin cimport read_cos_sin
 from pyrope._positions cimport read_positions, read_positions_from, read_streams
 from pyrope._rope cimport Rope, rotate
 from pyrope._stages cimport (
-    read_frequency_sets, read_scale, read_weights, set_norm, set_quantize, set_sections, set_xpos,
+    read_frequency_sets, read_scale, read_weights, set_norm, set_quantize, set_sections, set_still, set_xpos,
 )
 from pyrope._tensors cimport read_k_nope, read_q_nope, read_rotated, read_sequences, read_v
 
 
 _ANGLES = ANGLES | {"cos_sin": ROPE_ANGLE_COS_SIN}
-
-
-cdef int refuse_turns(names) except -1:
-    for name in sorted(names):
-        raise ValueError(f"{name}: not allowed with rotary_dim=0, with which nothing turns")
-    return 0
 
 
 cdef class FusedRope(Rope):
@@ -133,7 +127,7 @@ skip=-1, out_layout=None, k_nope_dim=0)
                  rotary_dim: SupportsIndex | None = None, rotary_offset: SupportsIndex = 0,
                  theta: SupportsFloat = 10000.0, scaling: Scaling | None = None, inv_freq: Numbers | None = None,
                  attention_factor: SupportsFloat | None = None, layout: Layout = "neox", dtype: DTypeLike = "bfloat16",
-                 device: Device = "cuda", position_dtype: IndexDTypeLike = "int64", num_threads: SupportsIndex = 0,
+                 device: DeviceLike = "cuda", position_dtype: IndexDTypeLike = "int64", num_threads: SupportsIndex = 0,
                  enable_pdl: bool = False, positions_ready: bool = False, skip: SupportsIndex | None = -1,
                  out_layout: Layout | None = None, k_nope_dim: SupportsIndex = 0) -> None:
         cdef rope_apply_desc* d = &self.base
@@ -150,10 +144,9 @@ skip=-1, out_layout=None, k_nope_dim=0)
                       positions_ready=positions_ready, skip=skip)
         self.ready = False
         if still:
-            given = {"rotary_offset": rotary_offset, "angle": given_cos_sin, "sections": sections, "xpos": xpos,
-                     "scaling": scaling, "inv_freq": inv_freq, "out_layout": out_layout}
-            refuse_turns({name for name, value in given.items() if value})
-            d.rotary_dim, d.flags, d.frequencies, self.inv_freqs = 0, d.flags | ROPE_FLAG_NO_ROTATION, NULL, ()
+            set_still({"rotary_offset": rotary_offset, "angle": given_cos_sin, "sections": sections, "xpos": xpos,
+                       "scaling": scaling, "inv_freq": inv_freq, "out_layout": out_layout}, d)
+            self.inv_freqs = ()
         d.cos_sin.dtype = choose("cos_sin_dtype", cos_sin_dtype, DTYPES)
         self.cos_sin_dtype = name_of(DTYPES, d.cos_sin.dtype)
         if given_cos_sin:
@@ -229,7 +222,8 @@ skip=-1, out_layout=None, k_nope_dim=0)
               set_factors: Memory | None = None, num_sets: SupportsIndex | None = None,
               sequence_length: SupportsIndex | None = None, skipped: Skipped = "leave", k_nope: Memory | None = None,
               k_nope_out: Memory | None = None, k_nope_strides: Strides | None = None,
-              k_nope_out_strides: Strides | None = None, k_nope_cache: Memory | None = None) -> None:
+              k_nope_out_strides: Strides | None = None, k_nope_cache: Memory | None = None,
+              check: bool | None = None) -> None:
         """Rotate q and k, and pass q, k and v through the stages.
 
         Memory is given as to :meth:`Rope.apply`: as a pointer, or as an array of the shape and dtype below. An array of
@@ -283,6 +277,9 @@ skip=-1, out_layout=None, k_nope_dim=0)
             With ``page_table`` as a pointer and without ``page_indptr``: elements of its rows.
         cache_skipped : pointer or array, optional
             ``[1]`` int64, incremented for every token whose page is outside the cache.
+        check : bool, optional
+            Whether a slot or page outside the cache is an error that names the token, instead of being skipped. On CUDA
+            that waits for the stream. Default: on the CPU, unless ``cache_skipped`` is given.
         cos, sin : pointer or array
             With ``angle="cos_sin"``: ``[rows, rotary_dim / 2]`` of ``cos_sin_dtype``; without ``sin``, ``cos`` is
             ``[rows, rotary_dim]``, cosines before sines. A token whose position is no row is left alone.
@@ -349,6 +346,7 @@ skip=-1, out_layout=None, k_nope_dim=0)
                    request_ids, cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
         read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d, &c)
         read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from, &d, &c)
+        read_check(check, &d)
         rotate(&d)
 
     def inverse(self, *arguments: Any, **options: Any) -> None:
@@ -367,7 +365,7 @@ skip=-1, out_layout=None, k_nope_dim=0)
                      cos_sin_skipped: Memory | None = None, frequency_sets: Memory | None = None,
                      set_ids: Memory | None = None, set_ids_from: Memory | None = None,
                      set_factors: Memory | None = None, num_sets: SupportsIndex | None = None, inverse: bool = False,
-                     stream: Stream | None = None) -> None:
+                     stream: Stream | None = None, check: bool | None = None) -> None:
         """Rotate keys where they lie in the cache: a context that shifts, a prefix used elsewhere, other frequencies.
 
         The keys of every token are found as they were appended, turned, and stored back in the same place: those of
@@ -386,7 +384,7 @@ skip=-1, out_layout=None, k_nope_dim=0)
         positions_from : pointer or array, optional
             ``[num_tokens]`` of the dtype of ``positions``: what the keys were rotated to before; they turn by the
             difference. Default: they were stored without a rotation. Not allowed with ``sections``.
-        slots, page_table, page_indptr, page_table_stride, request_ids, cache_positions, cache_skipped
+        slots, page_table, page_indptr, page_table_stride, request_ids, cache_positions, cache_skipped, check
             As for :meth:`apply`: where the keys are.
         k_scale : float, pointer or array, optional
             As for :meth:`apply`: what the keys were stored with; of dynamic scales read and written.
@@ -437,6 +435,7 @@ skip=-1, out_layout=None, k_nope_dim=0)
                    request_ids, cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
         read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d, &c)
         read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from, &d, &c)
+        read_check(check, &d)
         rotate(&d)
 
     cdef int _read_positions(self, positions, offset, indptr, offsets, num_requests, positions_stride, positions_from,

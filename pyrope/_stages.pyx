@@ -37,6 +37,15 @@ cdef tuple set_quantize(str x, out_dtype, scale_kind, rope_quantize* z):
     return name_of(_OUT_DTYPES, z.out_dtype), None if scale_kind is None else name_of(_SCALE_KINDS, z.scale_kind)
 
 
+cdef int set_still(dict options, rope_apply_desc* d) except -1:
+    """rotary_dim=0, without the options of a rotation."""
+    for name, value in options.items():
+        if value:
+            raise ValueError(f"{name}: not allowed with rotary_dim=0, with which nothing turns")
+    d.rotary_dim, d.flags, d.frequencies = 0, d.flags | ROPE_FLAG_NO_ROTATION, NULL
+    return 0
+
+
 cdef tuple set_sections(sections, bint interleaved, rope_apply_desc* d):
     """The sections as a tuple of int."""
     cdef int pairs = d.rotary_dim // 2

@@ -79,11 +79,10 @@ class Case:
         self.magnitude = self.make_xpos(positions)
         self.make_norm()
         self.slots = self.make_cache()
-        if row.get("skipped") == "copy":
-            self.scalars["skipped"] = "copy"
+        self.scalars |= {"skipped": "copy"} if row.get("skipped") == "copy" else {}
         self.out_layout = row["layout"]
         if row.get("out_layout") == "other":
-            self.out_layout = self.options["out_layout"] = {"neox": "gptj", "gptj": "neox"}[row["layout"]]
+            self.out_layout = self.options["out_layout"] = "gptj" if row["layout"] == "neox" else "neox"
         self.make_tensors()
 
     def rope(self, device):
@@ -112,7 +111,6 @@ class Case:
     # ---- positions and angles
 
     def make_sequences(self):
-        """Of all tokens, 4 or as many as there are."""
         if self.row.get("sequences"):
             self.sequences = min(self.tokens, 4)
             self.scalars["sequence_length"] = self.tokens // self.sequences
@@ -298,10 +296,8 @@ class Case:
             return None
         rng, tokens, limit = self.rng, self.tokens, self.num_pages * self.page_size
         dtype = "int32" if kind.endswith("32") else "int64"
-        skip_q = self.row.get("skip_q", False)
-        self.options["cache"] = pyrope.PagedCache(
-            self.page_size, self.num_pages, layout=self.row["cache_layout"], index_dtype=dtype, skip_q=skip_q
-        )
+        form = {"layout": self.row["cache_layout"], "skip_q": self.row.get("skip_q", False), "index_dtype": dtype}
+        self.options["cache"] = pyrope.PagedCache(self.page_size, self.num_pages, **form)
         if kind.startswith("slots"):
             slots = rng.permutation(limit)[:tokens]
             if tokens > 3:
@@ -330,7 +326,7 @@ class Case:
             slots = ref.slots_of_pages(position, request, page_table, starts, self.page_size)
             listed = (request >= 0) & (position >= 0)
             slots[listed & (slots < 0)] = limit
-        if skip_q:
+        if form["skip_q"]:
             self.live &= listed
         outside = self.live & (slots >= limit)
         self.counter("cache_skipped", outside.sum())
@@ -394,8 +390,8 @@ class Case:
         """What goes to a cache is stored outside it too."""
         o = self.outputs[f"{name} kept"] = Output(f"{name}_out", name, self.row["dtype"])
         same = in_place and name == "k"
-        self.blocks[o.where] = self.blocks[name] if same else sequences_block(
-            o.format, self.sequences, shape, self.row["memory"])  # fmt: skip
+        own = None if same else sequences_block(o.format, self.sequences, shape, self.row["memory"])
+        self.blocks[o.where] = own or self.blocks[name]
         o.tokens, o.copies = np.flatnonzero(self.live), self.row.get("skipped") == "copy" and not same
         o.rows = self.rows_of(o.tokens)
         o.value = tuple(part[o.tokens] for part in value)
@@ -430,7 +426,7 @@ class Case:
                 scale = o.scale = self.check_dynamic(name, o, rest.pop(f"{name}_scale"))
             value = value if scale is None else ref.scaled(value, scale)
             block, flat = self.blocks[o.where], rest.pop(o.where).copy()
-            if block is self.blocks[o.operand]:
+            if block is self.blocks.get(o.operand):
                 rest.pop(o.operand, None)
             if o.copies:
                 rows = self.rows_of(np.flatnonzero(~self.live))

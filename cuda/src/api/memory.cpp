@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <utility>
 
 #include "status.h"
@@ -26,8 +27,10 @@ std::pair<int64_t, int64_t> span(const Rows& x) {
 
 // The dimensions that are taken, the largest steps first.
 struct Levels {
-  const Dim Rows::* which[4];
-  Dim dims[4];
+  static constexpr int kMost = int(std::size(kDims));
+
+  const Dim Rows::* which[kMost];
+  Dim dims[kMost];
   int count = 0;
 
   explicit Levels(const Rows& x) {
@@ -60,7 +63,7 @@ int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b != 0 && (a < 
 // one of y, is the sum of i * stride over the levels, for differences i of indices that occur, and of a k with
 // -y.row < k < x.row. Rounding delta towards the nearest multiples leaves two candidates a level.
 bool rows_meet(const Rows& x, const Rows& y, const Levels& levels, int level, int64_t delta) {
-  if (level == levels.count) return delta < x.row && -delta < y.row;
+  if (level == levels.count || level == Levels::kMost) return delta < x.row && -delta < y.row;
   const auto dim = levels.which[level];
   const int64_t stride = levels.dims[level].stride, nearest = floor_divide(delta, stride);
   for (int64_t i = nearest; i <= nearest + 1; ++i)

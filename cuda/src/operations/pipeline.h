@@ -1,6 +1,6 @@
 // The pipeline's parameters, validated: load -> [RMS norm] -> rotate -> [quantise] -> store or append. What all of it
-// is for one token is in token.h. On a GPU a rotation (rotate.h) is a pipeline of nothing else. A rotation of keys in a
-// cache is a pipeline of one operand that reads where it writes.
+// is for one token is in token.h. A rotation is a pipeline of nothing else, a rotation of keys in a cache one of one
+// operand that reads where it writes.
 #pragma once
 
 #include "../math/codes.h"
@@ -68,6 +68,8 @@ struct Norm {
 
 // What the pipeline kernel knows of a call.
 struct CommonParams {
+  CacheMap cache;  // first: see PipelineArgs
+  CosSinRows cos_sin;
   PipelineOperand operands[kMaxOperands];
   int32_t num_operands;
   int64_t num_tokens;
@@ -77,10 +79,8 @@ struct CommonParams {
   Angle angle;
   Positions positions;
   const void* positions_from;
-  CosSinRows cos_sin;
   FrequencySets sets;
   Norm norm;
-  CacheMap cache;
   bool dynamic;  // a scale is computed
 };
 
@@ -105,5 +105,16 @@ struct PipelineParams : CommonParams {
   int32_t sequence_length;  // 0: one sequence
   OperandExtras extras[kMaxOperands];
 };
+
+// Whether q and k are rotated, by the call's own frequencies, and nothing else is done.
+inline bool is_rotation(const PipelineParams& p) {
+  bool plain =
+      !p.general && p.angle != Angle::kCosSin && !p.positions_from && !p.sets.words && !p.norm.on && !p.cache.indices;
+  for (int32_t i = 0; i < p.num_operands; ++i) {
+    const PipelineOperand& o = p.operands[i];
+    plain &= o.rotated && o.quantize.type == OutType::kSame && o.xpos_sign == 0;
+  }
+  return plain;
+}
 
 }  // namespace rope
