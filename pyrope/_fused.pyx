@@ -115,7 +115,7 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
                  rotary_dim: SupportsIndex | None = None, rotary_offset: SupportsIndex = 0,
                  theta: SupportsFloat = 10000.0, scaling: Scaling | None = None, inv_freq: Numbers | None = None,
                  attention_factor: SupportsFloat | None = None, layout: Layout = "neox", dtype: DTypeLike = "bfloat16",
-                 device: Device = "cuda", position_dtype: IndexDTypeLike = "int64", num_threads: SupportsIndex = 0,
+                 device: Device = "cuda", position_dtype: PositionDTypeLike = "int64", num_threads: SupportsIndex = 0,
                  enable_pdl: bool = False, positions_ready: bool = False) -> None:
         cdef rope_apply_desc* d = &self.base
         cdef bint given_cos_sin = choose("angle", angle, _ANGLES) == ROPE_ANGLE_COS_SIN
@@ -207,7 +207,9 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         q_out, k_out : pointer or array, optional
             As for :meth:`Rope.apply`. Required where they are quantised; with a cache there is no ``k_out``.
         positions : pointer or array, optional
-            ``[num_tokens]``; with ``sections`` required and ``[number of sections, num_tokens]``. int32 or int64.
+            As for :meth:`Rope.apply`; with ``sections`` required and ``[number of sections, num_tokens]``, or
+            ``[number of sections, batch, tokens]``. float32 is not allowed with ``angle="cos_sin"`` nor, but with
+            ``angle="fp32"``, with ``frequency_sets``.
         positions_stride : int, optional
             With ``sections`` and pointers: elements between the rows of positions. Default: ``num_tokens``.
         positions_from : pointer or array, optional

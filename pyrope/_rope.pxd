@@ -6,7 +6,7 @@ from pyrope._capi cimport rope_apply_desc, rope_build_cos_sin_desc
 
 cdef class Rope:
     cdef rope_apply_desc base  # what all calls have
-    cdef uint64_t* words  # [rotary_dim / 2], base's frequencies
+    cdef uint64_t* words  # [2, rotary_dim / 2], base's frequencies, of float32 positions too
     cdef tuple inv_freqs
     cdef bint ready  # the constructor accepted its arguments
     cdef readonly object theta  # type: float | None
@@ -16,7 +16,7 @@ cdef class Rope:
     cdef readonly str dtype  # type: DType
     cdef readonly str angle  # type: Angle
     cdef readonly str device  # type: Device
-    cdef readonly str position_dtype  # type: IndexDType
+    cdef readonly str position_dtype  # type: PositionDType
 
     cdef int _set_frequencies(self, theta, scaling, inv_freq) except -1
     cdef int _check_ready(self) except -1

@@ -11,11 +11,11 @@ from pyrope.typing import (
     Device,
     DType,
     DTypeLike,
-    IndexDType,
-    IndexDTypeLike,
     Layout,
     Memory,
     Numbers,
+    PositionDType,
+    PositionDTypeLike,
     Stream,
     Strides,
 )
@@ -37,7 +37,7 @@ class Rope:
     @property
     def device(self) -> Device: ...
     @property
-    def position_dtype(self) -> IndexDType: ...
+    def position_dtype(self) -> PositionDType: ...
     def __init__(
         self,
         head_dim: SupportsIndex,
@@ -54,7 +54,7 @@ class Rope:
         dtype: DTypeLike = "bfloat16",
         angle: Angle = "exact",
         device: Device = "cuda",
-        position_dtype: IndexDTypeLike = "int64",
+        position_dtype: PositionDTypeLike = "int64",
         num_threads: SupportsIndex = 0,
         enable_pdl: bool = False,
         positions_ready: bool = False,

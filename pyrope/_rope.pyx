@@ -6,7 +6,7 @@ from libc.stdint cimport INT32_MAX, int32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from pyrope._arguments cimport (
-    ANGLES, DEVICES, DTYPES, INDEX_DTYPES, LAYOUTS, Call, as_count, as_flag, as_real, begin_call, choose, name_of,
+    ANGLES, DEVICES, DTYPES, LAYOUTS, POSITION_DTYPES, Call, as_count, as_flag, as_real, begin_call, choose, name_of,
     read_pair,
 )
 from pyrope._capi cimport *
@@ -59,8 +59,9 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         product ``float32(position) * float32(inv_freq)``, as the tables of Hugging Face and vLLM hold.
     device : {"cuda", "cpu"}
         Backend. Their results are the same bits.
-    position_dtype : {"int64", "int32"}
-        Of ``positions``, ``indptr`` and ``offsets`` given as pointers; arrays bring their own.
+    position_dtype : {"int64", "int32", "float32"}
+        Of ``positions``, ``indptr`` and ``offsets`` given as pointers; arrays bring their own. ``float32`` is for
+        ``positions`` alone.
     num_threads : int
         CPU: threads to use at most; 0: one for each processor that the calling thread may run on, but no more than
         ``OMP_NUM_THREADS`` or the control group's quota.
@@ -95,7 +96,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
                  rotary_dim: SupportsIndex | None = None, rotary_offset: SupportsIndex = 0,
                  theta: SupportsFloat = 10000.0, scaling: Scaling | None = None, inv_freq: Numbers | None = None,
                  attention_factor: SupportsFloat | None = None, layout: Layout = "neox", dtype: DTypeLike = "bfloat16",
-                 angle: Angle = "exact", device: Device = "cuda", position_dtype: IndexDTypeLike = "int64",
+                 angle: Angle = "exact", device: Device = "cuda", position_dtype: PositionDTypeLike = "int64",
                  num_threads: SupportsIndex = 0, enable_pdl: bool = False, positions_ready: bool = False) -> None:
         if self.ready:
             raise RopeError("a Rope is immutable and cannot be initialised again")
@@ -105,7 +106,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         d.dtype = choose("dtype", dtype, DTYPES)
         d.layout = choose("layout", layout, LAYOUTS)
         d.angle = choose("angle", angle, ANGLES)
-        d.position_dtype = choose("position_dtype", position_dtype, INDEX_DTYPES)
+        d.position_dtype = choose("position_dtype", position_dtype, POSITION_DTYPES)
         set_shape(head_dim, num_q_heads, num_k_heads, rotary_dim, rotary_offset, d)
         d.num_threads = as_count("num_threads", num_threads, 0, INT32_MAX)
         if d.num_threads and d.backend == ROPE_BACKEND_CUDA:
@@ -119,7 +120,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
 
         self.device, self.dtype = name_of(DEVICES, d.backend), name_of(DTYPES, d.dtype)
         self.layout, self.angle = name_of(LAYOUTS, d.layout), name_of(ANGLES, d.angle)
-        self.position_dtype = name_of(INDEX_DTYPES, d.position_dtype)
+        self.position_dtype = name_of(POSITION_DTYPES, d.position_dtype)
         self._set_frequencies(theta, scaling, inv_freq)
         if attention_factor is not None:
             self.attention_factor = as_real("attention_factor", attention_factor)
@@ -134,7 +135,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
 
     cdef int _set_frequencies(self, theta, scaling, inv_freq) except -1:
         free(self.words)
-        self.words = <uint64_t*>malloc(self.base.rotary_dim // 2 * sizeof(uint64_t))
+        self.words = <uint64_t*>malloc(self.base.rotary_dim * sizeof(uint64_t))
         if self.words == NULL:
             raise MemoryError
         self.base.frequencies = self.words
@@ -336,8 +337,11 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         num_tokens : int
             0 to 2**31 - 1. Required with pointers; arrays bring it.
         positions : pointer or array, optional
-            ``[num_tokens]`` int32 or int64: the position of every token. -1 leaves a token alone, its output unwritten.
-            Other negative positions turn backwards.
+            ``[num_tokens]`` int32, int64 or float32: the position of every token. With q ``[batch, tokens, heads, head_dim]``
+            an array may also be ``[batch, tokens]``, or have 1 in place of either, which is repeated; strides are those
+            of any two dimensions of tokens. The integer -1 leaves a token alone, its output unwritten. Other
+            negative positions turn backwards. A float32 is taken as exactly the number it is; where it is not finite,
+            what is rotated becomes NaN.
         offset : int
             Without positions and indptr, token ``t`` has position ``offset + t``. Any 64-bit integer.
         indptr, offsets : pointer or array, optional

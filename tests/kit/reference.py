@@ -157,7 +157,7 @@ def proportional_frequencies(rotary_dim, theta, proportion, factor=1):
 def cos_sin(positions, inv_freq):
     """float64 [len(positions), len(inv_freq)] of cos and sin; the product of the two is formed without rounding."""
     with mp.workprec(BITS):
-        angles = [[mpf(int(p)) * f for f in inv_freq] for p in positions]
+        angles = [[mpf(p) * f for f in inv_freq] for p in np.asarray(positions).tolist()]
         pairs = [[(float(mp.cos(a)), float(mp.sin(a))) for a in row] for row in angles]
     table = np.array(pairs, dtype=np.float64).reshape(len(positions), len(inv_freq), 2)
     return table[..., 0], table[..., 1]
@@ -200,7 +200,8 @@ def frequencies_fp32(rotary_dim, theta):
 
 @functools.cache
 def phase_fp32(position, frequency):
-    angle = Fraction(float(np.float32(np.int64(position)) * np.float32(frequency)))
+    position = np.int64(position) if isinstance(position, int) else position
+    angle = Fraction(float(np.float32(position) * np.float32(frequency)))
     return inverse_two_pi() * angle.numerator // angle.denominator
 
 
@@ -210,7 +211,7 @@ def phases(positions, mode, rotary_dim, theta):
     for token, row in enumerate(np.asarray(positions).tolist()):
         base = theta[token] if isinstance(theta, (list, tuple)) else theta
         if mode == "exact":
-            rows.append([p * w for p, w in zip(row, words_exact(rotary_dim, base), strict=True)])
+            rows.append([int(Fraction(p) * w) for p, w in zip(row, words_exact(rotary_dim, base), strict=True)])
         else:
             f = frequencies_fp32(rotary_dim, base).tolist()
             rows.append([phase_fp32(p, w) for p, w in zip(row, f, strict=True)])

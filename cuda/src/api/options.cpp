@@ -34,10 +34,54 @@ rope_status read_sections(const rope_apply_desc& d, Sections* s) {
   return ROPE_OK;
 }
 
+// Where positions lie.
+rope_status read_places(const rope_apply_desc& d, PipelineCall* p) {
+  const auto stride_of = [](int64_t given, int64_t otherwise) {
+    return given == ROPE_BROADCAST ? 0 : given ? given : otherwise;
+  };
+  const auto check_stride = [](const char* name, int64_t stride) {
+    if (stride == ROPE_BROADCAST || (stride >= 0 && stride <= INT32_MAX)) return rope_status(ROPE_OK);
+    return fail(ROPE_ERR_INVALID_ARG, "%s: %lld, must be 0 to %d, or ROPE_BROADCAST", name,
+                static_cast<long long>(stride), INT32_MAX);
+  };
+  const int64_t length = d.sequence_length;
+  if (length && (length < 0 || d.num_tokens % length))
+    return fail(ROPE_ERR_INVALID_ARG, "sequence_length: %lld, must be 0 or divide num_tokens, %lld",
+                static_cast<long long>(length), static_cast<long long>(d.num_tokens));
+  ROPE_TRY(check_stride("position_stride", d.position_stride));
+  ROPE_TRY(check_stride("position_sequence_stride", d.position_sequence_stride));
+  if (!d.positions && (d.position_stride || d.position_sequence_stride))
+    return fail(ROPE_ERR_INVALID_ARG, "%s: only allowed with positions",
+                d.position_stride ? "position_stride" : "position_sequence_stride");
+  if (!length && d.position_sequence_stride)
+    return fail(ROPE_ERR_INVALID_ARG, "position_sequence_stride: only allowed with sequence_length");
+  const int64_t stride = stride_of(d.position_stride, 1);
+  p->places = {length, stride, stride_of(d.position_sequence_stride, length * stride)};
+  // Positions that follow each other need no more said.
+  const bool dense = stride == 1 && p->places.sequence_stride == length;
+  p->rare |= d.positions ? !dense : length && length != d.num_tokens && !d.indptr;
+  return ROPE_OK;
+}
+
+rope_status check_float_positions(const rope_apply_desc& d) {
+  if (d.angle == ROPE_ANGLE_COS_SIN)
+    return fail(ROPE_ERR_INVALID_ARG,
+                "position_dtype: ROPE_INDEX_FLOAT32 (2), not allowed with ROPE_ANGLE_COS_SIN, whose rows are counted");
+  if (d.frequency_sets.words && d.angle == ROPE_ANGLE_EXACT)
+    return fail(ROPE_ERR_UNSUPPORTED, "frequency_sets: not with ROPE_INDEX_FLOAT32, whose words have whole turns");
+  if (d.rotary_dim > ROPE_MAX_FLOAT32_ROTARY_DIM)
+    return fail(ROPE_ERR_UNSUPPORTED, "rotary_dim: %d, must be at most %d with ROPE_INDEX_FLOAT32", d.rotary_dim,
+                ROPE_MAX_FLOAT32_ROTARY_DIM);
+  return ROPE_OK;
+}
+
 }  // namespace
 
-rope_status read_positions(const rope_apply_desc& d, Positions* p) {
-  ROPE_TRY(check_index_dtype("position_dtype", d.position_dtype));
+rope_status read_positions(const rope_apply_desc& d, PipelineCall* call) {
+  constexpr PositionKind kIds[] = {PositionKind::kIds64, PositionKind::kIds32, PositionKind::kFloat32};
+  Positions* const p = &call->positions;
+  ROPE_TRY(check_position_dtype(d.position_dtype));
+  ROPE_TRY(read_places(d, call));
   const bool is_int32 = d.position_dtype == ROPE_INDEX_INT32;
   if (d.positions && d.indptr) return fail(ROPE_ERR_INVALID_ARG, "indptr: not allowed together with positions");
   if (d.offset && (d.positions || d.indptr))
@@ -51,12 +95,18 @@ rope_status read_positions(const rope_apply_desc& d, Positions* p) {
   ROPE_TRY(read_sections(d, &p->sections));
   if (d.positions) {
     ROPE_TRY(check_pointer(d.backend, "positions", d.positions, index_bytes(d.position_dtype)));
-    p->kind = is_int32 ? PositionKind::kIds32 : PositionKind::kIds64;
+    p->kind = kIds[d.position_dtype];
     p->ids = d.positions;
+    if (p->kind == PositionKind::kFloat32) {
+      ROPE_TRY(check_float_positions(d));
+      call->rare = true;
+    }
   } else if (d.indptr) {
     if (d.num_requests < 1 || d.num_requests > INT32_MAX)
       return fail(ROPE_ERR_INVALID_ARG, "num_requests: %lld, must be 1 to %d with indptr",
                   static_cast<long long>(d.num_requests), INT32_MAX);
+    if (d.position_dtype == ROPE_INDEX_FLOAT32)
+      return fail(ROPE_ERR_INVALID_ARG, "position_dtype: ROPE_INDEX_FLOAT32 (2), not allowed with indptr");
     ROPE_TRY(check_pointer(d.backend, "indptr", d.indptr, index_bytes(d.position_dtype)));
     ROPE_TRY(check_pointer(d.backend, "offsets", d.offsets, index_bytes(d.position_dtype)));
     p->kind = is_int32 ? PositionKind::kRagged32 : PositionKind::kRagged64;

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../operations/token.h"
+#include "../operations/general.h"
 #include "parallel.h"
 #include "sets.h"
 
@@ -10,7 +10,7 @@ namespace rope::cpu {
 namespace {
 
 struct Job {
-  const PipelineParams& params;
+  const PipelineCall& params;
   const PairData& pairs;
 };
 
@@ -123,7 +123,7 @@ void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
   const auto& [p, pairs] = *static_cast<const Job*>(context);
   float cos[kMaxRotaryDim / 2], sin[kMaxRotaryDim / 2];
   for (int64_t token = begin; token < end; ++token) {
-    TokenState state;
+    PlacedToken state;
     CachePlace place = {};
     if (!token_state(p, token, true, &state)) continue;
     const bool cached = p.cache.indices && cache_place<true>(p.cache, cache_index(p.cache, token), true, &place);
@@ -134,7 +134,7 @@ void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
       if (o.rotated && !(turned && turned->xpos_sign == o.xpos_sign)) {
         turned = &o;
         for (int32_t j = 0; j < p.rotary_dim / 2; ++j) {
-          const CosSin a = pair_angle(p, pairs, o.xpos_sign, state, token, j);
+          const CosSin a = pair_angle(p, pairs, o.xpos_sign, state, j);
           cos[j] = a.cos;
           sin[j] = a.sin;
         }
@@ -150,7 +150,7 @@ void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
 }  // namespace
 
 template <class Set, class D>
-Outcome pipeline(const PipelineParams& p, const PairData& pairs, const Execution& e) {
+Outcome pipeline(const PipelineCall& p, const PairData& pairs, const Execution& e) {
   int64_t row = 0;
   for (int32_t i = 0; i < p.num_operands; ++i)
     row += int64_t(p.operands[i].heads) * p.operands[i].dim * int64_t(sizeof(typename D::Storage));
@@ -161,8 +161,7 @@ Outcome pipeline(const PipelineParams& p, const PairData& pairs, const Execution
   });
 }
 
-#define ROPE_INSTANCE(D) \
-  template Outcome pipeline<ThisSet, D>(const PipelineParams&, const PairData&, const Execution&);
+#define ROPE_INSTANCE(D) template Outcome pipeline<ThisSet, D>(const PipelineCall&, const PairData&, const Execution&);
 ROPE_FOR_EACH_DTYPE(ROPE_INSTANCE)
 #undef ROPE_INSTANCE
 

@@ -81,6 +81,18 @@ struct PipelineParams {
   Norm norm;
   CacheMap cache;
   bool dynamic;  // a scale is computed
+  bool rare;     // it is a call that the pipeline kernel does not know: what PipelineCall adds, or kFloat32
+};
+
+// Where the positions of tokens lie, in sequences of equal length.
+struct PositionPlaces {
+  int64_t sequence_length;          // 0: all tokens are one
+  int64_t stride, sequence_stride;  // elements between tokens, and between sequences; 0: they share theirs
+};
+
+// What is rare, behind what is not: the pipeline kernel's argument has none of it.
+struct PipelineCall : PipelineParams {
+  PositionPlaces places;
 };
 
 }  // namespace rope

@@ -2,7 +2,7 @@
 // which it takes them.
 #pragma once
 
-#include "../../operations/token.h"
+#include "../../operations/general.h"
 #include "../parts/chunk.h"
 #include "../parts/codes.cuh"
 #include "../parts/launch.h"
@@ -16,7 +16,7 @@
 namespace rope::cuda {
 
 struct GeneralArgs {
-  PipelineParams params;
+  PipelineCall params;
   GeneralOperand plans[kMaxOperands];
   uint32_t first_block[kMaxOperands];  // of an operand, ascending; UINT32_MAX where there is none
   XPos xpos;
@@ -28,7 +28,7 @@ struct GeneralThread {
   using C = Chunk<D, kVec>;
 
   const GeneralArgs& args;
-  const PipelineParams& p;
+  const PipelineCall& p;
   const PipelineOperand& o;
   const GeneralOperand& plan;
   const GeneralPlace at;
@@ -39,7 +39,7 @@ struct GeneralThread {
 
   int32_t head;
   bool moves;  // the token is not left alone
-  TokenState state = {};
+  PlacedToken state = {};
   CachePlace place = {};
 
   __device__ __forceinline__ GeneralThread(const GeneralArgs& args, int which)
@@ -69,7 +69,7 @@ struct GeneralThread {
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
       const int32_t pair = p.layout == Layout::kGptj ? gptj.pair(j) : neox.pair(j);
-      angle[j] = pair_angle(p, {as_memory(args.words), &args.xpos}, o.xpos_sign, state, at.token, pair);
+      angle[j] = pair_angle(p, {as_memory(args.words), &args.xpos}, o.xpos_sign, state, pair);
     }
   }
 
