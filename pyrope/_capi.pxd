@@ -1,5 +1,5 @@
 # The public header, made by tools/capi.py. Ships in the wheel, for cimport.
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "roperope/roperope.h" nogil:
     enum:
@@ -50,6 +50,7 @@ cdef extern from "roperope/roperope.h" nogil:
         ROPE_MAX_ROW_STRIDE
         ROPE_MAX_XPOS_DIM
         ROPE_MAX_STREAMS
+        ROPE_MAX_PAIR_STREAMS
         ROPE_MAX_FLOAT32_ROTARY_DIM
         ROPE_BROADCAST
     double ROPE_XPOS_SCALE_BASE_MIN
@@ -240,6 +241,9 @@ cdef extern from "roperope/roperope.h" nogil:
         int64_t sequence_length
         int64_t position_stride
         int64_t position_sequence_stride
+        const uint8_t* pair_streams
+        int32_t num_blocks
+        int32_t reserved_2
 
     void rope_frequencies_desc_init(rope_frequencies_desc* desc)
     void rope_apply_desc_init(rope_apply_desc* desc)

@@ -8,6 +8,7 @@ cdef class Rope:
     cdef rope_apply_desc base  # what all calls have
     cdef uint64_t* words  # [2, rotary_dim / 2], base's frequencies, of float32 positions too
     cdef tuple inv_freqs
+    cdef int blocks  # of the rotated part; 0: one
     cdef bint ready  # the constructor accepted its arguments
     cdef readonly object theta  # type: float | None
     cdef readonly object scaling  # type: Scaling | None

@@ -134,14 +134,21 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         self.ready = True
 
     cdef int _set_frequencies(self, theta, scaling, inv_freq) except -1:
+        cdef int pairs = self.base.rotary_dim // 2, blocks = max(self.blocks, 1), size, i
+        if pairs % blocks:
+            raise ValueError(f"num_blocks: {blocks}, must divide rotary_dim / 2 = {pairs}")
         free(self.words)
         self.words = <uint64_t*>malloc(self.base.rotary_dim * sizeof(uint64_t))
         if self.words == NULL:
             raise MemoryError
         self.base.frequencies = self.words
         self.scaling, self.theta = scaling, None if inv_freq is not None else as_real("theta", theta)
-        self.inv_freqs = make_frequencies(theta, scaling, inv_freq, self.base.angle, self.base.rotary_dim, self.words,
-                                          &self.attention_factor)
+        size = pairs if inv_freq is not None else pairs // blocks  # frequencies of a block are those of any other
+        self.inv_freqs = make_frequencies(theta, scaling, inv_freq, self.base.angle, 2 * size, self.words,
+                                          &self.attention_factor) * (pairs // size)
+        words = [self.words[i] for i in range(2 * size)]
+        for i in range(2 * pairs):
+            self.words[i] = words[i % size + (size if i >= pairs else 0)]
         return 0
 
     def __dealloc__(self):
@@ -337,11 +344,10 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         num_tokens : int
             0 to 2**31 - 1. Required with pointers; arrays bring it.
         positions : pointer or array, optional
-            ``[num_tokens]`` int32, int64 or float32: the position of every token. With q ``[batch, tokens, heads, head_dim]``
-            an array may also be ``[batch, tokens]``, or have 1 in place of either, which is repeated; strides are those
-            of any two dimensions of tokens. The integer -1 leaves a token alone, its output unwritten. Other
-            negative positions turn backwards. A float32 is taken as exactly the number it is; where it is not finite,
-            what is rotated becomes NaN.
+            ``[num_tokens]`` int32, int64 or float32: the position of every token. With q ``[batch, tokens, heads,
+            head_dim]`` an array may be ``[batch, tokens]``, of any strides, or have 1 in place of either, which is
+            repeated. The integer -1 leaves a token alone, its output unwritten; other negative positions turn
+            backwards. A float32 is taken as exactly the number it is, and makes NaNs where it is not finite.
         offset : int
             Without positions and indptr, token ``t`` has position ``offset + t``. Any 64-bit integer.
         indptr, offsets : pointer or array, optional

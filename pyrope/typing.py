@@ -22,6 +22,7 @@ __all__ = [
     "Numbers",
     "OutDType",
     "OutDTypeLike",
+    "PairStreams",
     "PositionDType",
     "PositionDTypeLike",
     "Scale",
@@ -65,6 +66,7 @@ Scale: TypeAlias = SupportsFloat | Memory
 Stream: TypeAlias = SupportsIndex | HasCudaStream
 Strides: TypeAlias = tuple[SupportsIndex, SupportsIndex] | list[int]
 Sections: TypeAlias = tuple[SupportsIndex, ...] | list[int]
+PairStreams: TypeAlias = "tuple[SupportsIndex, ...] | list[int] | np.ndarray[Any, Any]"
 
 Layout: TypeAlias = Literal["neox", "gptj"]
 Angle: TypeAlias = Literal["exact", "fp32"]

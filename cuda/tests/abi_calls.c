@@ -136,73 +136,6 @@ static void test_xpos(void) {
   CHECK(is_near(q[0], 3.5f, 3.11111111f, 10.5f, 6.22222222f) && is_rotated(q[1], ROPE_LAYOUT_NEOX));
 }
 
-static void test_float_positions(void) {
-  const float half[TOKENS] = {0.5f, 1.0f};
-  uint64_t pairs_of_words[2][HEAD_DIM / 2];
-  rope_frequencies_desc f;
-  rope_apply_desc d = plain();
-  rope_frequencies_desc_init(&f);
-  f.rotary_dim = HEAD_DIM;
-  f.position_dtype = ROPE_INDEX_FLOAT32;
-  CHECK(rope_frequencies(&f, pairs_of_words[0], NULL, NULL) == ROPE_OK);
-  CHECK(memcmp(pairs_of_words[0], words, sizeof(words)) == 0);
-  d.frequencies = pairs_of_words[0];
-  d.position_dtype = ROPE_INDEX_FLOAT32;
-  d.positions = half;
-  CHECK(rope_apply(&d) == ROPE_OK);
-  CHECK(is_near(q[0], -0.56069405f, 1.97997508f, 3.11217322f, 4.00994996f) && is_rotated(q[1], ROPE_LAYOUT_NEOX));
-
-  d = plain();
-  d.position_dtype = ROPE_INDEX_FLOAT32 + 1;
-  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "position_dtype: 3, must be one of");
-  d.position_dtype = ROPE_INDEX_FLOAT32;
-  d.indptr = half;
-  d.num_requests = 1;
-  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG,
-                "position_dtype: ROPE_INDEX_FLOAT32 (2), not allowed with indptr");
-  d = plain();
-  d.head_dim = 2 * ROPE_MAX_FLOAT32_ROTARY_DIM;
-  d.position_dtype = ROPE_INDEX_FLOAT32;
-  d.positions = half;
-  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_UNSUPPORTED, "rotary_dim: 2048, must be at most 1024");
-}
-
-static void test_sequences(void) {
-  const int64_t positions[] = {7, 0, 7, 1};
-  rope_apply_desc d = plain();
-  d.sequence_length = 1; /* every token is the first of its own */
-  d.offset = 1;
-  CHECK(rope_apply(&d) == ROPE_OK);
-  CHECK(is_rotated(q[0], ROPE_LAYOUT_NEOX) && is_rotated(q[1], ROPE_LAYOUT_NEOX));
-
-  d = plain();
-  d.positions = positions + 1;
-  d.position_stride = 2;
-  CHECK(rope_apply(&d) == ROPE_OK);
-  CHECK(memcmp(q[0], original[0], sizeof(q[0])) == 0 && is_rotated(q[1], ROPE_LAYOUT_NEOX));
-
-  d = plain();
-  d.positions = positions + 3;
-  d.position_stride = ROPE_BROADCAST;
-  CHECK(rope_apply(&d) == ROPE_OK);
-  CHECK(is_rotated(q[0], ROPE_LAYOUT_NEOX) && is_rotated(q[1], ROPE_LAYOUT_NEOX));
-
-  d = plain();
-  d.sequence_length = 3;
-  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "sequence_length: 3, must be 0 or divide num_tokens, 2");
-  d.sequence_length = -1;
-  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "sequence_length: -1");
-  d = plain();
-  d.position_stride = 1;
-  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "position_stride: only allowed with positions");
-  d.positions = positions;
-  d.position_stride = -1;
-  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "position_stride: -1, must be 0 to");
-  d.position_stride = 0;
-  d.position_sequence_stride = 4;
-  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "position_sequence_stride: only allowed with sequence_length");
-}
-
 static void test_struct_sizes(void) {
   struct {
     rope_apply_desc d;
@@ -466,8 +399,6 @@ int main(void) {
   test_frequencies();
   test_rotation();
   test_xpos();
-  test_float_positions();
-  test_sequences();
   test_struct_sizes();
   test_refusals();
   test_build_cos_sin();

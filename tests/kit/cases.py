@@ -14,7 +14,8 @@ SCALES = {"float8_e4m3fn": 0.008, "float8_e5m2": 0.00007, "int8": 0.023}  # the 
 
 # What rows of options have in common, and the arguments that a refusal names with what together is refused.
 FLOATS = ["ids float", "sections float"]
-SECTIONS = ["sections64", "sections32", "interleaved64", "sections float"]
+BLOCKS = ["blocks64", "blocks in streams32"]
+SECTIONS = ["sections64", "sections32", "interleaved64", "sections float", "streams64", "eight sections32", *BLOCKS]
 FACTORS = {
     "dtype": ["float32", "float16", "bfloat16"],
     "layout": ["neox", "gptj"],
@@ -64,6 +65,7 @@ class Case:
         d = self.head_dim = row["head_dim"]
         self.rotary_dim, self.rotary_offset = (d, 0) if row["rotary"] == "full" else PARTIAL[d]
         self.pairs = self.rotary_dim // 2
+        self.num_blocks = next(n for n in (2, 3) if self.pairs % n == 0) if row["positions"] in BLOCKS else 1
         self.method = "inverse" if row["inverse"] else "apply"
         self.live = np.ones(self.tokens, bool)  # tokens that anything is written for
         self.blocks, self.scalars, self.counters, self.outputs = {}, {}, {}, {}
@@ -144,12 +146,25 @@ class Case:
         return np.repeat(wide(positions)[:, None], self.pairs, axis=1)
 
     def make_sections(self, dtype):
-        count = min(self.pairs, 2 + self.head_dim % 3)
-        sizes = [self.pairs // count] * count
-        sizes[0] += self.pairs - sum(sizes)
-        interleaved = self.row["positions"].startswith("interleaved")
-        self.options |= {"sections": tuple(sizes), "sections_interleaved": interleaved}
-        self.stream = ref.streams(self.pairs, sizes, interleaved)
+        kind = self.row["positions"]
+        if kind in BLOCKS:
+            self.options["num_blocks"] = self.num_blocks
+        if "streams" in kind:
+            self.stream = self.rng.integers(0, 8, self.pairs)
+            self.stream[0] = count = 1 + self.rng.integers(1, 8)
+            self.stream %= count
+            self.stream[-1] = count - 1
+            self.options["pair_streams"] = tuple(int(i) for i in self.stream)
+        elif kind in BLOCKS:
+            count = self.num_blocks
+            self.stream = np.repeat(np.arange(count), self.pairs // count)
+        else:
+            count = min(self.pairs, 8 if kind.startswith("eight") else 2 + self.head_dim % 3)
+            sizes = [self.pairs // count] * count
+            sizes[0] += self.pairs - sum(sizes)
+            interleaved = kind.startswith("interleaved") or (kind.startswith("eight") and self.tokens == 3)
+            self.options |= {"sections": tuple(sizes), "sections_interleaved": interleaved}
+            self.stream = ref.streams(self.pairs, sizes, interleaved)
         positions = self.random_positions((count, self.tokens), dtype)
         if self.tokens > 1:
             positions[0, 1] = -1
@@ -167,9 +182,10 @@ class Case:
 
     def make_angles(self, positions):
         mode, base = self.row["angle"], THETAS[0]
-        turns = ref.phases(positions, mode, self.rotary_dim, [THETAS[i] for i in self.ids] or base)
+        block = self.rotary_dim // self.num_blocks
+        turns = ref.phases(positions, mode, block, [THETAS[i] for i in self.ids] or base)
         if self.origin is not None:
-            others = ref.phases(self.origin, mode, self.rotary_dim, [THETAS[i] for i in self.ids_from] or base)
+            others = ref.phases(self.origin, mode, block, [THETAS[i] for i in self.ids_from] or base)
             turns = ref.minus(turns, others)
         return ref.cos_sin_of_phases(turns)
 
@@ -181,7 +197,9 @@ class Case:
             return np.full((self.tokens, 1), 1.5)
         shape = {"head_dim": self.rotary_dim, "num_q_heads": 1, "num_k_heads": 1, "device": "cpu"}
         angle = "fp32" if self.row["angle"] == "fp32" else "exact"
-        words = [pyrope.Rope(**shape, theta=theta, angle=angle).frequencies for theta in THETAS]
+        if self.num_blocks > 1:
+            shape["num_blocks"] = self.num_blocks
+        words = [pyrope.FusedRope(**shape, theta=theta, angle=angle).frequencies for theta in THETAS]
         self.array("frequency_sets", np.stack(words), np.uint64)
         self.scalars["num_sets"] = len(THETAS)
         ids = self.rng.integers(0, len(THETAS), self.tokens)
@@ -236,7 +254,8 @@ class Case:
         if self.magnitude is not None:
             magnitude = self.magnitude[tokens] if name == "q" else 1 / self.magnitude[tokens]
             cos, sin, relative = cos * magnitude, sin * magnitude, ref.ROTATION + ref.XPOS
-        return ref.rotate(value, cos, sin, self.row["layout"], self.rotary_dim, self.rotary_offset, relative)
+        place = (self.rotary_dim, self.rotary_offset)
+        return ref.rotate(value, cos, sin, self.row["layout"], *place, relative, self.num_blocks)
 
     def counter(self, name, count):
         self.array(name, [41], np.int64)

@@ -90,6 +90,7 @@ typedef void (*rope_parallel_for)(void* context, int64_t num_pieces, rope_piece 
 #define ROPE_MAX_ROW_STRIDE (1 << 20)
 #define ROPE_MAX_XPOS_DIM 512
 #define ROPE_MAX_STREAMS 4
+#define ROPE_MAX_PAIR_STREAMS 8
 #define ROPE_MAX_FLOAT32_ROTARY_DIM 1024
 #define ROPE_BROADCAST INT64_MIN /* for a stride whose 0 is the default: a stride of 0 */
 #define ROPE_XPOS_SCALE_BASE_MIN 1e-6
@@ -361,6 +362,13 @@ typedef struct rope_apply_desc {
   int64_t sequence_length;          /* divides num_tokens; 0: num_tokens */
   int64_t position_stride;          /* 0: 1; ROPE_BROADCAST: a sequence has one position */
   int64_t position_sequence_stride; /* 0: sequence_length * position_stride; ROPE_BROADCAST: sequences have the same */
+
+  /* Streams in any order: the stream of each pair, below sections.num_streams, which is then 2 to
+   * ROPE_MAX_PAIR_STREAMS; of the other sections only stream_stride may be set. NULL: as sections says. */
+  const uint8_t* pair_streams; /* host, [rotary_dim/2], copied before the call returns */
+  int32_t num_blocks;          /* the rotated part is so many blocks, each with its pairs, as layout says, in itself and
+                                  behind those of the block before it; 1 to rotary_dim/2, which it divides; 0: 1 */
+  int32_t reserved_2;          /* 0 */
 } rope_apply_desc;
 
 /* Zero, then struct_size. */

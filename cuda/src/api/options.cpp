@@ -8,19 +8,36 @@ namespace rope::api {
 namespace {
 
 static_assert(2 * kMaxXPosPairs == ROPE_MAX_XPOS_DIM && kMaxNormHeads == ROPE_MAX_NORM_HEADS &&
-              kMaxStreams == ROPE_MAX_STREAMS);
+              kMaxStreams == ROPE_MAX_STREAMS && kMaxPairStreams == ROPE_MAX_PAIR_STREAMS);
+
+rope_status check_pair_streams(const rope_apply_desc& d) {
+  const int32_t count = d.sections.num_streams;
+  ROPE_TRY(check_range("sections.num_streams", count, 2, ROPE_MAX_PAIR_STREAMS));
+  for (int32_t i = 0; i < d.rotary_dim / 2; ++i)
+    if (d.pair_streams[i] >= count)
+      return fail(ROPE_ERR_INVALID_ARG, "pair_streams[%d]: %d, must be below sections.num_streams, %d", i,
+                  d.pair_streams[i], count);
+  return ROPE_OK;
+}
 
 rope_status read_sections(const rope_apply_desc& d, Sections* s) {
   const rope_sections& from = d.sections;
-  if (!from.num_streams) {
-    if (from.interleaved || from.stream_stride || from.sizes[0] || from.sizes[1] || from.sizes[2] || from.sizes[3])
+  const bool ordered = from.interleaved || from.sizes[0] || from.sizes[1] || from.sizes[2] || from.sizes[3];
+  if (!from.num_streams && !d.pair_streams) {
+    if (ordered || from.stream_stride)
       return fail(ROPE_ERR_INVALID_ARG, "sections.num_streams: 0, but sections has other fields set");
     return ROPE_OK;
   }
-  ROPE_TRY(check_range("sections.num_streams", from.num_streams, 2, ROPE_MAX_STREAMS));
+  if (d.pair_streams) {
+    if (ordered) return fail(ROPE_ERR_INVALID_ARG, "sections.sizes: not allowed with pair_streams, nor interleaved");
+    ROPE_TRY(check_pair_streams(d));
+  } else {
+    ROPE_TRY(check_range("sections.num_streams", from.num_streams, 2, ROPE_MAX_STREAMS));
+  }
   ROPE_TRY(check_range("sections.interleaved", from.interleaved, 0, 1));
   if (!d.positions) return fail(ROPE_ERR_INVALID_ARG, "positions: NULL, required with sections");
   *s = {from.num_streams, from.interleaved != 0, {}, from.stream_stride ? from.stream_stride : d.num_tokens};
+  if (d.pair_streams) return ROPE_OK;
   int64_t sum = 0;
   for (int32_t i = 0; i < ROPE_MAX_STREAMS; ++i) {
     const int32_t size = s->sizes[i] = from.sizes[i];
@@ -93,6 +110,7 @@ rope_status read_positions(const rope_apply_desc& d, PipelineCall* call) {
                 static_cast<long long>(d.num_requests));
   *p = {PositionKind::kOffset, 0, d.offset, nullptr, nullptr, {}};
   ROPE_TRY(read_sections(d, &p->sections));
+  call->rare |= d.pair_streams != nullptr;
   if (d.positions) {
     ROPE_TRY(check_pointer(d.backend, "positions", d.positions, index_bytes(d.position_dtype)));
     p->kind = kIds[d.position_dtype];
@@ -115,6 +133,21 @@ rope_status read_positions(const rope_apply_desc& d, PipelineCall* call) {
     p->offsets = d.offsets;
   }
   return ROPE_OK;
+}
+
+rope_status read_blocks(const rope_apply_desc& d, PipelineCall* p) {
+  // Of neighbours, blocks have the pairs that the whole has.
+  p->blocks = p->layout == Layout::kNeox ? d.num_blocks : 1;
+  p->rare |= p->blocks > 1;
+  if (d.num_blocks > 1 && d.flags & ROPE_FLAG_IN_CACHE)
+    return fail(ROPE_ERR_UNSUPPORTED, "num_blocks: %d, must be 1 with ROPE_FLAG_IN_CACHE", d.num_blocks);
+  return ROPE_OK;
+}
+
+const uint8_t* streams_of(const rope_apply_desc& d, const PipelineParams& p, uint8_t* streams) {
+  if (!p.positions.sections.streams || d.pair_streams) return d.pair_streams;
+  for (int32_t i = 0; i < d.rotary_dim / 2; ++i) streams[i] = uint8_t(stream_of(p.positions.sections, i));
+  return streams;
 }
 
 rope_status read_norm(const rope_apply_desc& d, Norm* n) {

@@ -45,16 +45,17 @@ void normalise(const PipelineParams& p, const PipelineOperand& o, int32_t head, 
 }
 
 template <Layout kLayout>
-void rotate_row(const PipelineParams& p, const float* cos, const float* sin, float* row) {
-  float* const x = row + p.rotary_offset;
-  const int32_t half = p.rotary_dim / 2;
-  for (int32_t i = 0; i < half; ++i) {
-    const int32_t first = kLayout == Layout::kNeox ? i : 2 * i,
-                  second = kLayout == Layout::kNeox ? i + half : 2 * i + 1;
-    const Pair y = rotate_pair({x[first], x[second]}, {cos[i], sin[i]});
-    x[first] = y.first;
-    x[second] = y.second;
-  }
+void rotate_row(const PipelineCall& p, const float* cos, const float* sin, float* row) {
+  float* x = row + p.rotary_offset;
+  const int32_t half = p.rotary_dim / 2 / p.blocks;
+  for (int32_t block = 0; block < p.blocks; ++block, x += 2 * half, cos += half, sin += half)
+    for (int32_t i = 0; i < half; ++i) {
+      const int32_t first = kLayout == Layout::kNeox ? i : 2 * i,
+                    second = kLayout == Layout::kNeox ? i + half : 2 * i + 1;
+      const Pair y = rotate_pair({x[first], x[second]}, {cos[i], sin[i]});
+      x[first] = y.first;
+      x[second] = y.second;
+    }
 }
 
 // What a quantised head is multiplied with.
@@ -78,7 +79,7 @@ const typename D::Storage* head_at(const PipelineOperand& o, int64_t token, int3
 
 // The mean of the sums of squares of a token's heads, at the place of the norm.
 template <class D, Layout kLayout>
-float mean_across_heads(const PipelineParams& p, const PipelineOperand& o, int64_t token, const float* cos,
+float mean_across_heads(const PipelineCall& p, const PipelineOperand& o, int64_t token, const float* cos,
                         const float* sin) {
   float sums[kMaxNormHeads], x[kMaxPipelineDim];
   for (int32_t head = 0; head < o.heads; ++head) {
@@ -91,7 +92,7 @@ float mean_across_heads(const PipelineParams& p, const PipelineOperand& o, int64
 }
 
 template <class D, Layout kLayout>
-void one_head(const PipelineParams& p, const PipelineOperand& o, int64_t token, int32_t head, const CachePlace& place,
+void one_head(const PipelineCall& p, const PipelineOperand& o, int64_t token, int32_t head, const CachePlace& place,
               const float* cos, const float* sin, const float* across) {
   using Storage = typename D::Storage;
   float x[kMaxPipelineDim];

@@ -8,7 +8,8 @@ namespace rope {
 // kFloat32: ids that are float32, which operations/general.h reads.
 enum class PositionKind : int32_t { kOffset, kIds32, kIds64, kRagged32, kRagged64, kFloat32 };
 
-inline constexpr int kMaxStreams = 4;
+inline constexpr int kMaxStreams = 4;      // that have sizes
+inline constexpr int kMaxPairStreams = 8;  // of which each pair has its own
 
 // M-RoPE (arXiv:2409.12191): which of a token's positions a pair turns by.
 struct Sections {

@@ -81,8 +81,7 @@ ROPE_INLINE CosSin pair_angle(const PipelineCall& p, const PairData& pairs, int3
                               int32_t pair) {
   const Sections& sections = p.positions.sections;
   int64_t position = s.position;
-  if (sections.streams)
-    position = read_position(p, p.positions.ids, stream_of(sections, pair) * sections.stride + s.place);
+  if (sections.streams) position = read_position(p, p.positions.ids, pairs.streams[pair] * sections.stride + s.place);
   if (p.angle == Angle::kCosSin) {
     const int64_t i = position * p.cos_sin.stride + pair;
     return {float_at(p.cos_sin.cos, p.cos_sin.dtype, i) * s.cos_scale,

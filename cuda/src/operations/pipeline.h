@@ -81,7 +81,7 @@ struct PipelineParams {
   Norm norm;
   CacheMap cache;
   bool dynamic;  // a scale is computed
-  bool rare;     // it is a call that the pipeline kernel does not know: what PipelineCall adds, or kFloat32
+  bool rare;     // what the pipeline kernel does not know: of PipelineCall, or kFloat32, or streams in no order
 };
 
 // Where the positions of tokens lie, in sequences of equal length.
@@ -92,7 +92,8 @@ struct PositionPlaces {
 
 // What is rare, behind what is not: the pipeline kernel's argument has none of it.
 struct PipelineCall : PipelineParams {
-  PositionPlaces places;
+  PositionPlaces places = {0, 1, 0};
+  int32_t blocks = 1;  // of the rotated part, which have their pairs in themselves; 1 where pairs are neighbours
 };
 
 }  // namespace rope

@@ -23,6 +23,7 @@ struct CacheRotationArgs {
   PipelineCall params;
   int32_t slots, stored_slots, turns;  // see CachePlan
   XPos xpos;
+  uint8_t streams[kMaxRotaryDim / 2];
   alignas(16) uint64_t words[kMaxRotaryDim / 2];
 };
 
@@ -75,7 +76,8 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
   if (moves && slot.rotated) {
 #pragma unroll
     for (int j = 0; j < kVec; ++j)
-      angle[j] = pair_angle(p, {as_memory(args.words), &args.xpos}, keys.xpos_sign, state, map.pair(j));
+      angle[j] = pair_angle(p, {as_memory(args.words), &args.xpos, as_memory(args.streams)}, keys.xpos_sign, state,
+                            map.pair(j));
   }
 
   const auto turn_head = [&](int u) {

@@ -1,6 +1,8 @@
 // From a plan to the kernel that carries it out.
 #pragma once
 
+#include <algorithm>
+
 #include "../../operations/operations.h"
 #include "../parts/compiled.h"
 #include "kernel.cuh"
@@ -19,6 +21,7 @@ Outcome rotate_stored(const PipelineCall& p, const PairData& pairs, const Execut
   args.stored_slots = plan.stored_slots;
   args.turns = plan.turns;
   if (pairs.xpos) args.xpos = *pairs.xpos;
+  if (pairs.streams) std::copy_n(pairs.streams, p.rotary_dim / 2, args.streams);
   copy_words(pairs, word_rows(p) * p.rotary_dim / 2, args.words);
   return for_layout(p.layout, [&](auto layout) {
     const auto launch_code = [&](auto index) {
