@@ -60,9 +60,8 @@ rope_status apply(const rope_apply_desc* desc) {
   ROPE_TRY(read_tensors(d, &p));
   uint8_t streams[ROPE_MAX_ROTARY_DIM / 2];
   const PairData pairs = {d.frequencies, d.xpos.scale_base != 0 ? &xpos : nullptr, streams_of(d, p, streams)};
-  if (d.flags & ROPE_FLAG_IN_CACHE) return status_of(operations->rotate_cache(p, pairs, execution));
-  if (!is_rotation(p)) return status_of(operations->pipeline(p, pairs, execution));
-  return status_of(operations->rotate(rotation_of(d, p), pairs, execution));
+  const auto operation = d.flags & ROPE_FLAG_IN_CACHE ? operations->rotate_cache : operations->pipeline;
+  return status_of(operation(p, pairs, execution));
 }
 
 }  // namespace

@@ -62,10 +62,10 @@ struct PipelineArgs {
   int32_t page_shift;
 
   // Of some.
+  PipelineParams params;  // a page table and rows of cos and sin first, which few tokens wait for
   StageArgs stages[kMaxOperands];
   int64_t offset, stream_stride;  // stream_stride: bytes
-  PipelineParams params;
-  uint8_t stream_of[kMaxPairs];  // which of a token's positions each pair turns by
+  uint8_t stream_of[kMaxPairs];   // which of a token's positions each pair turns by
   alignas(16) uint64_t words[kMaxPairs];
 
   ROPE_INLINE_MEMBER bool is(PipelineFlag flag) const { return flags & flag; }
