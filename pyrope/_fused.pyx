@@ -192,7 +192,8 @@ enable_pdl=False, positions_ready=False)
         text = super().__repr__()
         stages = [f"{name}={getattr(self, name)!r}" for name in (
             "sections", "sections_interleaved", "pair_streams", "xpos", "q_nope_dim", "norm", "q_out_dtype",
-            "k_out_dtype", "v_out_dtype", "q_scale_kind", "k_scale_kind", "v_scale_kind", "cache") if getattr(self, name)]
+            "k_out_dtype", "v_out_dtype", "q_scale_kind", "k_scale_kind", "v_scale_kind", "cache",
+        ) if getattr(self, name)]
         if self.blocks > 1:
             stages.append(f"num_blocks={self.blocks}")
         return f"FusedRope{text[4:-1]}{''.join(', ' + stage for stage in stages)})"
