@@ -402,6 +402,8 @@ def test_fp8_refusals(device):
         ("q_rope", (q_rope[0], *good[1:]), {}),
         ("k_rope", (q_rope, k_rope[:, :16], *good[2:]), {}),
         ("k_rope", (q_rope, k_rope[0], *good[2:]), {}),
+        ("q_nope", (*good[:2], q_nope[:3], *good[3:]), {}),
+        ("k_nope_out", good, {"k_nope_out": torch.zeros(3, 64, dtype=torch.float8_e4m3fn, device=where)}),
     ):
         with pytest.raises(ValueError, match=text):
             call(*arguments, **options)
@@ -413,6 +415,8 @@ def test_fp8_refusals(device):
         (ValueError, "paged_kv_cache", k_rope, None, caches[:1], {}),
         (ValueError, "v: given", k_rope, q_rope, caches, {}),
         (ValueError, "v: None", k_rope[:, None], None, caches, {}),
+        (ValueError, "v: shape", k_rope[:, None], q_rope, caches, {}),
+        (ValueError, "must be the same", k_rope[:, None], randn(where, TOKENS, 1, 96), deep, {}),
         (ValueError, "paged_kv_cache", k_rope, None, [x.view(torch.uint8) for x in caches], {}),
         (ValueError, "paged_kv_cache", k_rope, None, deep, {}),
         (ValueError, "page_size", k_rope, None, caches, {"page_size": 8}),
@@ -420,7 +424,9 @@ def test_fp8_refusals(device):
         (ValueError, "k_cache", k_rope, None, caches[::-1], {}),
     ):
         with pytest.raises(error, match=text):
-            append(q_rope, k, q_nope, k_nope, v, table, ids, cache, *places, **{"page_size": 4, **options})
+            nope = k_nope if k.ndim == 2 else k_nope[:, None]
+            append(q_rope, k, q_nope, nope, v, table, ids, cache, *places, **{"page_size": 4, **options})
+    assert all((quantised(cache)[0] == 0).all() for cache in caches)
 
 
 def test_norm_refusals(device):

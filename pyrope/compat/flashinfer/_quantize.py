@@ -13,12 +13,15 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 def _quantised(name: str, x: torch.Tensor | None, out: torch.Tensor | None, like: torch.Tensor, dtype: Any) -> Any:
     """An output for x: the given one, or strided as FlashInfer's; of nothing for no x."""
-    if out is not None:
-        check_dtype(name, out, dtype)
-        return out
-    if x is None:
-        return torch.empty(*like.shape[:-1], 0, dtype=dtype, device=like.device)
-    return torch.empty_like(x, dtype=dtype)
+    if out is None:
+        if x is None:
+            return torch.empty(*like.shape[:-1], 0, dtype=dtype, device=like.device)
+        return torch.empty_like(x, dtype=dtype)
+    shape = x.shape if x is not None else (*like.shape[:-1], 0)
+    if out.shape != shape:
+        raise ValueError(f"{name}: shape {tuple(out.shape)}, must be {list(shape)}")
+    check_dtype(name, out, dtype)
+    return out
 
 
 def _dtype_of(given: torch.dtype | None, *outs: torch.Tensor | None) -> torch.dtype:
@@ -56,13 +59,18 @@ def mla_rope_quantize_fp8(
     )  # fmt: skip
 
 
-def _check_rotated(q_rope: torch.Tensor, k_rope: torch.Tensor) -> None:
+def _check_parts(
+    q_rope: torch.Tensor, k_rope: torch.Tensor, q_nope: torch.Tensor | None, k_nope: torch.Tensor | None
+) -> None:
     if q_rope.ndim != 3:
         raise ValueError(f"q_rope: shape {tuple(q_rope.shape)}, must be [tokens, heads, rope_dim]")
     if k_rope.ndim not in (2, 3):
         raise ValueError(f"k_rope: shape {tuple(k_rope.shape)}, must be [tokens, heads, rope_dim] or without heads")
     if k_rope.shape[-1] != q_rope.shape[-1]:
         raise ValueError(f"k_rope: {k_rope.shape[-1]} elements a head, must be those of q_rope, {q_rope.shape[-1]}")
+    for name, x, like in (("q_nope", q_nope, q_rope), ("k_nope", k_nope, k_rope)):
+        if x is not None and x.shape[:-1] != like.shape[:-1]:
+            raise ValueError(f"{name}: shape {tuple(x.shape)}, must be {[*like.shape[:-1]]} and its elements")
 
 
 def rope_quantize_fp8(
@@ -111,7 +119,7 @@ def rope_quantize_fp8(
     if backend not in ("cuda", "cutile"):
         raise ValueError(f"backend: {backend!r}, must be 'cuda' or 'cutile'")
     rotary_dim = check_table(cos_sin_cache)
-    _check_rotated(q_rope, k_rope)
+    _check_parts(q_rope, k_rope, q_nope, k_nope)
     dtype = _dtype_of(quantize_dtype, q_rope_out, k_rope_out, q_nope_out, k_nope_out)
     stored, q_part, k_part = float8_of("quantize_dtype", dtype), _part(q_nope), _part(k_nope)
     outs = (
@@ -183,11 +191,12 @@ def rope_quantize_fp8_append_paged_kv_cache(
     One launch; where keys of several heads have a nope part, two.
     """
     rotary_dim = check_table(cos_sin_cache)
-    _check_rotated(q_rope, k_rope)
+    _check_parts(q_rope, k_rope, q_nope, k_nope)
     is_mla = k_rope.ndim == 2
     dtype = _dtype_of(quantize_dtype, q_rope_out, q_nope_out)
     stored, q_part, k_part = float8_of("quantize_dtype", dtype), _part(q_nope), _part(k_nope)
-    _check_caches(paged_kv_cache, v, dtype, is_mla, kv_layout, page_size)
+    shape = (*k_rope.shape[:-1], rotary_dim + (0 if k_part is None else k_part.shape[-1]))
+    _check_caches(paged_kv_cache, v, shape, dtype, kv_layout, page_size)
     q_rope_out = _quantised("q_rope_out", q_rope, q_rope_out, q_rope, dtype)
     q_nope_out = _quantised("q_nope_out", q_nope, q_nope_out, q_rope, dtype)
 
@@ -231,9 +240,10 @@ def rope_quantize_fp8_append_paged_kv_cache(
 
 
 def _check_caches(
-    caches: Pair, v: torch.Tensor | None, dtype: torch.dtype, is_mla: bool, kv_layout: str, page_size: int
+    caches: Pair, v: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, kv_layout: str, page_size: int
 ) -> None:
-    """FlashInfer's errors."""
+    """Before the first of two launches has written anything. shape: of keys with both parts."""
+    is_mla = len(shape) == 2
     if len(caches) != 2:
         raise ValueError(f"paged_kv_cache: {len(caches)} tensors, must be 2")
     if kv_layout not in ("NHD", "HND"):
@@ -242,6 +252,10 @@ def _check_caches(
         raise ValueError("v: given, must be None with latent attention (k_rope of two dimensions)")
     if not is_mla and v is None:
         raise ValueError("v: None, only allowed with latent attention (k_rope of two dimensions)")
+    if v is not None and v.shape != shape:
+        raise ValueError(f"v: shape {tuple(v.shape)}, must be {list(shape)}")
+    if v is not None and caches[0].shape != caches[1].shape:
+        raise ValueError(f"paged_kv_cache: shapes {[tuple(x.shape) for x in caches]}, must be the same")
     for cache in caches:
         check_dtype("paged_kv_cache", cache, dtype)
         if cache.ndim != (3 if is_mla else 4):
