@@ -97,3 +97,23 @@ def scale_of(name: str, multiplier: float) -> float:
 def check_dtype(name: str, x: torch.Tensor, dtype: torch.dtype) -> None:
     if x.dtype != dtype:
         raise ValueError(f"{name}: {x.dtype}, must be {dtype}")
+
+
+def split_qkv(qkv: torch.Tensor, q_heads: int, k_heads: int, v_heads: int, head_dim: int) -> tuple[torch.Tensor, ...]:
+    """q, k and v where they lie in ``[tokens, (all heads) * head_dim]``."""
+    width = (q_heads + k_heads + v_heads) * head_dim
+    if qkv.ndim != 2 or qkv.shape[1] != width:
+        raise ValueError(f"qkv: shape {tuple(qkv.shape)}, must be [tokens, {width}]")
+    return qkv.split([n * head_dim for n in (q_heads, k_heads, v_heads)], 1)
+
+
+@functools.lru_cache(maxsize=64)
+def ramped_frequencies(rotary_dim: int, base: float, factor: float, low: float, high: float) -> tuple[float, ...]:
+    """YaRN's by where the ramp is: pairs before ``low`` keep their frequency, those behind ``high`` have it divided by
+    factor."""
+    high = high if abs(low - high) > 1e-6 else high + 0.001
+    result = []
+    for i, frequency in enumerate(pyrope.Rope(rotary_dim, 1, 0, theta=base, device="cpu").inv_freq.tolist()):
+        slowed = min(max((i - low) / (high - low), 0.0), 1.0)
+        result.append(frequency * (1 - slowed) + frequency / factor * slowed)
+    return tuple(result)

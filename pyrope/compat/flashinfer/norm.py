@@ -1,27 +1,11 @@
 """flashinfer.norm, of which the norm that a rotation follows."""
 
-import functools
 from typing import Any
 
 import torch
 
-import pyrope
 import pyrope.torch
-from pyrope.compat._serving import check_dtype, rope_of, scale_of
-
-
-@functools.lru_cache(maxsize=64)
-def _frequencies(channels: tuple[int, int, int], base: float, factor: float, low: float, high: float) -> Any:
-    """Of the pairs of all sections: each has the frequencies of a head of its own length, and YaRN's ramp between the
-    pairs ``low`` and ``high`` from those as they are to those divided by factor."""
-    result: list[float] = []
-    high = high if abs(low - high) > 1e-6 else high + 0.001
-    for width in channels:
-        plain = pyrope.Rope(width, 1, 0, theta=base, device="cpu").inv_freq.tolist() if width else []
-        for i, frequency in enumerate(plain):
-            slowed = min(max((i - low) / (high - low), 0.0), 1.0)
-            result.append(frequency * (1 - slowed) + frequency / factor * slowed)
-    return tuple(result)
+from pyrope.compat._serving import check_dtype, ramped_frequencies, rope_of, scale_of
 
 
 def _positions(frames: int, height: int, width: int, batch: int, device: torch.device) -> torch.Tensor:
@@ -115,10 +99,12 @@ def fused_qk_rmsnorm_rope(
         outs.append(out)
 
     stored = "float8_e4m3fn" if output_fp8 else None
+    each = (ramped_frequencies(n, base, factor, low, high) for n in channels if n)
+    frequencies = tuple(frequency for section in each for frequency in section)
     rope = rope_of(
         head_dim, num_heads_q, num_heads_k, head_dim, not interleave, qkv.dtype, qkv.device.type,
         norm=(eps, None, 0.0, False, True) if is_qk_norm else None,
-        inv_freq=_frequencies(channels, base, factor, low, high), attention_factor=attention_factor,
+        inv_freq=frequencies, attention_factor=attention_factor,
         sections=tuple(n // 2 for n in channels), num_v_heads=num_heads_v,
         q_out_dtype=stored, k_out_dtype=stored, v_out_dtype=stored,
     )  # fmt: skip

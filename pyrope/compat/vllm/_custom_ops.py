@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 import pyrope.torch
-from pyrope.compat._serving import heads_of, pages_of, rope_of, table_width
+from pyrope.compat._serving import heads_of, pages_of, rope_of, split_qkv, table_width
 from pyrope.errors import UnsupportedError
 
 CacheDType: TypeAlias = Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"]
@@ -74,13 +74,6 @@ def rotary_embedding(
     pyrope.torch.apply_(rope, q, k, layout=layout, positions=positions, cos=cos_sin_cache, inverse=bool(inverse))
 
 
-def _split(qkv: torch.Tensor, q_heads: int, k_heads: int, v_heads: int, head_dim: int) -> tuple[torch.Tensor, ...]:
-    width = (q_heads + k_heads + v_heads) * head_dim
-    if qkv.ndim != 2 or qkv.shape[1] != width:
-        raise ValueError(f"qkv: shape {tuple(qkv.shape)}, must be [tokens, {width}]")
-    return qkv.split([n * head_dim for n in (q_heads, k_heads, v_heads)], 1)
-
-
 def fused_qk_norm_rope(
     qkv: torch.Tensor,
     num_heads_q: int,
@@ -110,7 +103,7 @@ def fused_qk_norm_rope(
     forced_token_heads_per_warp : int
         Means nothing here.
     """
-    q, k, _ = _split(qkv, num_heads_q, num_heads_k, num_heads_v, head_dim)
+    q, k, _ = split_qkv(qkv, num_heads_q, num_heads_k, num_heads_v, head_dim)
     rope = rope_of(
         head_dim, num_heads_q, num_heads_k, table_width(cos_sin_cache), is_neox, qkv.dtype, qkv.device.type,
         norm=(eps, q_weight.dtype), angle="cos_sin", cos_sin_dtype=cos_sin_cache.dtype,
@@ -236,7 +229,7 @@ def fused_qknorm_rope_cache(
     if table_width(cos_sin_cache) != rotary_dim:
         raise ValueError(f"cos_sin_cache: {table_width(cos_sin_cache)} columns, must be rotary_dim={rotary_dim}")
     stored = stored_as(kv_cache_dtype)
-    q, k, v = _split(qkv, num_q_heads, num_kv_heads, num_kv_heads, head_dim)
+    q, k, v = split_qkv(qkv, num_q_heads, num_kv_heads, num_kv_heads, head_dim)
     outs = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
     shape = rotary_dim, True, qkv.dtype, qkv.device.type
     options: dict[str, Any] = {
