@@ -61,6 +61,22 @@ def split_or_not(turn: Callable[..., Tensors], xs: tuple[torch.Tensor | None, ..
     return turn(q, k, *counts)[: len(xs)]
 
 
+class InPlace(torch.autograd.Function):
+    """A rotation of parts of x, which is written although it may be a leaf that requires grad."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, turn: Callable[[torch.Tensor, bool], None]) -> torch.Tensor:
+        ctx.turn = turn
+        turn(x, False)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        ctx.turn(grad, True)
+        return grad, None
+
+
 def rotate(
     xs: tuple[torch.Tensor | None, ...], cos: torch.Tensor, sin: torch.Tensor, layout: Layout, places: dict[str, Any],
     *, pairing: str = "neox", rotary_offset: int = 0, inverse: bool = False,
@@ -86,6 +102,24 @@ def together(q: torch.Tensor, k: torch.Tensor, heads: int) -> bool:
     return q.dtype == k.dtype and next(shapes) == next(shapes)
 
 
+def first_half(x: torch.Tensor) -> torch.Tensor:
+    return x[..., : x.shape[-1] // 2]
+
+
+def every_second(x: torch.Tensor) -> torch.Tensor:
+    return x[..., ::2]
+
+
+def deinterleave(x: torch.Tensor) -> torch.Tensor:
+    """Neighbours to halves."""
+    return x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+
+
+def interleave(x: torch.Tensor) -> torch.Tensor:
+    """Halves to neighbours."""
+    return x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+
+
 def rows_of_pairs(table: torch.Tensor, take: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """``[rows, pairs]`` of ``[.., width]``, with one value for each pair, where the core can read it.
 
@@ -95,3 +129,22 @@ def rows_of_pairs(table: torch.Tensor, take: Callable[[torch.Tensor], torch.Tens
     if taken.stride(-1) != 1:
         taken = taken.contiguous()
     return taken.reshape(-1, taken.shape[-1])
+
+
+def places_of_ragged(
+    x: torch.Tensor, cu_seqlens: torch.Tensor, starts: torch.Tensor | None, cp_rank: int, cp_size: int
+) -> dict[str, Any]:
+    """Of ``[tokens, heads, dim]``, sequences behind one another; of ranks that have two chunks of each, zigzag.
+
+    cu_seqlens : where sequences begin, of all ranks together
+    starts : the position of each sequence's first token, 0 where None
+    """
+    if cp_size == 1:
+        offsets = {} if starts is None else {"offsets": starts.to(cu_seqlens.dtype).contiguous()}
+        return {"indptr": cu_seqlens, **offsets}
+    ends = cu_seqlens // cp_size
+    tokens = torch.arange(x.shape[0], device=x.device, dtype=ends.dtype)
+    sequence = torch.searchsorted(ends, tokens, right=True).clamp(1, len(ends) - 1)
+    place, half = tokens - ends[sequence - 1], (ends[sequence] - ends[sequence - 1]) // 2
+    chunk = torch.where(place < half, cp_rank, 2 * (cp_size - 1) - cp_rank)
+    return {"positions": torch.where(tokens < ends[-1], place + chunk * half, -1)}

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
-from pyrope.compat._training import Tensors, rotate, rows_of_pairs
+from pyrope.compat._training import Tensors, deinterleave, every_second, first_half, rotate, rows_of_pairs
 from pyrope.compat.transformers._angles import Angles
 from pyrope.torch._layouts import Layout
 
@@ -16,25 +16,12 @@ Table: TypeAlias = torch.Tensor | Angles
 Take = Callable[[torch.Tensor], torch.Tensor]
 
 
-def first_half(table: torch.Tensor) -> torch.Tensor:
-    return table[..., : table.shape[-1] // 2]
-
-
-def every_second(table: torch.Tensor) -> torch.Tensor:
-    return table[..., ::2]
-
-
 def whole(table: torch.Tensor) -> torch.Tensor:
     return table
 
 
 # Where rows of cos and sin have the values of a pair: in both halves, next to each other, once, in a complex number.
 HALVES, NEIGHBOURS, ONCE, COMPLEX = (first_half,) * 2, (every_second,) * 2, (whole,) * 2, (torch.real, torch.imag)
-
-
-def deinterleave(x: torch.Tensor) -> torch.Tensor:
-    """Neighbours to halves, as the ``interleave`` functions return what they turn."""
-    return x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
 
 
 class Form(NamedTuple):
