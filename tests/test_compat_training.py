@@ -16,8 +16,8 @@ import pyrope.compat.transformer_engine as engine  # noqa: E402
 BATCH, SEQ, HEADS, DIM, ROWS = 2, 6, 3, 64, 32
 
 SIGNATURES = {  # of TransformerEngine d0067d0d, megatron-core 0.16.1 and Liger-Kernel ead96b61
-    engine.apply_rotary_pos_emb: "t, freqs, tensor_format='sbhd', start_positions=None, interleaved=False, fused=False, "
-    "cu_seqlens=None, cp_size=1, cp_rank=0",
+    engine.apply_rotary_pos_emb: "t, freqs, tensor_format='sbhd', start_positions=None, interleaved=False, "
+    "fused=False, cu_seqlens=None, cp_size=1, cp_rank=0",
     engine.apply_fused_qkv_rotary_pos_emb: "qkv, q_freqs, k_freqs, qkv_split_arg_list, tensor_format='sbhd', "
     "start_positions=None, interleaved=False, cu_seqlens=None, cp_size=1, cp_rank=0",
     engine.RotaryPositionEmbedding: "dim, rotary_percent=1.0, seq_len_interpolation_factor=None, "
