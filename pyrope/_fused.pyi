@@ -7,7 +7,7 @@ from pyrope._rope import Rope
 from pyrope.scaling import Scaling
 from pyrope.stages import PagedCache, RMSNorm, XPos
 from pyrope.typing import (
-    Device,
+    DeviceLike,
     DType,
     DTypeLike,
     FusedAngle,
@@ -86,7 +86,7 @@ class FusedRope(Rope):
         attention_factor: SupportsFloat | None = None,
         layout: Layout = "neox",
         dtype: DTypeLike = "bfloat16",
-        device: Device = "cuda",
+        device: DeviceLike = "cuda",
         position_dtype: IndexDTypeLike = "int64",
         num_threads: SupportsIndex = 0,
         enable_pdl: bool = False,
@@ -145,6 +145,7 @@ class FusedRope(Rope):
         set_ids_from: Memory | None = None,
         set_factors: Memory | None = None,
         num_sets: SupportsIndex | None = None,
+        check: bool | None = None,
     ) -> None: ...
     def inverse(
         self,
@@ -198,6 +199,7 @@ class FusedRope(Rope):
         set_ids_from: Memory | None = None,
         set_factors: Memory | None = None,
         num_sets: SupportsIndex | None = None,
+        check: bool | None = None,
     ) -> None: ...
     def rotate_cache(
         self,
@@ -231,4 +233,5 @@ class FusedRope(Rope):
         num_sets: SupportsIndex | None = None,
         inverse: bool = False,
         stream: Stream | None = None,
+        check: bool | None = None,
     ) -> None: ...

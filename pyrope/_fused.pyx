@@ -6,7 +6,7 @@ from libc.string cimport memset
 from pyrope._arguments cimport (
     ANGLES, DTYPES, Call, as_count, as_flag, choose, name_of, read_pair, refuse, require,
 )
-from pyrope._cache cimport read_cache, read_num_tokens, set_cache
+from pyrope._cache cimport read_cache, read_check, read_num_tokens, set_cache
 from pyrope._capi cimport *
 from pyrope._cos_sin cimport read_cos_sin
 from pyrope._positions cimport read_positions, read_positions_from, read_streams
@@ -115,7 +115,7 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
                  rotary_dim: SupportsIndex | None = None, rotary_offset: SupportsIndex = 0,
                  theta: SupportsFloat = 10000.0, scaling: Scaling | None = None, inv_freq: Numbers | None = None,
                  attention_factor: SupportsFloat | None = None, layout: Layout = "neox", dtype: DTypeLike = "bfloat16",
-                 device: Device = "cuda", position_dtype: IndexDTypeLike = "int64", num_threads: SupportsIndex = 0,
+                 device: DeviceLike = "cuda", position_dtype: IndexDTypeLike = "int64", num_threads: SupportsIndex = 0,
                  enable_pdl: bool = False, positions_ready: bool = False) -> None:
         cdef rope_apply_desc* d = &self.base
         cdef bint given_cos_sin = choose("angle", angle, _ANGLES) == ROPE_ANGLE_COS_SIN
@@ -193,7 +193,8 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
               sin: Memory | None = None, cos_sin_rows: SupportsIndex | None = None,
               cos_sin_stride: SupportsIndex | None = None, cos_sin_skipped: Memory | None = None,
               frequency_sets: Memory | None = None, set_ids: Memory | None = None, set_ids_from: Memory | None = None,
-              set_factors: Memory | None = None, num_sets: SupportsIndex | None = None) -> None:
+              set_factors: Memory | None = None, num_sets: SupportsIndex | None = None,
+              check: bool | None = None) -> None:
         """Rotate q and k, and pass q, k and v through the stages.
 
         Memory is given as to :meth:`Rope.apply`: as a pointer, or as an array of the shape and dtype below. An array of
@@ -242,6 +243,9 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
             With ``page_table`` as a pointer and without ``page_indptr``: elements of its rows.
         cache_skipped : pointer or array, optional
             ``[1]`` int64, incremented for every token whose page is outside the cache.
+        check : bool, optional
+            Whether a slot or page outside the cache is an error that names the token, instead of being skipped. On CUDA
+            that waits for the stream. Default: on the CPU, unless ``cache_skipped`` is given.
         cos, sin : pointer or array
             With ``angle="cos_sin"``: ``[rows, rotary_dim / 2]`` of ``cos_sin_dtype``; without ``sin``, ``cos`` is
             ``[rows, rotary_dim]``, cosines before sines. A token whose position is no row is left alone.
@@ -308,6 +312,7 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
                    cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
         read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d, &c)
         read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from, &d, &c)
+        read_check(check, &d)
         rotate(&d)
 
     def inverse(self, *arguments: Any, **options: Any) -> None:
@@ -326,7 +331,7 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
                      cos_sin_skipped: Memory | None = None, frequency_sets: Memory | None = None,
                      set_ids: Memory | None = None, set_ids_from: Memory | None = None,
                      set_factors: Memory | None = None, num_sets: SupportsIndex | None = None, inverse: bool = False,
-                     stream: Stream | None = None) -> None:
+                     stream: Stream | None = None, check: bool | None = None) -> None:
         """Rotate keys where they lie in the cache: a context that shifts, a prefix used elsewhere, other frequencies.
 
         The keys of every token are found as they were appended, turned, and stored back in the same place: those of
@@ -345,7 +350,7 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         positions_from : pointer or array, optional
             ``[num_tokens]`` of the dtype of ``positions``: what the keys were rotated to before; they turn by the
             difference. Default: they were stored without a rotation. Not allowed with ``sections``.
-        slots, page_table, page_indptr, page_table_stride, request_ids, cache_positions, cache_skipped
+        slots, page_table, page_indptr, page_table_stride, request_ids, cache_positions, cache_skipped, check
             As for :meth:`apply`: where the keys are.
         k_scale : float, pointer or array, optional
             As for :meth:`apply`: what the keys were stored with; of dynamic scales read and written.
@@ -396,6 +401,7 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
                    cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
         read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d, &c)
         read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from, &d, &c)
+        read_check(check, &d)
         rotate(&d)
 
     cdef int _read_positions(self, positions, offset, indptr, offsets, num_requests, positions_stride, positions_from,
