@@ -67,6 +67,8 @@ struct Norm {
 };
 
 struct PipelineParams {
+  CacheMap cache;  // first: see PipelineArgs
+  CosSinRows cos_sin;
   PipelineOperand operands[kMaxOperands];
   int32_t num_operands;
   int64_t num_tokens;
@@ -76,10 +78,8 @@ struct PipelineParams {
   Angle angle;
   Positions positions;
   const void* positions_from;
-  CosSinRows cos_sin;
   FrequencySets sets;
   Norm norm;
-  CacheMap cache;
   bool dynamic;  // a scale is computed
 };
 

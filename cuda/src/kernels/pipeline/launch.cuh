@@ -41,8 +41,9 @@ inline uint32_t flags_of(const PipelineParams& p, const Execution& e, const Pipe
   set(kEarly, early);
   set(kTable, p.angle == Angle::kCosSin);
   set(kPaged, p.cache.indices && !plan.direct);
-  set(kPrefetch, plan.prefetch);
+  set(kPrefetch, e.dependent && plan.prefetch);
   set(kReleaseEarly, plan.release_early);
+  set(kRowsFirst, plan.rows_first);
   set(kCounts, p.cache.num_skipped);
   set(kStreams, p.positions.sections.streams);
   return flags;
@@ -105,7 +106,7 @@ Outcome pipeline(const PipelineParams& p, const PairData& pairs, const Execution
   if (plan.general) return general<D>(p, pairs, e);
   const auto launch_code = [&](auto index) {
     // Rare code is not compiled twice: a wait is nothing to a kernel that is launched plainly.
-    constexpr bool kRare = kPipelineCodes<kElementBytes>[index.value].form != Form::kUsual;
+    constexpr bool kRare = kPipelineCodes<kElementBytes>[index.value].form == Form::kAny;
     return e.dependent ? launch_pipeline<D, index.value, true>(p, pairs, e, plan)
                        : launch_pipeline<D, index.value, kRare>(p, pairs, e, plan);
   };

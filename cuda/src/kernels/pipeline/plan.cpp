@@ -149,6 +149,9 @@ const Regime* regimes_of(const PipelineCode& code, int64_t heads) {
 
 // A prefetch pays where there is little to ask for, or heads are not in the second-level cache.
 constexpr int64_t kPrefetchAtMost = 6'000'000, kPrefetchFrom = 64'000'000;
+// A row, whose address waits for a position, would queue behind all heads of a launch that is one wave of blocks. Of
+// several, heads that wait for the position cost more.
+constexpr int64_t kRowsFirstAtMost = 20'000'000;
 // Where a launch has fewer blocks than the device has multiprocessors, the next one's would crowd it.
 constexpr int64_t kCrowd = 132;
 
@@ -227,6 +230,7 @@ PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes) {
   if (code.form == Form::kAny) plan.start = 0;
   plan_grid(p, *regime, &plan);
   plan.prefetch = bytes <= kPrefetchAtMost || bytes >= kPrefetchFrom || heads <= kFewHeads;
+  plan.rows_first = bytes <= kRowsFirstAtMost;
   plan.release_early = int64_t(plan.grid_x) * plan.grid_y >= kCrowd;
   return plan;
 }
