@@ -11,12 +11,13 @@ from pyrope.typing import (
     DType,
     DTypeLike,
     FusedAngle,
-    IndexDTypeLike,
     Layout,
     Memory,
     Numbers,
     OutDType,
     OutDTypeLike,
+    PairStreams,
+    PositionDTypeLike,
     Scale,
     ScaleKind,
     Sections,
@@ -33,6 +34,8 @@ class FusedRope(Rope):
     def sections(self) -> tuple[int, ...] | None: ...
     @property
     def sections_interleaved(self) -> bool: ...
+    @property
+    def pair_streams(self) -> tuple[int, ...] | None: ...
     @property
     def xpos(self) -> XPos | None: ...
     @property
@@ -71,6 +74,8 @@ class FusedRope(Rope):
         cos_sin_dtype: DTypeLike = "float32",
         sections: Sections | None = None,
         sections_interleaved: bool = False,
+        pair_streams: PairStreams | None = None,
+        num_blocks: SupportsIndex = 1,
         xpos: XPos | None = None,
         num_v_heads: SupportsIndex | None = None,
         v_head_dim: SupportsIndex | None = None,
@@ -92,7 +97,7 @@ class FusedRope(Rope):
         layout: Layout = "neox",
         dtype: DTypeLike = "bfloat16",
         device: DeviceLike = "cuda",
-        position_dtype: IndexDTypeLike = "int64",
+        position_dtype: PositionDTypeLike = "int64",
         num_threads: SupportsIndex = 0,
         enable_pdl: bool = False,
         positions_ready: bool = False,
@@ -100,6 +105,10 @@ class FusedRope(Rope):
         out_layout: Layout | None = None,
         k_nope_dim: SupportsIndex = 0,
     ) -> None: ...
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def num_streams(self) -> int: ...
     def apply(
         self,
         q: Memory | None,

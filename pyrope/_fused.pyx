@@ -1,20 +1,22 @@
 # cython: language_level=3, freethreading_compatible=True, annotation_typing=False
 """pyrope.FusedRope: Rope with the stages before and behind the rotation."""
 
+from libc.stdint cimport uint8_t
 from libc.string cimport memset
 
 from pyrope._arguments cimport (
     ANGLES, DTYPES, LAYOUTS, Call, as_count, as_flag, choose, name_of, require,
 )
 from pyrope._cache cimport read_cache, read_check, read_num_tokens, set_cache
+from pyrope._call cimport rotate
 from pyrope._capi cimport *
 from pyrope._cos_sin cimport read_cos_sin
-from pyrope._positions cimport read_positions, read_positions_from, read_streams
-from pyrope._rope cimport Rope, rotate
+from pyrope._positions cimport read_all_positions
+from pyrope._rope cimport Rope
 from pyrope._stages cimport (
     read_frequency_sets, read_scale, read_weights, set_norm, set_quantize, set_sections, set_still, set_xpos,
 )
-from pyrope._tensors cimport read_k_nope, read_q_nope, read_rotated, read_sequences, read_v
+from pyrope._tensors cimport begin_stages, read_k_nope, read_q_nope, read_rotated, read_sequences, read_v
 
 
 _ANGLES = ANGLES | {"cos_sin": ROPE_ANGLE_COS_SIN}
@@ -22,11 +24,11 @@ _ANGLES = ANGLES | {"cos_sin": ROPE_ANGLE_COS_SIN}
 
 cdef class FusedRope(Rope):
     """FusedRope(head_dim, num_q_heads, num_k_heads, *, angle='exact', cos_sin_dtype='float32', sections=None, \
-sections_interleaved=False, xpos=None, num_v_heads=None, v_head_dim=None, q_nope_dim=0, norm=None, q_out_dtype=None, \
-k_out_dtype=None, v_out_dtype=None, q_scale_kind=None, k_scale_kind=None, v_scale_kind=None, cache=None, \
-rotary_dim=None, rotary_offset=0, theta=10000.0, scaling=None, inv_freq=None, attention_factor=None, layout='neox', \
-dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False, \
-skip=-1, out_layout=None, k_nope_dim=0)
+sections_interleaved=False, pair_streams=None, num_blocks=1, xpos=None, num_v_heads=None, v_head_dim=None, \
+q_nope_dim=0, norm=None, q_out_dtype=None, k_out_dtype=None, v_out_dtype=None, q_scale_kind=None, k_scale_kind=None, \
+v_scale_kind=None, cache=None, rotary_dim=None, rotary_offset=0, theta=10000.0, scaling=None, inv_freq=None, \
+attention_factor=None, layout='neox', dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, \
+enable_pdl=False, positions_ready=False, skip=-1, out_layout=None, k_nope_dim=0)
 --
 
     A Rope with stages around the rotation, in one launch that reads and writes every element once.
@@ -46,12 +48,20 @@ skip=-1, out_layout=None, k_nope_dim=0)
         and :attr:`Rope.frequencies` are empty.
     cos_sin_dtype : {"float32", "float16", "bfloat16"}
         Of ``cos`` and ``sin`` with ``angle="cos_sin"``.
-    sections : tuple of 2 to 4 int, optional
+    sections : tuple of 2 to 8 int, optional
         M-RoPE (Qwen2-VL, arXiv:2409.12191; also 2-D and 3-D vision): how many pairs turn by each of a token's
         positions, in all ``rotary_dim / 2``.
     sections_interleaved : bool
         False: the first ``sections[0]`` pairs turn by the first position, and so on. True (Qwen3-VL): with ``n``
         sections, pair ``i`` turns by position ``s = i % n`` if ``i < n * sections[s]``, else by the first.
+    pair_streams : sequence of int, optional
+        In place of sections: for each of the ``rotary_dim / 2`` pairs which of a token's positions, 0 to 7 and not all
+        0, it turns by, in any order (Ernie-4.5-VL). On CUDA it takes longer, as more than four sections do.
+    num_blocks : int
+        1 to 8. The rotated part is so many blocks of equal size, each with pairs of its own, in itself, of the
+        frequencies of ``rotary_dim / num_blocks`` (``inv_freq`` has those of all pairs, block by block). Block ``i``
+        turns by position ``i`` of a token, if sections and pair_streams say nothing else (2-D of Gemma 4's vision and
+        of ggml).
     xpos : pyrope.XPos, optional
         Magnitudes of the rotated q and k that decay with their distance; of :meth:`inverse` too, which transposes. With
         ``positions_from`` they are those of the difference of the positions. ``rotary_dim`` is then at most 512, and
@@ -79,8 +89,7 @@ skip=-1, out_layout=None, k_nope_dim=0)
         Which elements of an output are a pair, where it is not ``layout``: pairs of neighbours that are stored as
         halves (DeepSeek), or the other way. Not in place, nor with a norm behind it. Default: ``layout``.
     rotary_dim : int, optional
-        As for :class:`Rope`, or 0: nothing turns, tensors are normalised, quantised or appended, and what is only
-        copied keeps its bits. Then what says how to turn is not allowed.
+        As for :class:`Rope`, or 0: nothing turns; what is not normalised or quantised is copied, bit for bit.
     rotary_offset, theta, scaling, inv_freq, attention_factor, layout, dtype, device
         As for :class:`Rope`.
     position_dtype, num_threads, enable_pdl, positions_ready, skip
@@ -107,6 +116,8 @@ skip=-1, out_layout=None, k_nope_dim=0)
     cdef readonly str cos_sin_dtype  # type: DType
     cdef readonly tuple sections  # type: tuple[int, ...] | None
     cdef readonly bint sections_interleaved
+    cdef readonly tuple pair_streams  # type: tuple[int, ...] | None
+    cdef uint8_t streams[ROPE_MAX_ROTARY_DIM]  # base's pair_streams, of rotary_dim / 2
     cdef readonly object xpos  # type: XPos | None
     cdef readonly int num_v_heads, v_head_dim, q_nope_dim, k_nope_dim
     cdef readonly str out_layout  # type: Layout | None
@@ -118,7 +129,8 @@ skip=-1, out_layout=None, k_nope_dim=0)
 
     def __init__(self, head_dim: SupportsIndex, num_q_heads: SupportsIndex, num_k_heads: SupportsIndex, *,
                  angle: FusedAngle = "exact", cos_sin_dtype: DTypeLike = "float32", sections: Sections | None = None,
-                 sections_interleaved: bool = False, xpos: XPos | None = None,
+                 sections_interleaved: bool = False, pair_streams: PairStreams | None = None,
+                 num_blocks: SupportsIndex = 1, xpos: XPos | None = None,
                  num_v_heads: SupportsIndex | None = None, v_head_dim: SupportsIndex | None = None,
                  q_nope_dim: SupportsIndex = 0, norm: RMSNorm | None = None, q_out_dtype: OutDTypeLike | None = None,
                  k_out_dtype: OutDTypeLike | None = None, v_out_dtype: OutDTypeLike | None = None,
@@ -127,7 +139,7 @@ skip=-1, out_layout=None, k_nope_dim=0)
                  rotary_dim: SupportsIndex | None = None, rotary_offset: SupportsIndex = 0,
                  theta: SupportsFloat = 10000.0, scaling: Scaling | None = None, inv_freq: Numbers | None = None,
                  attention_factor: SupportsFloat | None = None, layout: Layout = "neox", dtype: DTypeLike = "bfloat16",
-                 device: DeviceLike = "cuda", position_dtype: IndexDTypeLike = "int64", num_threads: SupportsIndex = 0,
+                 device: DeviceLike = "cuda", position_dtype: PositionDTypeLike = "int64", num_threads: SupportsIndex = 0,
                  enable_pdl: bool = False, positions_ready: bool = False, skip: SupportsIndex | None = -1,
                  out_layout: Layout | None = None, k_nope_dim: SupportsIndex = 0) -> None:
         cdef rope_apply_desc* d = &self.base
@@ -136,6 +148,7 @@ skip=-1, out_layout=None, k_nope_dim=0)
             name = "scaling" if scaling is not None else "theta" if inv_freq is None else "inv_freq"
             raise ValueError(f"{name}: not allowed with angle='cos_sin', where cos and sin come with the call")
         cdef bint still = type(rotary_dim) is int and rotary_dim == 0
+        self.blocks = as_count("num_blocks", num_blocks, 1, ROPE_MAX_PAIR_STREAMS)
         Rope.__init__(self, head_dim, num_q_heads, num_k_heads, rotary_dim=2 if still else rotary_dim,
                       rotary_offset=rotary_offset,
                       theta=theta, scaling=scaling, inv_freq=inv_freq, attention_factor=attention_factor, layout=layout,
@@ -144,8 +157,9 @@ skip=-1, out_layout=None, k_nope_dim=0)
                       positions_ready=positions_ready, skip=skip)
         self.ready = False
         if still:
-            set_still({"rotary_offset": rotary_offset, "angle": given_cos_sin, "sections": sections, "xpos": xpos,
-                       "scaling": scaling, "inv_freq": inv_freq, "out_layout": out_layout}, d)
+            set_still({"rotary_offset": rotary_offset, "angle": given_cos_sin, "sections": sections,
+                       "pair_streams": pair_streams, "num_blocks": num_blocks > 1, "xpos": xpos, "scaling": scaling,
+                       "inv_freq": inv_freq, "out_layout": out_layout}, d)
             self.inv_freqs = ()
         d.cos_sin.dtype = choose("cos_sin_dtype", cos_sin_dtype, DTYPES)
         self.cos_sin_dtype = name_of(DTYPES, d.cos_sin.dtype)
@@ -166,7 +180,11 @@ skip=-1, out_layout=None, k_nope_dim=0)
         self.k_out_dtype, self.k_scale_kind = set_quantize("k", k_out_dtype, k_scale_kind, &d.k_quantize)
         self.v_out_dtype, self.v_scale_kind = set_quantize("v", v_out_dtype, v_scale_kind, &d.v_quantize)
         self.sections_interleaved = as_flag("sections_interleaved", sections_interleaved)
-        self.sections = set_sections(sections, self.sections_interleaved, d)
+        d.num_blocks = self.blocks
+        if self.blocks > 1 and sections is None and pair_streams is None:
+            sections = (d.rotary_dim // 2 // self.blocks,) * self.blocks
+        self.sections, self.pair_streams = set_sections(sections, self.sections_interleaved, pair_streams,
+                                                        self.streams, d)
         if xpos is not None:
             set_xpos(xpos, d)
         if norm is not None:
@@ -181,7 +199,8 @@ skip=-1, out_layout=None, k_nope_dim=0)
         make, arguments = Rope.__reduce__(self)
         options = make.keywords | {
             "cos_sin_dtype": self.cos_sin_dtype, "sections": self.sections,
-            "sections_interleaved": self.sections_interleaved, "xpos": self.xpos,
+            "sections_interleaved": self.sections_interleaved, "pair_streams": self.pair_streams,
+            "num_blocks": self.blocks, "xpos": self.xpos,
             "num_v_heads": self.num_v_heads or None, "v_head_dim": self.v_head_dim, "q_nope_dim": self.q_nope_dim,
             "norm": self.norm, "cache": self.cache, "out_layout": self.out_layout, "k_nope_dim": self.k_nope_dim,
             "q_out_dtype": self.q_out_dtype, "k_out_dtype": self.k_out_dtype, "v_out_dtype": self.v_out_dtype,
@@ -196,10 +215,22 @@ skip=-1, out_layout=None, k_nope_dim=0)
     def __repr__(self):
         text = super().__repr__()
         stages = [f"{name}={getattr(self, name)!r}" for name in (
-            "sections", "sections_interleaved", "xpos", "q_nope_dim", "norm", "q_out_dtype", "k_out_dtype",
-            "v_out_dtype", "q_scale_kind", "k_scale_kind", "v_scale_kind", "cache", "out_layout", "k_nope_dim")
-            if getattr(self, name)]
+            "sections", "sections_interleaved", "pair_streams", "xpos", "q_nope_dim", "norm", "q_out_dtype",
+            "k_out_dtype", "v_out_dtype", "q_scale_kind", "k_scale_kind", "v_scale_kind", "cache", "out_layout",
+            "k_nope_dim") if getattr(self, name)]
+        if self.blocks > 1:
+            stages.append(f"num_blocks={self.blocks}")
         return f"FusedRope{text[4:-1]}{''.join(', ' + stage for stage in stages)})"
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the rotated part."""
+        return self.blocks
+
+    @property
+    def num_streams(self) -> int:
+        """Positions that a token has; 0: one."""
+        return self.base.sections.num_streams
 
     def apply(self, q: Memory | None, k: Memory | None = None, num_tokens: SupportsIndex | None = None, *,
               positions: Memory | None = None, offset: SupportsIndex = 0, indptr: Memory | None = None,
@@ -235,10 +266,11 @@ skip=-1, out_layout=None, k_nope_dim=0)
             As for :meth:`Rope.apply`. ``offset`` and ``indptr`` are not allowed with ``sections``, and ``inverse``
             leaves the other stages as they are.
         q_out, k_out : pointer or array, optional
-            As for :meth:`Rope.apply`. Required where they are quantised. With a cache, ``k_out``, of ``dtype``, is
-            stored besides; it may be ``k`` itself.
+            As for :meth:`Rope.apply`. Required where quantised. Beside a cache ``k_out`` has ``dtype``, and may be ``k``.
         positions : pointer or array, optional
-            ``[num_tokens]``; with ``sections`` required and ``[number of sections, num_tokens]``. int32 or int64.
+            As for :meth:`Rope.apply`; where tokens have several, with sections, streams or blocks, required and
+            ``[streams, num_tokens]``, or ``[streams, batch, tokens]``. float32 is not allowed with ``angle="cos_sin"``,
+            nor with ``frequency_sets`` of exact angles.
         positions_stride : int, optional
             With ``sections`` and pointers: elements between the rows of positions. Default: ``num_tokens``.
         positions_from : pointer or array, optional
@@ -247,11 +279,9 @@ skip=-1, out_layout=None, k_nope_dim=0)
         v, v_out : pointer or array, optional
             ``[num_tokens, num_v_heads, v_head_dim]``, stored as it is or quantised; with a cache ``v_out``, of
             ``dtype``, is stored besides.
-        q_nope, q_nope_out : pointer or array, optional
-            ``[num_tokens, num_q_heads, q_nope_dim]``, likewise.
-        k_nope, k_nope_out, k_nope_cache : pointer or array, optional
-            ``[num_tokens, num_k_heads, k_nope_dim]``, likewise, and where it is appended; not with ``q_nope``. A single
-            k for all heads beside it is one that is broadcast.
+        q_nope, q_nope_out, k_nope, k_nope_out, k_nope_cache : pointer or array, optional
+            ``[num_tokens, num_q_heads, q_nope_dim]`` or ``[num_tokens, num_k_heads, k_nope_dim]``, one of them,
+            likewise; k_nope_cache: where k_nope is appended.
         q_strides, k_strides, v_strides, q_nope_strides, k_nope_strides and those of the outputs : optional
             As for :meth:`Rope.apply`.
         q_weight, k_weight : pointer or array, optional
@@ -278,15 +308,13 @@ skip=-1, out_layout=None, k_nope_dim=0)
         cache_skipped : pointer or array, optional
             ``[1]`` int64, incremented for every token whose page is outside the cache.
         check : bool, optional
-            Whether a slot or page outside the cache is an error that names the token, instead of being skipped. On CUDA
-            that waits for the stream. Default: on the CPU, unless ``cache_skipped`` is given.
+            Whether a slot or page outside the cache is an error that names the token. On CUDA that waits for the
+            stream. Default: on the CPU, unless ``cache_skipped`` is given.
         cos, sin : pointer or array
             With ``angle="cos_sin"``: ``[rows, rotary_dim / 2]`` of ``cos_sin_dtype``; without ``sin``, ``cos`` is
             ``[rows, rotary_dim]``, cosines before sines. A token whose position is no row is left alone.
-        cos_sin_rows : int
-            With pointers: number of rows.
-        cos_sin_stride : int, optional
-            With pointers: elements between rows. Default: contiguous.
+        cos_sin_rows, cos_sin_stride : int
+            With pointers: the number of rows, and elements between them. Default: contiguous.
         cos_sin_skipped : pointer or array, optional
             ``[1]`` int64, incremented for every token whose position is no row.
         frequency_sets, set_ids : pointer or array, optional
@@ -294,12 +322,9 @@ skip=-1, out_layout=None, k_nope_dim=0)
             :attr:`Rope.frequencies` of Ropes with the same ``angle``, and ``set_ids`` ``[num_tokens]`` int32. A token
             whose id is no row is left alone.
         set_ids_from : pointer or array, optional
-            With ``positions_from``: ``[num_tokens]`` int32, the sets the tokens were rotated with. Default:
-            ``set_ids``.
-        set_factors : pointer or array, optional
-            ``[num_sets]`` float32, attention factors of the sets. Default: ones.
-        num_sets : int
-            Required with frequency_sets as a pointer.
+            With ``positions_from``: ``[num_tokens]`` int32, what the tokens were rotated with. Default: ``set_ids``.
+        set_factors, num_sets : pointer or array, optional; int
+            ``[num_sets]`` float32, attention factors of the sets (default: ones). With a pointer, how many there are.
 
         Notes
         -----
@@ -317,24 +342,10 @@ skip=-1, out_layout=None, k_nope_dim=0)
         cdef rope_apply_desc d
         cdef Call c
         self._begin(num_tokens, inverse, stream, &d, &c)
-        if self.cache is not None and (k is not None or v is not None):
-            d.cache.kind = ROPE_CACHE_PAGES if slots is None else ROPE_CACHE_SLOTS
-        else:
-            memset(&d.cache, 0, sizeof(d.cache))
-        if q is None:
-            memset(&d.q_quantize, 0, sizeof(d.q_quantize))
-        elif d.q_quantize.out_dtype:
-            require("q_out", q_out, "with q_out_dtype")
-        if k is None:
-            memset(&d.k_quantize, 0, sizeof(d.k_quantize))
-        elif d.k_quantize.out_dtype and not d.cache.kind:
-            require("k_out", k_out, "with k_out_dtype")
-        if v is None:
-            memset(&d.v_quantize, 0, sizeof(d.v_quantize))
-
+        begin_stages(q, k, v, q_out, k_out, slots, self.cache is not None, &d)
         read_sequences(sequence_length, positions, indptr, skipped, &d, &c)
         read_rotated(q, k, q_out, k_out, q_strides, k_strides, q_out_strides, k_out_strides, &d, &c)
-        self._read_positions(positions, offset, indptr, offsets, num_requests, positions_stride, positions_from, &d, &c)
+        read_all_positions(positions, offset, indptr, offsets, num_requests, positions_stride, positions_from, &d, &c)
         read_v(v, v_out, v_strides, v_out_strides, self.num_v_heads, self.v_head_dim, &d, &c)
         read_q_nope(q, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, self.q_nope_dim, &d, &c)
         read_k_nope(k, k_nope, k_nope_out, k_nope_strides, k_nope_out_strides, self.k_nope_dim, &d, &c)
@@ -429,7 +440,7 @@ skip=-1, out_layout=None, k_nope_dim=0)
 
         read_num_tokens(slots, cache_positions, &c)
         d.num_tokens = c.num_tokens
-        self._read_positions(positions, offset, indptr, offsets, num_requests, positions_stride, positions_from, &d, &c)
+        read_all_positions(positions, offset, indptr, offsets, num_requests, positions_stride, positions_from, &d, &c)
         read_scale("k_scale", k_scale, self.k_scale_kind, d.num_k_heads, True, &d.k_quantize, &d, &c)
         read_cache(k_cache, None, None, k_cache, None, None, slots, page_table, page_indptr, page_table_stride,
                    request_ids, cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
@@ -437,9 +448,3 @@ skip=-1, out_layout=None, k_nope_dim=0)
         read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from, &d, &c)
         read_check(check, &d)
         rotate(&d)
-
-    cdef int _read_positions(self, positions, offset, indptr, offsets, num_requests, positions_stride, positions_from,
-                             rope_apply_desc* d, Call* c) except -1:
-        read_positions(positions if self.sections is None else None, offset, indptr, offsets, num_requests, d, c)
-        read_streams(positions, positions_stride, indptr, offset, d, c)
-        return read_positions_from(positions_from, positions, d, c)

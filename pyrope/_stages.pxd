@@ -1,12 +1,12 @@
 # Ships in the wheel, for cimport.
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint8_t
 
 from pyrope._arguments cimport Call
 from pyrope._capi cimport rope_apply_desc, rope_quantize
 
 cdef tuple set_quantize(str x, out_dtype, scale_kind, rope_quantize* z)
 cdef int set_still(dict options, rope_apply_desc* d) except -1
-cdef tuple set_sections(sections, bint interleaved, rope_apply_desc* d)
+cdef tuple set_sections(sections, bint interleaved, pair_streams, uint8_t* streams, rope_apply_desc* d)
 cdef int set_xpos(xpos, rope_apply_desc* d) except -1
 cdef int set_norm(norm, str dtype, rope_apply_desc* d) except -1
 

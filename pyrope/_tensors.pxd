@@ -5,6 +5,7 @@ from pyrope._arguments cimport Call
 from pyrope._capi cimport rope_apply_desc
 
 cdef int32_t stored_element(int32_t out_dtype, int32_t dtype) noexcept
+cdef int begin_stages(q, k, v, q_out, k_out, slots, bint cache, rope_apply_desc* d) except -1
 cdef int read_sequences(sequence_length, positions, indptr, skipped, rope_apply_desc* d, Call* c) except -1
 cdef int read_rotated(q, k, q_out, k_out, q_strides, k_strides, q_out_strides, k_out_strides, rope_apply_desc* d,
                       Call* c) except -1

@@ -2,6 +2,7 @@
 """The tensors of a call: q, k and what is stored beside them, each with its output."""
 
 from libc.stdint cimport INT32_MAX, int32_t, int64_t
+from libc.string cimport memset
 
 from pyrope._arguments cimport (
     ONE_BYTE, Call, as_count, as_integer, choose, read_elements, refuse_read_only, require, shape_of,
@@ -19,6 +20,25 @@ cdef int read_sequences(sequence_length, positions, indptr, skipped, rope_apply_
         c.sequence_length = as_count("sequence_length", sequence_length, 1, INT32_MAX)
     if skipped != "leave":
         d.copy_skipped = choose("skipped", skipped, _SKIPPED)
+    return 0
+
+
+cdef int begin_stages(q, k, v, q_out, k_out, slots, bint cache, rope_apply_desc* d) except -1:
+    """What the tensors that a call has leave of a FusedRope's stages."""
+    if cache and (k is not None or v is not None):
+        d.cache.kind = ROPE_CACHE_PAGES if slots is None else ROPE_CACHE_SLOTS
+    else:
+        memset(&d.cache, 0, sizeof(d.cache))
+    if q is None:
+        memset(&d.q_quantize, 0, sizeof(d.q_quantize))
+    elif d.q_quantize.out_dtype:
+        require("q_out", q_out, "with q_out_dtype")
+    if k is None:
+        memset(&d.k_quantize, 0, sizeof(d.k_quantize))
+    elif d.k_quantize.out_dtype and not d.cache.kind:
+        require("k_out", k_out, "with k_out_dtype")
+    if v is None:
+        memset(&d.v_quantize, 0, sizeof(d.v_quantize))
     return 0
 
 
@@ -113,6 +133,8 @@ cdef int read_tensor(str name, object x, object strides, int64_t heads, int64_t 
     if c.num_tokens >= 0 and tokens != c.num_tokens:
         raise ValueError(f"{name}: {tokens} tokens, must be {c.num_tokens} as num_tokens or the other arguments")
     c.num_tokens = tokens
+    if leading > 1:
+        c.inner_tokens = v.shape[leading - 1]
     return 0
 
 

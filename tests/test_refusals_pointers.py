@@ -208,7 +208,7 @@ POINTERS = rows(
         {},
         lambda p: {"sequence_length": 2},
         V,
-        "sequence_length: 2, must be 0 or a divisor of num_tokens, 3",
+        "sequence_length: 2, must be 0 or divide num_tokens, 3",
     ),
     ("sequence_length zero", {}, lambda p: {"sequence_length": 0}, V, "sequence_length: 0, must be 1 to"),
     ("sequence_length float", {}, lambda p: {"sequence_length": 1.0}, T, "sequence_length: 1.0 is not an integer"),

@@ -40,6 +40,7 @@ REFUSED = [
     ("q_out", {"place": ["in", "q in"], "q_out": STORED}),
     ("k_out", {"place": ["in"], "kv_out": STORED, "cache": ["none"]}),
     ("q_out", {"place": ["in", "q in"], "out_layout": ["other"]}),
+    ("out_layout", {"positions": cases.BLOCKS, "out_layout": ["other"]}),
     ("out_layout", {"norm": ["after", "after f32 bias", "after across q"], "out_layout": ["other"]}),
     ("q_out", STILL | {"place": ["in", "q in"], "norm": ["none"]}),
     ("k_out", STILL | {"place": ["in"], "norm": OF_Q, "cache": ["none"]}),

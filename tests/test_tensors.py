@@ -72,7 +72,8 @@ def test_skip(device, skip, dtype, fused, rng):
 def test_a_skip_that_no_id_of_32_bits_can_be(device, rng):
     """It is compared as it is, not its low half."""
     blocks = qk(rng) | {"positions": index([5] * TOKENS, np.int32)}
-    plain, other = (call(make(device, skip=skip, position_dtype="int32"), blocks, TOKENS)["q"] for skip in (-1, 5 + 2**32))
+    ropes = [make(device, skip=skip, position_dtype="int32") for skip in (-1, 5 + 2**32)]
+    plain, other = (call(rope, blocks, TOKENS)["q"] for rope in ropes)
     assert equal(plain, other)
 
 

@@ -85,7 +85,7 @@ rope_status read_written(const rope_apply_desc& d, const Source& s, const Shape&
 }
 
 // Where s is written that does not go into a cache.
-rope_status read_output(const rope_apply_desc& d, const PipelineParams& p, Source& s, const Shape& shape,
+rope_status read_output(const rope_apply_desc& d, const PipelineCall& p, Source& s, const Shape& shape,
                         PipelineOperand* o, OperandExtras* x) {
   const bool other = o->quantize.type != OutType::kSame, moved = s.rotated && p.out_layout != p.layout;
   const int64_t element_bytes = stored_bytes(o->quantize.type, dtype_bytes(d.dtype), 1);
@@ -111,7 +111,7 @@ rope_status read_output(const rope_apply_desc& d, const PipelineParams& p, Sourc
 }
 
 // Where s is stored beside the cache.
-rope_status read_kept(const rope_apply_desc& d, const PipelineParams& p, Source& s, const Shape& shape,
+rope_status read_kept(const rope_apply_desc& d, const PipelineCall& p, Source& s, const Shape& shape,
                       OperandExtras* x) {
   if (!s.out->data) return ROPE_OK;
   const bool moved = s.rotated && p.out_layout != p.layout;
@@ -139,7 +139,7 @@ rope_status check_apart(const char* x_name, const Rows& x, const char* y_name, c
               x_name, y_name);
 }
 
-rope_status read_operand(const rope_apply_desc& d, const PipelineParams& p, Source& s, PipelineOperand* o,
+rope_status read_operand(const rope_apply_desc& d, const PipelineCall& p, Source& s, PipelineOperand* o,
                          OperandExtras* x) {
   const bool in_cache = d.flags & ROPE_FLAG_IN_CACHE;
   const int64_t bytes = dtype_bytes(d.dtype), length = d.sequence_length ? d.sequence_length : d.num_tokens;

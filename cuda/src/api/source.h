@@ -40,7 +40,7 @@ struct Source : Tensor {
 };
 
 // Reads one into an operand and its extras. The options are in p.
-rope_status read_operand(const rope_apply_desc& d, const PipelineParams& p, Source& s, PipelineOperand* o,
+rope_status read_operand(const rope_apply_desc& d, const PipelineCall& p, Source& s, PipelineOperand* o,
                          OperandExtras* x);
 
 // Fails where two tensors share memory.

@@ -60,13 +60,14 @@ rope_status check_sources_apart(const Source& x, const Source& y) {
 // What is read beside the tensors, of what the call has. (How long a page table is, it does not say.)
 class Inputs {
  public:
-  Inputs(const rope_apply_desc& d, const PipelineParams& p) {
+  Inputs(const rope_apply_desc& d, const PipelineCall& p) {
     const int64_t tokens = d.num_tokens, index = index_bytes(d.position_dtype);
     const Sections& sections = p.positions.sections;
-    add("positions", d.positions, (tokens + std::max(sections.streams - 1, 0) * sections.stride) * index);
+    const int64_t places = extent(p.places, p.num_tokens);
+    add("positions", d.positions, (places + std::max(sections.streams - 1, 0) * sections.stride) * index);
     add("indptr", d.indptr, (d.num_requests + 1) * index);
     add("offsets", d.offsets, d.num_requests * index);
-    add("positions_from", d.positions_from, tokens * index);
+    add("positions_from", d.positions_from, places * index);
     if (p.cache.indices) add_cache(d);
     if (p.norm.on) {
       const int64_t weight = d.head_dim * (d.norm.weight_is_f32 ? 4 : dtype_bytes(d.dtype));
@@ -89,6 +90,12 @@ class Inputs {
   }
 
  private:
+  // Elements of the positions of one stream, gaps included.
+  static int64_t extent(const PositionPlaces& p, int64_t tokens) {
+    const int64_t length = p.sequence_length ? p.sequence_length : tokens;
+    return std::min((tokens / length - 1) * p.sequence_stride + (length - 1) * p.stride, INT64_MAX / 16) + 1;
+  }
+
   void add(const char* name, const void* data, int64_t bytes) {
     if (data) extents_[count_++] = {name, data, bytes};
   }
@@ -168,30 +175,49 @@ rope_status check_fused(const rope_apply_desc& d, const PipelineParams& p, const
   return ROPE_OK;
 }
 
-// Sequences whose tokens follow each other are one where positions are those of tokens. Where they are counted, so that
-// all sequences have the same, and a sequence's heads follow those of the one before, they are more heads of the same
-// tokens: a batch of [batch, heads, tokens, head_dim] is rotated by the kernel that is made for rotations.
-void join_sequences(const rope_apply_desc& d, PipelineParams* p) {
-  if (!d.sequence_length || d.sequence_length == d.num_tokens) return;
-  const int64_t length = d.sequence_length, sequences = d.num_tokens / length;
-  const bool counted = p->positions.kind == PositionKind::kOffset;
-  bool tokens = !counted, heads = counted && !p->cache.indices && !p->sets.words && !p->norm.across_heads;
-  for (int32_t i = 0; i < p->num_operands; ++i) {
-    const PipelineOperand& o = p->operands[i];
-    const OperandExtras& x = p->extras[i];
-    tokens &=
-        x.in_sequence_stride == length * o.in_token_stride && x.kept_sequence_stride == length * x.kept_token_stride;
-    tokens &= o.cached || x.out_sequence_stride == length * o.out_token_stride;
+// Whether sequences are more heads of the same tokens: those of one follow the heads of the one before, and all have
+// the same positions. So a batch of [batch, heads, tokens, head_dim] is a rotation as any other.
+bool are_heads(const PipelineCall& p, int64_t sequences) {
+  const PositionKind kind = p.positions.kind;
+  const bool counted = kind == PositionKind::kOffset,
+             shared = kind != PositionKind::kRagged32 && kind != PositionKind::kRagged64 && !p.places.sequence_stride;
+  bool heads = (counted || shared) && !p.cache.indices && !p.sets.words && !p.norm.across_heads;
+  for (int32_t i = 0; i < p.num_operands; ++i) {
+    const PipelineOperand& o = p.operands[i];
+    const OperandExtras& x = p.extras[i];
     heads &= o.heads == 1 || (x.in_sequence_stride == o.heads * o.in_head_stride &&
                               x.out_sequence_stride == o.heads * o.out_head_stride);
     heads &= o.quantize.kind == ScaleKind::kHost || o.quantize.kind == ScaleKind::kTensor;
     heads &= sequences <= ROPE_MAX_HEADS / o.heads;
   }
-  if (!tokens && !heads) {
+  return heads;
+}
+
+// Whether the tokens of a sequence follow those of the one before.
+bool are_one_sequence(const PipelineCall& p, int64_t length) {
+  bool one = true;
+  for (int32_t i = 0; i < p.num_operands; ++i) {
+    const PipelineOperand& o = p.operands[i];
+    const OperandExtras& x = p.extras[i];
+    one &= x.in_sequence_stride == length * o.in_token_stride && x.kept_sequence_stride == length * x.kept_token_stride;
+    one &= o.cached || x.out_sequence_stride == length * o.out_token_stride;
+  }
+  return one;
+}
+
+// Sequences become what simpler calls have, where they can.
+void join_sequences(const rope_apply_desc& d, PipelineCall* p) {
+  if (!d.sequence_length || d.sequence_length == d.num_tokens) return;
+  const int64_t length = d.sequence_length, sequences = d.num_tokens / length;
+  const bool heads = are_heads(*p, sequences);
+  if (!heads && !are_one_sequence(*p, length)) {
     p->sequence_length = int32_t(length);
     return;
   }
-  if (heads) p->num_tokens = length;
+  if (heads) {
+    p->num_tokens = length;
+    p->places = {0, p->places.stride, 0};
+  }
   for (int32_t i = 0; i < p->num_operands; ++i) {
     PipelineOperand& o = p->operands[i];
     OperandExtras& x = p->extras[i];
@@ -205,18 +231,23 @@ void join_sequences(const rope_apply_desc& d, PipelineParams* p) {
 }
 
 // What the pipeline kernel knows nothing of.
-bool is_general(const PipelineParams& p) {
-  bool general = p.slot_skips || p.sequence_length || p.out_layout != p.layout || p.skip != kUsualSkip;
+bool is_rare(const rope_apply_desc& d, const PipelineCall& p) {
+  const PositionPlaces& places = p.places;
+  const bool batch = places.sequence_length && places.sequence_length != p.num_tokens;
+  // Positions that follow each other need no more said.
+  bool rare = d.positions ? places.stride != 1 || (batch && places.sequence_stride != places.sequence_length)
+                          : batch && !d.indptr;
+  rare |= p.slot_skips || p.sequence_length || p.out_layout != p.layout || p.skip != kUsualSkip;
   for (int32_t i = 0; i < p.num_operands; ++i) {
     const OperandExtras& x = p.extras[i];
-    general |= x.in_gap || x.out_gap || x.kept || x.copies || is_dtype(p.operands[i].quantize.type);
+    rare |= x.in_gap || x.out_gap || x.kept || x.copies || is_dtype(p.operands[i].quantize.type);
   }
-  return general;
+  return rare;
 }
 
 }  // namespace
 
-rope_status read_tensors(const rope_apply_desc& d, PipelineParams* p) {
+rope_status read_tensors(const rope_apply_desc& d, PipelineCall* p) {
   const bool in_cache = d.flags & ROPE_FLAG_IN_CACHE;
   if (in_cache) ROPE_TRY(check_in_cache(d));
   const int32_t v_heads = d.num_v_heads ? d.num_v_heads : d.num_k_heads,
@@ -253,7 +284,7 @@ rope_status read_tensors(const rope_apply_desc& d, PipelineParams* p) {
   }
   if (!p->num_operands) return fail(ROPE_ERR_INVALID_ARG, "q: NULL and k: NULL, at least one must be given");
   join_sequences(d, p);
-  p->general = is_general(*p);
+  p->rare |= is_rare(d, *p);
   const bool fused = in_cache || !is_rotation(*p);
   const Inputs inputs(d, *p);
   for (const Source *x = sources, *end = sources + p->num_operands; x != end; ++x) {

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../operations/token.h"
+#include "../operations/general.h"
 #include "parallel.h"
 #include "rotate.h"
 
@@ -10,7 +10,7 @@ namespace rope::cpu {
 namespace {
 
 struct Job {
-  const PipelineParams& params;
+  const PipelineCall& params;
   const PairData& pairs;
 };
 
@@ -45,16 +45,17 @@ void normalise(const PipelineParams& p, const PipelineOperand& o, int32_t head, 
 }
 
 template <Layout kLayout>
-void rotate_row(const PipelineParams& p, const float* cos, const float* sin, float* row) {
-  float* const x = row + p.rotary_offset;
-  const int32_t half = p.rotary_dim / 2;
-  for (int32_t i = 0; i < half; ++i) {
-    const int32_t first = kLayout == Layout::kNeox ? i : 2 * i,
-                  second = kLayout == Layout::kNeox ? i + half : 2 * i + 1;
-    const Pair y = rotate_pair({x[first], x[second]}, {cos[i], sin[i]});
-    x[first] = y.first;
-    x[second] = y.second;
-  }
+void rotate_row(const PipelineCall& p, const float* cos, const float* sin, float* row) {
+  float* x = row + p.rotary_offset;
+  const int32_t half = p.rotary_dim / 2 / p.blocks;
+  for (int32_t block = 0; block < p.blocks; ++block, x += 2 * half, cos += half, sin += half)
+    for (int32_t i = 0; i < half; ++i) {
+      const int32_t first = kLayout == Layout::kNeox ? i : 2 * i,
+                    second = kLayout == Layout::kNeox ? i + half : 2 * i + 1;
+      const Pair y = rotate_pair({x[first], x[second]}, {cos[i], sin[i]});
+      x[first] = y.first;
+      x[second] = y.second;
+    }
 }
 
 // What a quantised head is multiplied with.
@@ -107,8 +108,8 @@ void move_pairs(const PipelineParams& p, float* row) {
 
 // The mean of the sums of squares of a token's heads, at the place of the norm.
 template <class D, Layout kLayout>
-float mean_across_heads(const PipelineParams& p, const PipelineOperand& o, const OperandExtras& extras,
-                        SequencePlace at, const float* cos, const float* sin) {
+float mean_across_heads(const PipelineCall& p, const PipelineOperand& o, const OperandExtras& extras, SequencePlace at,
+                        const float* cos, const float* sin) {
   float sums[kMaxNormHeads], x[kMaxPipelineDim];
   for (int32_t head = 0; head < o.heads; ++head) {
     const auto in = head_at<D>(o, extras, at, head);
@@ -128,7 +129,7 @@ struct TokenWork {
 };
 
 template <class D, Layout kLayout>
-void one_head(const PipelineParams& p, const PipelineOperand& o, const OperandExtras& extras, const TokenWork& w,
+void one_head(const PipelineCall& p, const PipelineOperand& o, const OperandExtras& extras, const TokenWork& w,
               int32_t head, const float* across) {
   using Storage = typename D::Storage;
   float x[kMaxPipelineDim];
@@ -190,9 +191,9 @@ void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
   const auto& [p, pairs] = *static_cast<const Job*>(context);
   float cos[kMaxRotaryDim / 2], sin[kMaxRotaryDim / 2];
   for (int64_t token = begin; token < end; ++token) {
-    TokenState state;
+    PlacedToken state;
     CachePlace place = {};
-    TokenWork w = {token, sequence_place(p, token), nullptr, cos, sin};
+    TokenWork w = {token, place_in_sequence(token, p.sequence_length), nullptr, cos, sin};
     bool moves = token_state(p, token, true, &state);
     if (p.cache.indices) {
       const CacheIndex index = cache_index(p.cache, token);
@@ -208,7 +209,7 @@ void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
       if (o.rotated && !(turned && turned->xpos_sign == o.xpos_sign)) {
         turned = &o;
         for (int32_t j = 0; j < p.rotary_dim / 2; ++j) {
-          const CosSin a = pair_angle(p, pairs, o.xpos_sign, state, token, j);
+          const CosSin a = pair_angle(p, pairs, o.xpos_sign, state, j);
           cos[j] = a.cos;
           sin[j] = a.sin;
         }
@@ -224,7 +225,7 @@ void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
 }  // namespace
 
 template <class Set, class D>
-Outcome pipeline(const PipelineParams& p, const PairData& pairs, const Execution& e) {
+Outcome pipeline(const PipelineCall& p, const PairData& pairs, const Execution& e) {
   int64_t row = 0;
   for (int32_t i = 0; i < p.num_operands; ++i)
     row += int64_t(p.operands[i].heads) * p.operands[i].dim * int64_t(sizeof(typename D::Storage));
@@ -236,8 +237,7 @@ Outcome pipeline(const PipelineParams& p, const PairData& pairs, const Execution
   });
 }
 
-#define ROPE_INSTANCE(D) \
-  template Outcome pipeline<ThisSet, D>(const PipelineParams&, const PairData&, const Execution&);
+#define ROPE_INSTANCE(D) template Outcome pipeline<ThisSet, D>(const PipelineCall&, const PairData&, const Execution&);
 ROPE_FOR_EACH_DTYPE(ROPE_INSTANCE)
 #undef ROPE_INSTANCE
 

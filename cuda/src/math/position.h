@@ -5,9 +5,11 @@
 
 namespace rope {
 
-enum class PositionKind : int32_t { kOffset, kIds32, kIds64, kRagged32, kRagged64 };
+// kFloat32: ids that are float32, which operations/general.h reads.
+enum class PositionKind : int32_t { kOffset, kIds32, kIds64, kRagged32, kRagged64, kFloat32 };
 
-inline constexpr int kMaxStreams = 4;
+inline constexpr int kMaxStreams = 4;      // that have sizes
+inline constexpr int kMaxPairStreams = 8;  // of which each pair has its own
 
 // M-RoPE (arXiv:2409.12191): which of a token's positions a pair turns by.
 struct Sections {
@@ -26,7 +28,7 @@ struct Positions {
   Sections sections;     // kIds
 };
 
-// Which of the ids leaves its token alone.
+// Which of the ids leaves its token alone, where that is the caller's choice.
 struct Skip {
   bool none;
   int64_t position;
@@ -94,13 +96,14 @@ ROPE_INLINE bool ragged_position(const Positions& p, int64_t token, int64_t* pos
 
 // The position, with sections that of the first stream. False: the token is to be left alone. Position arithmetic
 // wraps, as phases do.
-ROPE_INLINE bool position_of(const Positions& p, int64_t token, int64_t* position, Skip skip = kUsualSkip) {
+ROPE_INLINE bool position_of(const Positions& p, int64_t token, int64_t* position) {
   switch (p.kind) {
     case PositionKind::kOffset: *position = int64_t(uint64_t(p.offset) + uint64_t(token)); return true;
-    case PositionKind::kIds32: *position = static_cast<const int32_t*>(p.ids)[token]; return !skip.is(*position);
-    case PositionKind::kIds64: *position = static_cast<const int64_t*>(p.ids)[token]; return !skip.is(*position);
+    case PositionKind::kIds32: *position = static_cast<const int32_t*>(p.ids)[token]; return *position != -1;
+    case PositionKind::kIds64: *position = static_cast<const int64_t*>(p.ids)[token]; return *position != -1;
     case PositionKind::kRagged32: return detail::ragged_position<int32_t>(p, token, position);
     case PositionKind::kRagged64: return detail::ragged_position<int64_t>(p, token, position);
+    case PositionKind::kFloat32: break;
   }
   return false;
 }

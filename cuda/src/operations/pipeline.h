@@ -66,8 +66,7 @@ struct Norm {
   float eps, weight_bias, inverse_dim;
 };
 
-// What the pipeline kernel knows of a call.
-struct CommonParams {
+struct PipelineParams {
   CacheMap cache;  // first: see PipelineArgs
   CosSinRows cos_sin;
   PipelineOperand operands[kMaxOperands];
@@ -82,6 +81,13 @@ struct CommonParams {
   FrequencySets sets;
   Norm norm;
   bool dynamic;  // a scale is computed
+  bool rare;     // what the pipeline kernel does not know: of PipelineCall, or kFloat32, or streams in no order
+};
+
+// Where the positions of tokens lie, in sequences of equal length.
+struct PositionPlaces {
+  int64_t sequence_length;          // 0: all tokens are one
+  int64_t stride, sequence_stride;  // elements between tokens, and between sequences; 0: they share theirs
 };
 
 // What few calls ask of a tensor; all zero: nothing. Strides and gaps in bytes.
@@ -95,21 +101,21 @@ struct OperandExtras {
   bool copies;      // a token that is left alone is copied to `kept` or `out`
 };
 
-// And all of it. The general kernel and the CPU serve these fields; the pipeline kernel's argument and code are without
-// them.
-struct PipelineParams : CommonParams {
-  bool general;     // some of what follows is set, but for out_layout, which always is
-  bool slot_skips;  // a token with a negative slot is left alone as a whole
-  Layout out_layout;
+// What is rare, behind what is not: the pipeline kernel's argument has none of it.
+struct PipelineCall : PipelineParams {
+  PositionPlaces places = {0, 1, 0};
+  int32_t blocks = 1;  // of the rotated part, which have their pairs in themselves; 1 where pairs are neighbours
+  Layout out_layout = Layout::kNeox;  // of what is stored
   Skip skip = kUsualSkip;
-  int32_t sequence_length;  // 0: one sequence
-  OperandExtras extras[kMaxOperands];
+  bool slot_skips = false;      // a token with a negative slot is left alone as a whole
+  int32_t sequence_length = 0;  // of operands with a stride between sequences; 0: none has
+  OperandExtras extras[kMaxOperands] = {};
 };
 
 // Whether q and k are rotated, by the call's own frequencies, and nothing else is done.
 inline bool is_rotation(const PipelineParams& p) {
   bool plain =
-      !p.general && p.angle != Angle::kCosSin && !p.positions_from && !p.sets.words && !p.norm.on && !p.cache.indices;
+      !p.rare && p.angle != Angle::kCosSin && !p.positions_from && !p.sets.words && !p.norm.on && !p.cache.indices;
   for (int32_t i = 0; i < p.num_operands; ++i) {
     const PipelineOperand& o = p.operands[i];
     plain &= o.rotated && o.quantize.type == OutType::kSame && o.xpos_sign == 0;

@@ -40,24 +40,8 @@ struct TokenState {
   float cos_scale, sin_scale;
 };
 
-// A token's number in its sequence, and which that is.
-struct SequencePlace {
-  int64_t sequence, token;
-};
-
-ROPE_INLINE SequencePlace sequence_place(const PipelineParams& p, int64_t token) {
-  if (!p.sequence_length) return {0, token};
-  const int64_t sequence = uint32_t(token) / uint32_t(p.sequence_length);  // 32 bits are all that there are
-  return {sequence, token - sequence * p.sequence_length};
-}
-
-// False: the token is to be left alone. `counts`: this caller reports it, if it is to be reported. `counted`: what is
-// added to an offset.
-ROPE_INLINE bool token_state(const CommonParams& p, int64_t token, int64_t counted, Skip skip, bool counts,
-                             TokenState* s) {
-  const bool by_offset = p.positions.kind == PositionKind::kOffset;
-  if (!position_of(p.positions, by_offset ? counted : token, &s->position, skip)) return false;
-  s->from = p.positions_from ? index_at(p.positions_from, positions_are_int32(p.positions), token) : 0;
+// Which frequencies and magnitude the token has. False: none, it is to be left alone.
+ROPE_INLINE bool choose_set(const PipelineParams& p, int64_t token, TokenState* s) {
   s->words = s->words_from = nullptr;
   s->cos_scale = p.cos_scale;
   s->sin_scale = p.sin_scale;
@@ -71,6 +55,14 @@ ROPE_INLINE bool token_state(const CommonParams& p, int64_t token, int64_t count
       s->sin_scale *= p.sets.factors[set];
     }
   }
+  return true;
+}
+
+// False: the token is to be left alone. `counts`: this caller reports it, if it is to be reported.
+ROPE_INLINE bool token_state(const PipelineParams& p, int64_t token, bool counts, TokenState* s) {
+  if (!position_of(p.positions, token, &s->position)) return false;
+  s->from = p.positions_from ? index_at(p.positions_from, positions_are_int32(p.positions), token) : 0;
+  if (!choose_set(p, token, s)) return false;
   if (p.angle != Angle::kCosSin) return true;
   bool inside = uint64_t(s->position) < uint64_t(p.cos_sin.rows);
   for (int32_t i = 1; i < p.positions.sections.streams; ++i)
@@ -79,20 +71,12 @@ ROPE_INLINE bool token_state(const CommonParams& p, int64_t token, int64_t count
   return inside;
 }
 
-ROPE_INLINE bool token_state(const CommonParams& p, int64_t token, bool counts, TokenState* s) {
-  return token_state(p, token, token, kUsualSkip, counts, s);
-}
-
-ROPE_INLINE bool token_state(const PipelineParams& p, int64_t token, bool counts, TokenState* s) {
-  return token_state(p, token, sequence_place(p, token).token, p.skip, counts, s);
-}
-
 ROPE_INLINE uint64_t phase_at(Angle angle, int64_t position, uint64_t word) {
   return angle == Angle::kFp32 ? phase_at<Angle::kFp32>(position, word) : phase_at<Angle::kExact>(position, word);
 }
 
 // For an operand with that sign of xPos.
-ROPE_INLINE CosSin pair_angle(const CommonParams& p, const PairData& pairs, int32_t xpos_sign, const TokenState& s,
+ROPE_INLINE CosSin pair_angle(const PipelineParams& p, const PairData& pairs, int32_t xpos_sign, const TokenState& s,
                               int64_t token, int32_t pair) {
   const Sections& sections = p.positions.sections;
   const int64_t position =
@@ -108,7 +92,7 @@ ROPE_INLINE CosSin pair_angle(const CommonParams& p, const PairData& pairs, int3
   if (!xpos_sign) return a;
   // Position arithmetic wraps.
   const int64_t distance = int64_t(uint64_t(position) - uint64_t(p.positions_from ? s.from : pairs.xpos->center));
-  const float magnitude = xpos_magnitude(pairs.xpos->rates[pair], distance, xpos_sign);
+  const float magnitude = xpos_magnitude(pairs.xpos->rates[pair], double(distance), xpos_sign);
   return {a.cos * magnitude, a.sin * magnitude};
 }
 
@@ -165,19 +149,6 @@ ROPE_INLINE bool is_in_cache(const CacheMap& c, bool counts, CachePlace* place) 
 template <bool kAnyIndex>
 ROPE_INLINE bool cache_place(const CacheMap& c, CacheIndex at, bool counts, CachePlace* place) {
   return look_up_place<kAnyIndex>(c, at, place) && is_in_cache(c, counts, place);
-}
-
-// Where a head of a token is read, and where one that is in no cache is stored.
-ROPE_INLINE int64_t in_offset(const PipelineOperand& o, const OperandExtras& x, SequencePlace at, int32_t head) {
-  return at.sequence * x.in_sequence_stride + at.token * o.in_token_stride + head * o.in_head_stride;
-}
-
-ROPE_INLINE int64_t out_offset(const PipelineOperand& o, const OperandExtras& x, SequencePlace at, int32_t head) {
-  return at.sequence * x.out_sequence_stride + at.token * o.out_token_stride + head * o.out_head_stride;
-}
-
-ROPE_INLINE int64_t kept_offset(const OperandExtras& x, SequencePlace at, int32_t head) {
-  return at.sequence * x.kept_sequence_stride + at.token * x.kept_token_stride + head * x.kept_head_stride;
 }
 
 // The row of a dynamic scale.

@@ -14,8 +14,8 @@ size_t index_of(const GeneralCode& code) {
 }
 
 // What the pipeline kernel knows nothing of.
-void add_extras(Random& r, int element_bytes, PipelineParams* p) {
-  p->general = true;
+void add_extras(Random& r, int element_bytes, PipelineCall* p) {
+  p->rare = true;
   if (r.chance(0.2)) p->out_layout = p->layout == Layout::kNeox ? Layout::kGptj : Layout::kNeox;
   for (int32_t i = 0; i < p->num_operands; ++i) {
     OperandExtras& x = p->extras[i];
@@ -34,7 +34,7 @@ void add_extras(Random& r, int element_bytes, PipelineParams* p) {
 }
 
 // Elements that are no neighbours are moved one by one.
-void check_extras(const PipelineParams& p, const GeneralCode& code, int element_bytes, int32_t vec) {
+void check_extras(const PipelineCall& p, const GeneralCode& code, int element_bytes, int32_t vec) {
   for (int32_t i = 0; i < p.num_operands; ++i) {
     const OperandExtras& x = p.extras[i];
     CHECK(vec == 1 || (p.out_layout == p.layout && !x.in_gap && !x.out_gap && !x.kept_gap));
@@ -95,8 +95,10 @@ void test_general() {
   for (int i = 0; i < 12'000; ++i) {
     ++shape;
     const int element_bytes = r.of({2, 4});
-    PipelineParams p = r.chance(0.8) ? random_pipeline(r, element_bytes) : random_rotation(r, element_bytes);
+    PipelineCall p = {r.chance(0.8) ? random_pipeline(r, element_bytes) : random_rotation(r, element_bytes)};
+    p.out_layout = p.layout;
     if (r.chance(0.3)) add_extras(r, element_bytes, &p);
+    if (p.layout == Layout::kNeox && p.rotary_dim % 4 == 0 && r.chance(0.2)) p.blocks = 2, p.rare = true;
     const GeneralPlan plan = plan_general(p, element_bytes);
     if (plan.unsupported) {
       CHECK(p.norm.on || p.dynamic);
@@ -108,7 +110,8 @@ void test_general() {
     slots_apart |= plan.grid_z > 1;
     const int32_t vec = plan.code.access_bytes / element_bytes;
     check_alignment(p, plan.code, element_bytes, vec);
-    if (p.general) check_extras(p, plan.code, element_bytes, vec);
+    if (p.rare) check_extras(p, plan.code, element_bytes, vec);
+    CHECK(p.rotary_dim / 2 / p.blocks % vec == 0);
     unsigned first = 0;
     int reporters = 0;
     for (int32_t j = 0; j < kMaxOperands; ++j) {

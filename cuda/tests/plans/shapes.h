@@ -83,7 +83,7 @@ inline PipelineParams random_call(Random& r, int32_t dim) {
   if (r.chance(0.3)) p.rotary_offset = int32_t(r.between(0, dim - p.rotary_dim));
   if (r.chance(0.5)) p.rotary_offset = p.rotary_offset / 8 * 8;
   p.num_tokens = r.chance(0.6) ? r.between(1, 64) : r.chance(0.7) ? r.between(64, 3000) : r.between(3000, 70000);
-  p.layout = p.out_layout = r.of({Layout::kNeox, Layout::kGptj});
+  p.layout = r.of({Layout::kNeox, Layout::kGptj});
   p.angle = r.chance(0.85) ? Angle::kExact : r.of({Angle::kFp32, Angle::kCosSin});
   p.positions.kind = r.chance(0.9) ? r.of({PositionKind::kIds64, PositionKind::kIds32, PositionKind::kOffset})
                                    : r.of({PositionKind::kRagged32, PositionKind::kRagged64});

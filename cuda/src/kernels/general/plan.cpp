@@ -26,9 +26,10 @@ GeneralOperand plan_operand(const PipelineParams& p, const PipelineOperand& o, i
 }
 
 // What the extras ask too. Elements apart, and pairs that are stored elsewhere, are moved one by one.
-int widest_access(const PipelineParams& p, int element_bytes) {
+int widest_access(const PipelineCall& p, int element_bytes) {
   Alignment a = alignment(p, element_bytes);
-  if (!p.general) return a.widest(16);
+  if (!p.rare) return a.widest(16);
+  a.add_elements(p.rotary_dim / 2 / p.blocks);
   if (p.out_layout != p.layout) return element_bytes;
   for (int i = 0; i < p.num_operands; ++i) {
     const PipelineOperand& o = p.operands[i];
@@ -54,7 +55,7 @@ const char* check_heads(const PipelineParams& p, int32_t slots) {
 
 }  // namespace
 
-GeneralPlan plan_general(const PipelineParams& p, int element_bytes) {
+GeneralPlan plan_general(const PipelineCall& p, int element_bytes) {
   GeneralPlan plan = {};
   const int widest = widest_access(p, element_bytes);
   plan.code = {widest, reduces(p)};

@@ -2,7 +2,7 @@
 // which it takes them.
 #pragma once
 
-#include "../../operations/token.h"
+#include "../../operations/general.h"
 #include "../parts/chunk.h"
 #include "../parts/codes.cuh"
 #include "../parts/launch.h"
@@ -16,10 +16,11 @@
 namespace rope::cuda {
 
 struct GeneralArgs {
-  PipelineParams params;
+  PipelineCall params;
   GeneralOperand plans[kMaxOperands];
   uint32_t first_block[kMaxOperands];  // of an operand, ascending; UINT32_MAX where there is none
   XPos xpos;
+  uint8_t streams[kMaxRotaryDim / 2];
   alignas(16) uint64_t words[kMaxRotaryDim / 2];
 };
 
@@ -28,7 +29,7 @@ struct GeneralThread {
   using C = Chunk<D, kVec>;
 
   const GeneralArgs& args;
-  const PipelineParams& p;
+  const PipelineCall& p;
   const PipelineOperand& o;
   const OperandExtras& extras;
   const GeneralOperand& plan;
@@ -42,7 +43,7 @@ struct GeneralThread {
   int32_t head;
   bool moves;  // the token is not left alone
   bool found;  // and has a place in the cache, where the operand goes there
-  TokenState state = {};
+  PlacedToken state = {};
   CachePlace place = {};
 
   __device__ __forceinline__ GeneralThread(const GeneralArgs& args, int which)
@@ -56,15 +57,22 @@ struct GeneralThread {
         across(kReduce && o.weight && p.norm.across_heads),
         quantised(o.quantize.type != OutType::kSame),
         slot(own_slot(p.layout)),
-        sequence(sequence_place(p, at.token)),
+        sequence(place_in_sequence(at.token, p.sequence_length)),
         head(at.head),
         moves(inside),
         found(inside) {}
 
   // Where the slot's elements are of pairs in that layout; another than the call's is served one by one.
   __device__ __forceinline__ Slot own_slot(Layout layout) const {
-    return slot_of<kVec, true>(layout, o.rotated ? p.rotary_dim : 0, p.rotary_offset, o.dim, plan.stored_slots,
-                               at.slot);
+    return in_block(
+        slot_of<kVec, true>(layout, o.rotated ? p.rotary_dim : 0, p.rotary_offset, o.dim, plan.stored_slots, at.slot));
+  }
+
+  // A slot of pairs that lie in blocks: `of` without them.
+  __device__ __forceinline__ Slot in_block(Slot of) const {
+    if (p.blocks == 1 || !of.rotated) return of;
+    const int32_t half = p.rotary_dim / 2 / p.blocks, block = (of.first - p.rotary_offset) / half;
+    return {true, of.first + block * half, of.first + (block + 1) * half};
   }
 
   __device__ __forceinline__ bool live() const { return inside && head < o.heads; }
@@ -89,7 +97,7 @@ struct GeneralThread {
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
       const int32_t pair = p.layout == Layout::kGptj ? gptj.pair(j) : neox.pair(j);
-      angle[j] = pair_angle(p, {as_memory(args.words), &args.xpos}, o.xpos_sign, state, at.token, pair);
+      angle[j] = pair_angle(p, {as_memory(args.words), &args.xpos, as_memory(args.streams)}, o.xpos_sign, state, pair);
     }
   }
 
@@ -132,7 +140,9 @@ struct GeneralThread {
     return given.scales ? 1.0f / *given.scales : o.quantize.factor;
   }
 
-  __device__ __forceinline__ Slot out_slot() const { return kVec == 1 && moves ? own_slot(p.out_layout) : slot; }
+  __device__ __forceinline__ Slot out_slot() const {
+    return kVec == 1 && p.rare && moves ? own_slot(p.out_layout) : slot;
+  }
 
   __device__ __forceinline__ void store_chunks(char* row, int64_t gap, const C& a, const C& b) const {
     assume_global(row);

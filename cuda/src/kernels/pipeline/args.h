@@ -63,7 +63,7 @@ struct PipelineArgs {
   int32_t page_shift;
 
   // Of some.
-  CommonParams params;  // a page table and rows of cos and sin first, which few tokens wait for
+  PipelineParams params;  // a page table and rows of cos and sin first, which few tokens wait for
   StageArgs stages[kMaxOperands];
   int64_t offset, stream_stride;  // stream_stride: bytes
   uint8_t stream_of[kMaxPairs];   // which of a token's positions each pair turns by

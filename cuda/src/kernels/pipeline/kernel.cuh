@@ -69,9 +69,9 @@ __device__ __forceinline__ float given_factor(const Quantize& q, float scale) {
 
 // A group's heads, x: those of norm and computed scales, in float32. `row`: of its scales.
 template <class D, int kVec, int kUnroll, bool kQuantised>
-__device__ __forceinline__ void reduce_group(const CommonParams& p, const Group& g, Layout layout, const CosSin* angle,
-                                             bool writes, int64_t row, float (&x)[kUnroll][2 * kVec],
-                                             float (&factor)[kUnroll]) {
+__device__ __forceinline__ void reduce_group(const PipelineParams& p, const Group& g, Layout layout,
+                                             const CosSin* angle, bool writes, int64_t row,
+                                             float (&x)[kUnroll][2 * kVec], float (&factor)[kUnroll]) {
   const StageArgs& stage = *g.stage;
   const WarpRows<kVec> rows{int32_t(blockDim.x)};
   const auto turn_all = [&] {
