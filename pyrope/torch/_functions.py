@@ -23,11 +23,21 @@ def traced(x: Any) -> bool:
     return torch.compiler.is_compiling() or (type(x) is not torch.Tensor and type(x) is not Parameter) or _modes() > 0
 
 
+def is_sharded(x: Any) -> bool:
+    """Whether x is a DTensor. Their module takes a while to import."""
+    return type(x) is not torch.Tensor and hasattr(x, "device_mesh")
+
+
 def evaluate(
     rope: pyrope.Rope, layout: str, rows: dict[str, Any], options: Options, changes: tuple[Any, ...] = ()
 ) -> dict[str, Any]:
     """Results by name, with gradients; without side effects. changes: what `like` takes, of another Rope like it."""
-    if traced(next(iter(rows.values()))):
+    first = next(iter(rows.values()))
+    if traced(first):
+        if is_sharded(first):
+            from pyrope.torch._sharded import evaluate_sharded
+
+            return evaluate_sharded(evaluate, rope, layout, rows, options, changes)
         return call_apply(constant_spec_of(rope, *changes), layout, rows, options)
     if changes:
         rope = like(rope, *changes)
@@ -110,7 +120,12 @@ def launch_or_record(
     rope: pyrope.Rope, layout: str, q: Any, k: Any, options: Options, changes: tuple[Any, ...] = ()
 ) -> None:
     """What writes its arguments."""
-    if traced(q if q is not None else k) or _transformed():
+    first = q if q is not None else k
+    if is_sharded(first):
+        from pyrope.torch._sharded import launch_sharded
+
+        launch_sharded(launch_or_record, rope, layout, given({"q": q, "k": k}), options, changes)
+    elif traced(first) or _transformed():
         call_apply_(constant_spec_of(rope, *changes), layout, {**options, "q": q, "k": k})
     else:
         launch(like(rope, *changes) if changes else rope, layout, q, k, options)
@@ -193,6 +208,10 @@ def apply(
     norm's weights, any number of times; nothing but positions is kept for them, with a norm also q, k and the weights.
     The backward of a norm is made of torch operations in float32. Without ``positions`` and the like each element is
     read and written once; with them, inputs are copied first, for the sake of tokens that may be left alone.
+
+    DTensors, sharded by heads or by tokens, are rotated where they are: each rank its part, by its heads and from its
+    first position on. Tensors beside them are DTensors of the same mesh; where ranks hold tokens in another order,
+    ``positions`` has :func:`rank_positions` of each. Other shardings are made whole first.
 
     A batch is one launch if its tokens have one stride (contiguous, or a transposed view of what is, in every layout);
     otherwise one launch a sequence, and what has a value for each token, but for positions, is refused.

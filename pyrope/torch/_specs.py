@@ -54,9 +54,16 @@ def rope_of(spec: str) -> pyrope.Rope:
 
 
 @functools.lru_cache(maxsize=256)
-def like(rope: pyrope.Rope, dtype: torch.dtype, device: str, weight_dtype: torch.dtype | None = None) -> pyrope.Rope:
-    """The Rope with these parameters for tensors of another dtype or device, and weights of another dtype."""
+def like(
+    rope: pyrope.Rope, dtype: torch.dtype, device: str, weight_dtype: torch.dtype | None = None,
+    q_heads: int | None = None, k_heads: int | None = None,
+) -> pyrope.Rope:  # fmt: skip
+    """The Rope with these parameters for tensors of another dtype or device, weights of another dtype and other heads
+    of q and k."""
     shape, options = arguments_of(rope)
+    if q_heads is not None and k_heads is not None:
+        shape = shape[0], q_heads, k_heads
+        options = {name: x for name, x in options.items() if name not in ("num_v_heads", "v_head_dim")}
     changes: dict[str, Any] = {"dtype": dtype, "device": device}
     if device == "cuda":
         changes["num_threads"] = 0

@@ -1,32 +1,17 @@
 """flash_attn.layers.rotary."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 
 import pyrope
 import pyrope.torch
+from pyrope.compat._training import InPlace
 from pyrope.compat.flash_attn._turn import places_of, rope_of, tables_of, turn_
 from pyrope.compat.flash_attn.ops.triton.rotary import apply_rotary
 
 Parts: TypeAlias = Callable[[torch.Tensor], tuple[torch.Tensor | None, torch.Tensor | None]]
-
-
-class InPlace(torch.autograd.Function):
-    """A rotation of parts of x, which is written although it may be a leaf that requires grad."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, turn: Callable[[torch.Tensor, bool], None]) -> torch.Tensor:
-        ctx.turn = turn
-        turn(x, False)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        grad = grad.clone(memory_format=torch.contiguous_format)
-        ctx.turn(grad, True)
-        return grad, None
 
 
 def apply_rotary_emb(
