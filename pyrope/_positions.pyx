@@ -51,12 +51,12 @@ cdef void* read_array_of_positions(str name, object x, rope_apply_desc* d, Call*
     cdef View v
     cdef int streams = d.sections.num_streams, first = streams > 0
     read_array(name, x, c, &v)
-    if v.kind == KIND_FLOAT and v.itemsize == 4:
+    if v.kind == KIND_FLOAT and v.itemsize == 4 and d.angle != ROPE_ANGLE_COS_SIN:
         dtype[0] = ROPE_INDEX_FLOAT32
     elif v.kind == KIND_INT and v.itemsize in (4, 8):
         dtype[0] = index_dtype(name, x, &v)
     else:
-        refuse_dtype(name, x, "int32, int64 or float32")
+        refuse_dtype(name, x, "int32 or int64, of rows" if d.angle == ROPE_ANGLE_COS_SIN else "int32, int64 or float32")
     shape = shape_of(&v)
     if v.ndim == 1 and not streams and not c.inner_tokens and v.shape[0] != c.num_tokens:
         raise ValueError(f"{name}: {c.num_tokens} are needed, one a token; got {v.shape[0]}")
