@@ -19,6 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 import hf_probe  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb  # noqa: E402
 
 import pyrope  # noqa: E402
 import pyrope.compat.transformers as compat  # noqa: E402
@@ -310,6 +311,37 @@ def test_one_part_that_is_not_known():
     assert "forward" not in vars(model.rotary_emb)
 
 
+class OwnAttention(torch.nn.Module):
+    """Not of transformers, but it calls a function of Llama's module."""
+
+    def forward(self, q, cos):
+        return apply_rotary_pos_emb(q, q, cos, cos)[0]
+
+
+def hidden(f):
+    """A decorator that has what it decorates elsewhere than by itself in its closure."""
+    kept = [f]
+    return functools.wraps(f)(lambda *arguments: kept[0](*arguments))
+
+
+class HiddenAttention(torch.nn.Module):
+    forward = hidden(OwnAttention.forward)
+
+
+def test_other_modules_that_call_a_known_function(monkeypatch):
+    q, cos = torch.randn(1, 2, SEQ, DIM), torch.randn(1, SEQ, DIM)
+    model = OwnAttention()
+    want = compat.apply_rotary_pos_emb(q, q, cos, cos)[0]
+    compat.patch(model)
+    monkeypatch.setitem(globals(), "apply_rotary_pos_emb", None)
+    assert torch.equal(model(q, cos), want)
+
+
+def test_decorators_that_are_not_known():
+    with pytest.raises(pyrope.UnsupportedError, match="its decorator calls it in a way that is not known"):
+        compat.patch(HiddenAttention())
+
+
 def test_patches_one_model_alone_and_its_copies():
     model, other = (small_model("llama", num_hidden_layers=1) for _ in "ab")
     compat.patch(compat.patch(model))
@@ -405,3 +437,13 @@ def test_compiled_in_one_graph():
     want, got = turn(q, rows), compiled(q, rows)
     assert torch.equal(got, want)
     assert torch.equal(*(torch.autograd.grad(out.sum(), q)[0] for out in (want, got)))
+
+
+@pytest.mark.parametrize("angle", ["exact", "cos_sin"])
+def test_compiled_model(angle):
+    torch._dynamo.reset()
+    model = compat.patch(small_model("llama", num_hidden_layers=1), angle)
+    ids = torch.arange(6)[None]
+    with torch.no_grad():
+        got = torch.compile(model, backend="aot_eager", fullgraph=True)(ids, use_cache=False)[0]
+        assert torch.equal(got, model(ids, use_cache=False)[0])
