@@ -10,10 +10,11 @@ cdef enum:
 cdef struct Call:
     int32_t backend
     void* stream
-    int64_t num_tokens  # -1: arrays are to bring it
-    int device          # of the arrays, as a number of CUDA's; -1: no array has said yet
+    int64_t num_tokens    # -1: arrays are to bring it
+    int64_t inner_tokens  # the last of several dimensions of tokens, of the tensors; 0: there is one dimension
+    int device            # of the arrays, as a number of CUDA's; -1: no array has said yet
 
-cdef dict DTYPES, LAYOUTS, ANGLES, DEVICES, INDEX_DTYPES  # the names of the header's numbers
+cdef dict DTYPES, LAYOUTS, ANGLES, DEVICES, INDEX_DTYPES, POSITION_DTYPES  # the names of the header's numbers
 
 cdef int32_t choose(str name, object value, dict allowed) except -1
 cdef int32_t choose_device(object device, int32_t* number) except -1

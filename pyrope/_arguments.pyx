@@ -20,6 +20,7 @@ LAYOUTS = {"neox": ROPE_LAYOUT_NEOX, "gptj": ROPE_LAYOUT_GPTJ}
 ANGLES = {"exact": ROPE_ANGLE_EXACT, "fp32": ROPE_ANGLE_FP32}
 DEVICES = {"cuda": ROPE_BACKEND_CUDA, "cpu": ROPE_BACKEND_CPU}
 INDEX_DTYPES = {"int64": ROPE_INDEX_INT64, "int32": ROPE_INDEX_INT32}
+POSITION_DTYPES = INDEX_DTYPES | {"float32": ROPE_INDEX_FLOAT32}
 
 # ---- names, numbers, flags
 
@@ -147,7 +148,7 @@ cdef int set_shape(head_dim, num_q_heads, num_k_heads, rotary_dim, rotary_offset
 
 
 cdef int begin_call(int32_t backend, object stream, object num_tokens, Call* c) except -1:
-    c.backend, c.stream, c.num_tokens, c.device = backend, NULL, -1, -1
+    c.backend, c.stream, c.num_tokens, c.inner_tokens, c.device = backend, NULL, -1, 0, -1
     if stream is not None:
         c.stream = <void*>read_stream(stream)
         if c.stream != NULL and backend == ROPE_BACKEND_CPU:
@@ -287,6 +288,8 @@ cdef int read_tensor(str name, object x, object strides, int64_t heads, int64_t 
     if c.num_tokens >= 0 and tokens != c.num_tokens:
         raise ValueError(f"{name}: {tokens} tokens, must be {c.num_tokens} as num_tokens or the other arguments")
     c.num_tokens = tokens
+    if leading > 1:
+        c.inner_tokens = v.shape[leading - 1]
     return 0
 
 

@@ -1,5 +1,5 @@
 # The public header, made by tools/capi.py. Ships in the wheel, for cimport.
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "roperope/roperope.h" nogil:
     enum:
@@ -37,6 +37,7 @@ cdef extern from "roperope/roperope.h" nogil:
     enum:
         ROPE_INDEX_INT64
         ROPE_INDEX_INT32
+        ROPE_INDEX_FLOAT32
     ctypedef void (*rope_piece)(void* data, int64_t index)
     ctypedef void (*rope_parallel_for)(void* context, int64_t num_pieces, rope_piece piece, void* data)
     enum:
@@ -49,6 +50,9 @@ cdef extern from "roperope/roperope.h" nogil:
         ROPE_MAX_ROW_STRIDE
         ROPE_MAX_XPOS_DIM
         ROPE_MAX_STREAMS
+        ROPE_MAX_PAIR_STREAMS
+        ROPE_MAX_FLOAT32_ROTARY_DIM
+        ROPE_BROADCAST
     double ROPE_XPOS_SCALE_BASE_MIN
     double ROPE_XPOS_SCALE_BASE_MAX
     double ROPE_XPOS_GAMMA_MIN
@@ -93,6 +97,8 @@ cdef extern from "roperope/roperope.h" nogil:
         const double* long_factors
         int64_t seq_len
         int64_t no_truncate
+        int32_t position_dtype
+        int32_t reserved
 
     rope_status rope_frequencies(const rope_frequencies_desc* desc, uint64_t* frequencies, double* inv_freq,
                                  double* attention_factor)
@@ -233,6 +239,12 @@ cdef extern from "roperope/roperope.h" nogil:
         rope_xpos xpos
         rope_parallel_for parallel_for
         void* parallel_context
+        int64_t sequence_length
+        int64_t position_stride
+        int64_t position_sequence_stride
+        const uint8_t* pair_streams
+        int32_t num_blocks
+        int32_t reserved_2
 
     void rope_frequencies_desc_init(rope_frequencies_desc* desc)
     void rope_apply_desc_init(rope_apply_desc* desc)

@@ -46,11 +46,11 @@ _LISTS = {
 
 cdef tuple make_frequencies(object theta, object scaling, object inv_freq, int32_t angle, int32_t rotary_dim,
                             uint64_t* words, double* attention_factor):
-    """Fills words, [rotary_dim / 2], and the factor; the frequencies in radians per position."""
+    """Fills words, [2, rotary_dim / 2], and the factor; the frequencies in radians per position."""
     cdef rope_frequencies_desc f
     cdef int pairs = rotary_dim // 2, i
     rope_frequencies_desc_init(&f)
-    f.angle, f.rotary_dim = angle, rotary_dim
+    f.angle, f.rotary_dim, f.position_dtype = angle, rotary_dim, ROPE_INDEX_FLOAT32
     cdef double* out = <double*>malloc((1 + len(_LISTS)) * pairs * sizeof(double))
     cdef double* lists = out + pairs
     if out == NULL:

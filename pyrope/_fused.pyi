@@ -11,12 +11,13 @@ from pyrope.typing import (
     DType,
     DTypeLike,
     FusedAngle,
-    IndexDTypeLike,
     Layout,
     Memory,
     Numbers,
     OutDType,
     OutDTypeLike,
+    PairStreams,
+    PositionDTypeLike,
     Scale,
     ScaleKind,
     Sections,
@@ -32,6 +33,8 @@ class FusedRope(Rope):
     def sections(self) -> tuple[int, ...] | None: ...
     @property
     def sections_interleaved(self) -> bool: ...
+    @property
+    def pair_streams(self) -> tuple[int, ...] | None: ...
     @property
     def xpos(self) -> XPos | None: ...
     @property
@@ -66,6 +69,8 @@ class FusedRope(Rope):
         cos_sin_dtype: DTypeLike = "float32",
         sections: Sections | None = None,
         sections_interleaved: bool = False,
+        pair_streams: PairStreams | None = None,
+        num_blocks: SupportsIndex = 1,
         xpos: XPos | None = None,
         num_v_heads: SupportsIndex | None = None,
         v_head_dim: SupportsIndex | None = None,
@@ -87,11 +92,15 @@ class FusedRope(Rope):
         layout: Layout = "neox",
         dtype: DTypeLike = "bfloat16",
         device: DeviceLike = "cuda",
-        position_dtype: IndexDTypeLike = "int64",
+        position_dtype: PositionDTypeLike = "int64",
         num_threads: SupportsIndex = 0,
         enable_pdl: bool = False,
         positions_ready: bool = False,
     ) -> None: ...
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def num_streams(self) -> int: ...
     def apply(
         self,
         q: Memory | None,

@@ -1,18 +1,20 @@
 # cython: language_level=3, freethreading_compatible=True, annotation_typing=False
 """pyrope.FusedRope: Rope with the stages before and behind the rotation."""
 
+from libc.stdint cimport uint8_t
 from libc.string cimport memset
 
 from pyrope._arguments cimport (
-    ANGLES, DTYPES, Call, as_count, as_flag, choose, name_of, read_pair, refuse, require,
+    ANGLES, DTYPES, Call, as_count, as_flag, choose, name_of, refuse, require,
 )
 from pyrope._cache cimport read_cache, read_check, read_num_tokens, set_cache
+from pyrope._call cimport read_rotated, rotate
 from pyrope._capi cimport *
 from pyrope._cos_sin cimport read_cos_sin
 from pyrope._positions cimport read_positions, read_positions_from, read_streams
-from pyrope._rope cimport Rope, read_rotated, rotate
+from pyrope._rope cimport Rope
 from pyrope._stages cimport (
-    read_frequency_sets, read_scale, read_weights, set_norm, set_quantize, set_sections, set_xpos,
+    read_frequency_sets, read_q_nope, read_scale, read_v, read_weights, set_norm, set_quantize, set_sections, set_xpos,
 )
 
 
@@ -21,10 +23,11 @@ _ANGLES = ANGLES | {"cos_sin": ROPE_ANGLE_COS_SIN}
 
 cdef class FusedRope(Rope):
     """FusedRope(head_dim, num_q_heads, num_k_heads, *, angle='exact', cos_sin_dtype='float32', sections=None, \
-sections_interleaved=False, xpos=None, num_v_heads=None, v_head_dim=None, q_nope_dim=0, norm=None, q_out_dtype=None, \
-k_out_dtype=None, v_out_dtype=None, q_scale_kind=None, k_scale_kind=None, v_scale_kind=None, cache=None, \
-rotary_dim=None, rotary_offset=0, theta=10000.0, scaling=None, inv_freq=None, attention_factor=None, layout='neox', \
-dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
+sections_interleaved=False, pair_streams=None, num_blocks=1, xpos=None, num_v_heads=None, v_head_dim=None, \
+q_nope_dim=0, norm=None, q_out_dtype=None, k_out_dtype=None, v_out_dtype=None, q_scale_kind=None, k_scale_kind=None, \
+v_scale_kind=None, cache=None, rotary_dim=None, rotary_offset=0, theta=10000.0, scaling=None, inv_freq=None, \
+attention_factor=None, layout='neox', dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, \
+enable_pdl=False, positions_ready=False)
 --
 
     A Rope with stages around the rotation, in one launch that reads and writes every element once.
@@ -44,12 +47,20 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         and :attr:`Rope.frequencies` are empty.
     cos_sin_dtype : {"float32", "float16", "bfloat16"}
         Of ``cos`` and ``sin`` with ``angle="cos_sin"``.
-    sections : tuple of 2 to 4 int, optional
+    sections : tuple of 2 to 8 int, optional
         M-RoPE (Qwen2-VL, arXiv:2409.12191; also 2-D and 3-D vision): how many pairs turn by each of a token's
         positions, in all ``rotary_dim / 2``.
     sections_interleaved : bool
         False: the first ``sections[0]`` pairs turn by the first position, and so on. True (Qwen3-VL): with ``n``
         sections, pair ``i`` turns by position ``s = i % n`` if ``i < n * sections[s]``, else by the first.
+    pair_streams : sequence of int, optional
+        In place of sections: for each of the ``rotary_dim / 2`` pairs which of a token's positions, 0 to 7 and not all
+        0, it turns by, in any order (Ernie-4.5-VL). On CUDA it takes longer, as more than four sections do.
+    num_blocks : int
+        1 to 8. The rotated part is so many blocks of equal size, each with pairs of its own, in itself, of the
+        frequencies of ``rotary_dim / num_blocks`` (``inv_freq`` has those of all pairs, block by block). Block ``i``
+        turns by position ``i`` of a token, if sections and pair_streams say nothing else (2-D of Gemma 4's vision and
+        of ggml).
     xpos : pyrope.XPos, optional
         Magnitudes of the rotated q and k that decay with their distance; of :meth:`inverse` too, which transposes. With
         ``positions_from`` they are those of the difference of the positions. ``rotary_dim`` is then at most 512, and
@@ -96,6 +107,8 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
     cdef readonly str cos_sin_dtype  # type: DType
     cdef readonly tuple sections  # type: tuple[int, ...] | None
     cdef readonly bint sections_interleaved
+    cdef readonly tuple pair_streams  # type: tuple[int, ...] | None
+    cdef uint8_t streams[ROPE_MAX_ROTARY_DIM]  # base's pair_streams, of rotary_dim / 2
     cdef readonly object xpos  # type: XPos | None
     cdef readonly int num_v_heads, v_head_dim, q_nope_dim
     cdef readonly object norm  # type: RMSNorm | None
@@ -106,7 +119,8 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
 
     def __init__(self, head_dim: SupportsIndex, num_q_heads: SupportsIndex, num_k_heads: SupportsIndex, *,
                  angle: FusedAngle = "exact", cos_sin_dtype: DTypeLike = "float32", sections: Sections | None = None,
-                 sections_interleaved: bool = False, xpos: XPos | None = None,
+                 sections_interleaved: bool = False, pair_streams: PairStreams | None = None,
+                 num_blocks: SupportsIndex = 1, xpos: XPos | None = None,
                  num_v_heads: SupportsIndex | None = None, v_head_dim: SupportsIndex | None = None,
                  q_nope_dim: SupportsIndex = 0, norm: RMSNorm | None = None, q_out_dtype: OutDTypeLike | None = None,
                  k_out_dtype: OutDTypeLike | None = None, v_out_dtype: OutDTypeLike | None = None,
@@ -115,13 +129,14 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
                  rotary_dim: SupportsIndex | None = None, rotary_offset: SupportsIndex = 0,
                  theta: SupportsFloat = 10000.0, scaling: Scaling | None = None, inv_freq: Numbers | None = None,
                  attention_factor: SupportsFloat | None = None, layout: Layout = "neox", dtype: DTypeLike = "bfloat16",
-                 device: DeviceLike = "cuda", position_dtype: IndexDTypeLike = "int64", num_threads: SupportsIndex = 0,
+                 device: DeviceLike = "cuda", position_dtype: PositionDTypeLike = "int64", num_threads: SupportsIndex = 0,
                  enable_pdl: bool = False, positions_ready: bool = False) -> None:
         cdef rope_apply_desc* d = &self.base
         cdef bint given_cos_sin = choose("angle", angle, _ANGLES) == ROPE_ANGLE_COS_SIN
         if given_cos_sin and (theta != 10000.0 or scaling is not None or inv_freq is not None):
             name = "scaling" if scaling is not None else "theta" if inv_freq is None else "inv_freq"
             raise ValueError(f"{name}: not allowed with angle='cos_sin', where cos and sin come with the call")
+        self.blocks = as_count("num_blocks", num_blocks, 1, ROPE_MAX_PAIR_STREAMS)
         Rope.__init__(self, head_dim, num_q_heads, num_k_heads, rotary_dim=rotary_dim, rotary_offset=rotary_offset,
                       theta=theta, scaling=scaling, inv_freq=inv_freq, attention_factor=attention_factor, layout=layout,
                       dtype=dtype, angle="exact" if given_cos_sin else angle, device=device,
@@ -143,7 +158,11 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         self.k_out_dtype, self.k_scale_kind = set_quantize("k", k_out_dtype, k_scale_kind, &d.k_quantize)
         self.v_out_dtype, self.v_scale_kind = set_quantize("v", v_out_dtype, v_scale_kind, &d.v_quantize)
         self.sections_interleaved = as_flag("sections_interleaved", sections_interleaved)
-        self.sections = set_sections(sections, self.sections_interleaved, d)
+        d.num_blocks = self.blocks
+        if self.blocks > 1 and sections is None and pair_streams is None:
+            sections = (d.rotary_dim // 2 // self.blocks,) * self.blocks
+        self.sections, self.pair_streams = set_sections(sections, self.sections_interleaved, pair_streams,
+                                                        self.streams, d)
         if xpos is not None:
             set_xpos(xpos, d)
         if norm is not None:
@@ -158,7 +177,8 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         make, arguments = Rope.__reduce__(self)
         options = make.keywords | {
             "cos_sin_dtype": self.cos_sin_dtype, "sections": self.sections,
-            "sections_interleaved": self.sections_interleaved, "xpos": self.xpos,
+            "sections_interleaved": self.sections_interleaved, "pair_streams": self.pair_streams,
+            "num_blocks": self.blocks, "xpos": self.xpos,
             "num_v_heads": self.num_v_heads or None, "v_head_dim": self.v_head_dim, "q_nope_dim": self.q_nope_dim,
             "norm": self.norm, "cache": self.cache,
             "q_out_dtype": self.q_out_dtype, "k_out_dtype": self.k_out_dtype, "v_out_dtype": self.v_out_dtype,
@@ -171,9 +191,22 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
     def __repr__(self):
         text = super().__repr__()
         stages = [f"{name}={getattr(self, name)!r}" for name in (
-            "sections", "sections_interleaved", "xpos", "q_nope_dim", "norm", "q_out_dtype", "k_out_dtype",
-            "v_out_dtype", "q_scale_kind", "k_scale_kind", "v_scale_kind", "cache") if getattr(self, name)]
+            "sections", "sections_interleaved", "pair_streams", "xpos", "q_nope_dim", "norm", "q_out_dtype",
+            "k_out_dtype", "v_out_dtype", "q_scale_kind", "k_scale_kind", "v_scale_kind", "cache",
+        ) if getattr(self, name)]
+        if self.blocks > 1:
+            stages.append(f"num_blocks={self.blocks}")
         return f"FusedRope{text[4:-1]}{''.join(', ' + stage for stage in stages)})"
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the rotated part."""
+        return self.blocks
+
+    @property
+    def num_streams(self) -> int:
+        """Positions that a token has; 0: one."""
+        return self.base.sections.num_streams
 
     def apply(self, q: Memory | None, k: Memory | None = None, num_tokens: SupportsIndex | None = None, *,
               positions: Memory | None = None, offset: SupportsIndex = 0, indptr: Memory | None = None,
@@ -208,7 +241,9 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         q_out, k_out : pointer or array, optional
             As for :meth:`Rope.apply`. Required where they are quantised; with a cache there is no ``k_out``.
         positions : pointer or array, optional
-            ``[num_tokens]``; with ``sections`` required and ``[number of sections, num_tokens]``. int32 or int64.
+            As for :meth:`Rope.apply`; where tokens have several, with sections, streams or blocks, required and
+            ``[streams, num_tokens]``, or ``[streams, batch, tokens]``. float32 is not allowed with ``angle="cos_sin"``,
+            nor with ``frequency_sets`` of exact angles.
         positions_stride : int, optional
             With ``sections`` and pointers: elements between the rows of positions. Default: ``num_tokens``.
         positions_from : pointer or array, optional
@@ -302,8 +337,8 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
 
         read_rotated(q, k, q_out, k_out, q_strides, k_strides, q_out_strides, k_out_strides, &d, &c)
         self._read_positions(positions, offset, indptr, offsets, num_requests, positions_stride, positions_from, &d, &c)
-        self._read_v(v, v_out, v_strides, v_out_strides, &d, &c)
-        self._read_q_nope(q, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, &d, &c)
+        read_v(v, v_out, v_strides, v_out_strides, self.num_v_heads, self.v_head_dim, &d, &c)
+        read_q_nope(q, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, self.q_nope_dim, &d, &c)
         read_weights(q, k, q_weight, k_weight, self.norm, &d, &c)
         read_scale("q_scale", q_scale, self.q_scale_kind, d.num_q_heads, False, &d.q_quantize, &d, &c)
         read_scale("k_scale", k_scale, self.k_scale_kind, d.num_k_heads, d.cache.kind, &d.k_quantize, &d, &c)
@@ -406,26 +441,6 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
 
     cdef int _read_positions(self, positions, offset, indptr, offsets, num_requests, positions_stride, positions_from,
                              rope_apply_desc* d, Call* c) except -1:
-        read_positions(positions if self.sections is None else None, offset, indptr, offsets, num_requests, d, c)
+        read_positions(None if d.sections.num_streams else positions, offset, indptr, offsets, num_requests, d, c)
         read_streams(positions, positions_stride, indptr, offset, d, c)
         return read_positions_from(positions_from, positions, d, c)
-
-    cdef int _read_v(self, v, v_out, v_strides, v_out_strides, rope_apply_desc* d, Call* c) except -1:
-        if v is not None:
-            d.num_v_heads, d.v_head_dim = self.num_v_heads, self.v_head_dim
-            if not d.cache.kind:
-                require("v_out", v_out, "with v where there is no cache")
-        return read_pair("v", "v_out", v, v_strides, v_out, v_out_strides, self.num_v_heads, self.v_head_dim, d.dtype,
-                         d.v_quantize.out_dtype != ROPE_OUT_SAME, False, c, &d.v, &d.v_out)
-
-    cdef int _read_q_nope(self, q, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, rope_apply_desc* d,
-                          Call* c) except -1:
-        if q_nope is not None:
-            if self.q_nope_dim == 0:
-                raise ValueError("q_nope: only allowed with q_nope_dim")
-            require("q", q, "with q_nope")
-            require("q_nope_out", q_nope_out, "with q_nope")
-            d.q_nope_dim = self.q_nope_dim
-        return read_pair("q_nope", "q_nope_out", q_nope, q_nope_strides, q_nope_out, q_nope_out_strides, d.num_q_heads,
-                         self.q_nope_dim, d.dtype, d.q_quantize.out_dtype != ROPE_OUT_SAME, False, c, &d.q_nope,
-                         &d.q_nope_out)

@@ -6,8 +6,9 @@ from pyrope._capi cimport rope_apply_desc, rope_build_cos_sin_desc
 
 cdef class Rope:
     cdef rope_apply_desc base  # what all calls have
-    cdef uint64_t* words  # [rotary_dim / 2], base's frequencies
+    cdef uint64_t* words  # [2, rotary_dim / 2], base's frequencies, of float32 positions too
     cdef tuple inv_freqs
+    cdef int blocks  # of the rotated part; 0: one
     cdef bint ready  # the constructor accepted its arguments
     cdef int32_t device_number  # of "cuda:0"; -1: whichever is current
     cdef Py_hash_t hashed  # 0: not yet
@@ -18,13 +19,9 @@ cdef class Rope:
     cdef readonly str dtype  # type: DType
     cdef readonly str angle  # type: Angle
     cdef readonly str device  # type: Device
-    cdef readonly str position_dtype  # type: IndexDType
+    cdef readonly str position_dtype  # type: PositionDType
 
     cdef int _set_frequencies(self, theta, scaling, inv_freq) except -1
     cdef int _check_ready(self) except -1
     cdef int _begin(self, num_tokens, inverse, stream, rope_apply_desc* d, Call* c) except -1
     cdef int _begin_cos_sin(self, str method, rope_build_cos_sin_desc* d) except -1
-
-cdef int read_rotated(q, k, q_out, k_out, q_strides, k_strides, q_out_strides, k_out_strides, rope_apply_desc* d,
-                      Call* c) except -1
-cdef int rotate(rope_apply_desc* d) except -1

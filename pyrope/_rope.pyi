@@ -12,11 +12,11 @@ from pyrope.typing import (
     DeviceLike,
     DType,
     DTypeLike,
-    IndexDType,
-    IndexDTypeLike,
     Layout,
     Memory,
     Numbers,
+    PositionDType,
+    PositionDTypeLike,
     Stream,
     Strides,
 )
@@ -38,7 +38,7 @@ class Rope:
     @property
     def device(self) -> Device: ...
     @property
-    def position_dtype(self) -> IndexDType: ...
+    def position_dtype(self) -> PositionDType: ...
     def __init__(
         self,
         head_dim: SupportsIndex,
@@ -55,7 +55,7 @@ class Rope:
         dtype: DTypeLike = "bfloat16",
         angle: Angle = "exact",
         device: DeviceLike = "cuda",
-        position_dtype: IndexDTypeLike = "int64",
+        position_dtype: PositionDTypeLike = "int64",
         num_threads: SupportsIndex = 0,
         enable_pdl: bool = False,
         positions_ready: bool = False,

@@ -6,13 +6,14 @@ from libc.stdint cimport INT32_MAX, int32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from pyrope._arguments cimport (
-    ANGLES, DEVICES, DTYPES, INDEX_DTYPES, LAYOUTS, Call, as_count, as_flag, as_real, begin_call, choose,
-    choose_device, name_of, read_pair, refuse_unknown, set_shape,
+    ANGLES, DEVICES, DTYPES, LAYOUTS, POSITION_DTYPES, Call, as_count, as_flag, as_real, begin_call, choose,
+    choose_device, name_of, refuse_unknown, set_shape,
 )
+from pyrope._call cimport read_rotated, rotate
 from pyrope._capi cimport *
 from pyrope._cos_sin cimport build_rows
 from pyrope._frequencies cimport make_frequencies
-from pyrope._library cimport check, check_device, is_compiled
+from pyrope._library cimport check_device, is_compiled
 from pyrope._positions cimport read_positions
 
 from pyrope._library import build_info
@@ -59,8 +60,9 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         product ``float32(position) * float32(inv_freq)``, as the tables of Hugging Face and vLLM hold.
     device : {"cuda", "cpu"}
         Backend. Their results are the same bits. ``"cuda:1"``: calls are refused while another device is current.
-    position_dtype : {"int64", "int32"}
-        Of ``positions``, ``indptr`` and ``offsets`` given as pointers; arrays bring their own.
+    position_dtype : {"int64", "int32", "float32"}
+        Of ``positions``, ``indptr`` and ``offsets`` given as pointers; arrays bring their own. ``float32`` is for
+        ``positions`` alone.
     num_threads : int
         CPU: threads to use at most; 0: one for each processor that the calling thread may run on, but no more than
         ``OMP_NUM_THREADS`` or the control group's quota.
@@ -99,7 +101,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
                  rotary_dim: SupportsIndex | None = None, rotary_offset: SupportsIndex = 0,
                  theta: SupportsFloat = 10000.0, scaling: Scaling | None = None, inv_freq: Numbers | None = None,
                  attention_factor: SupportsFloat | None = None, layout: Layout = "neox", dtype: DTypeLike = "bfloat16",
-                 angle: Angle = "exact", device: DeviceLike = "cuda", position_dtype: IndexDTypeLike = "int64",
+                 angle: Angle = "exact", device: DeviceLike = "cuda", position_dtype: PositionDTypeLike = "int64",
                  num_threads: SupportsIndex = 0, enable_pdl: bool = False, positions_ready: bool = False) -> None:
         if self.ready:
             raise RopeError("a Rope is immutable and cannot be initialised again")
@@ -109,7 +111,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         d.dtype = choose("dtype", dtype, DTYPES)
         d.layout = choose("layout", layout, LAYOUTS)
         d.angle = choose("angle", angle, ANGLES)
-        d.position_dtype = choose("position_dtype", position_dtype, INDEX_DTYPES)
+        d.position_dtype = choose("position_dtype", position_dtype, POSITION_DTYPES)
         set_shape(head_dim, num_q_heads, num_k_heads, rotary_dim, rotary_offset, d)
         d.num_threads = as_count("num_threads", num_threads, 0, INT32_MAX)
         if d.num_threads and d.backend == ROPE_BACKEND_CUDA:
@@ -123,7 +125,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
 
         self.device, self.dtype = name_of(DEVICES, d.backend), name_of(DTYPES, d.dtype)
         self.layout, self.angle = name_of(LAYOUTS, d.layout), name_of(ANGLES, d.angle)
-        self.position_dtype = name_of(INDEX_DTYPES, d.position_dtype)
+        self.position_dtype = name_of(POSITION_DTYPES, d.position_dtype)
         self._set_frequencies(theta, scaling, inv_freq)
         if attention_factor is not None:
             self.attention_factor = as_real("attention_factor", attention_factor)
@@ -137,14 +139,21 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         self.ready = True
 
     cdef int _set_frequencies(self, theta, scaling, inv_freq) except -1:
+        cdef int pairs = self.base.rotary_dim // 2, blocks = max(self.blocks, 1), size, i
+        if pairs % blocks:
+            raise ValueError(f"num_blocks: {blocks}, must divide rotary_dim / 2 = {pairs}")
         free(self.words)
-        self.words = <uint64_t*>malloc(self.base.rotary_dim // 2 * sizeof(uint64_t))
+        self.words = <uint64_t*>malloc(self.base.rotary_dim * sizeof(uint64_t))
         if self.words == NULL:
             raise MemoryError
         self.base.frequencies = self.words
         self.scaling, self.theta = scaling, None if inv_freq is not None else as_real("theta", theta)
-        self.inv_freqs = make_frequencies(theta, scaling, inv_freq, self.base.angle, self.base.rotary_dim, self.words,
-                                          &self.attention_factor)
+        size = pairs if inv_freq is not None else pairs // blocks  # frequencies of a block are those of any other
+        self.inv_freqs = make_frequencies(theta, scaling, inv_freq, self.base.angle, 2 * size, self.words,
+                                          &self.attention_factor) * (pairs // size)
+        words = [self.words[i] for i in range(2 * size)]
+        for i in range(2 * pairs):
+            self.words[i] = words[i % size + (size if i >= pairs else 0)]
         return 0
 
     def __dealloc__(self):
@@ -350,8 +359,10 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         num_tokens : int
             0 to 2**31 - 1. Required with pointers; arrays bring it.
         positions : pointer or array, optional
-            ``[num_tokens]`` int32 or int64: the position of every token. -1 leaves a token alone, its output unwritten.
-            Other negative positions turn backwards.
+            ``[num_tokens]`` int32, int64 or float32: the position of every token. With q ``[batch, tokens, heads,
+            head_dim]`` an array may be ``[batch, tokens]``, of any strides, or have 1 in place of either, which is
+            repeated. The integer -1 leaves a token alone, its output unwritten; other negative positions turn
+            backwards. A float32 is taken as exactly the number it is, and makes NaNs where it is not finite.
         offset : int
             Without positions and indptr, token ``t`` has position ``offset + t``. Any 64-bit integer.
         indptr, offsets : pointer or array, optional
@@ -418,25 +429,3 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
 cdef tuple parameters_of(Rope rope):
     make, shape = rope.__reduce__()
     return type(rope), shape, tuple(make.keywords.items())
-
-
-cdef int read_rotated(q, k, q_out, k_out, q_strides, k_strides, q_out_strides, k_out_strides, rope_apply_desc* d,
-                      Call* c) except -1:
-    """q and k, which bring num_tokens. What d already has says what the outputs hold and whether k goes to a cache."""
-    if q is None and k is None:
-        raise TypeError("q and k: both None, at least one must be given")
-    read_pair("q", "q_out", q, q_strides, q_out, q_out_strides, d.num_q_heads, d.head_dim, d.dtype,
-              d.q_quantize.out_dtype != ROPE_OUT_SAME, True, c, &d.q, &d.q_out)
-    read_pair("k", "k_out", k, k_strides, k_out, k_out_strides, d.num_k_heads, d.head_dim, d.dtype,
-              d.k_quantize.out_dtype != ROPE_OUT_SAME, d.cache.kind == ROPE_CACHE_NONE, c, &d.k, &d.k_out)
-    if c.num_tokens < 0:
-        raise TypeError("num_tokens: required with pointers")
-    d.num_tokens = c.num_tokens
-    return 0
-
-
-cdef int rotate(rope_apply_desc* d) except -1:
-    cdef rope_status status
-    with nogil:
-        status = rope_apply(d)
-    return check(status)

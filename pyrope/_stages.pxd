@@ -1,14 +1,17 @@
 # Ships in the wheel, for cimport.
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint8_t
 
 from pyrope._arguments cimport Call
 from pyrope._capi cimport rope_apply_desc, rope_quantize
 
 cdef tuple set_quantize(str x, out_dtype, scale_kind, rope_quantize* z)
-cdef tuple set_sections(sections, bint interleaved, rope_apply_desc* d)
+cdef tuple set_sections(sections, bint interleaved, pair_streams, uint8_t* streams, rope_apply_desc* d)
 cdef int set_xpos(xpos, rope_apply_desc* d) except -1
 cdef int set_norm(norm, str dtype, rope_apply_desc* d) except -1
 
+cdef int read_v(v, v_out, v_strides, v_out_strides, int heads, int dim, rope_apply_desc* d, Call* c) except -1
+cdef int read_q_nope(q, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, int dim, rope_apply_desc* d,
+                     Call* c) except -1
 cdef int read_weights(q, k, q_weight, k_weight, norm, rope_apply_desc* d, Call* c) except -1
 cdef int read_scale(str name, object x, str kind, int64_t heads, bint in_cache, rope_quantize* z,
                     rope_apply_desc* d, Call* c) except -1

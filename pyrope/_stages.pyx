@@ -2,11 +2,11 @@
 """The stages of pyrope.FusedRope but for its cache: what its constructor (set_*) and its calls (read_*) are given."""
 
 from libc.math cimport isfinite
-from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint64_t
+from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint64_t
 
 from pyrope._arguments cimport (
-    Call, as_count, as_flag, as_integer, as_real, choose, is_contiguous, name_of, read_elements, read_memory, refuse,
-    require, shape_of,
+    Call, as_count, as_flag, as_integer, as_real, choose, is_contiguous, name_of, read_elements, read_memory, read_pair,
+    refuse, require, shape_of,
 )
 from pyrope._capi cimport *
 from pyrope._view cimport KIND_FLOAT, KIND_INT, KIND_UINT, View, is_array, read_pointer
@@ -31,22 +31,54 @@ cdef tuple set_quantize(str x, out_dtype, scale_kind, rope_quantize* z):
     return name_of(_OUT_DTYPES, z.out_dtype), None if scale_kind is None else name_of(_SCALE_KINDS, z.scale_kind)
 
 
-cdef tuple set_sections(sections, bint interleaved, rope_apply_desc* d):
-    """The sections as a tuple of int."""
-    cdef int pairs = d.rotary_dim // 2
-    if sections is None:
+cdef tuple set_sections(sections, bint interleaved, pair_streams, uint8_t* streams, rope_apply_desc* d):
+    """The sections and the streams as tuples of int; streams: [rotary_dim / 2], which d may point to."""
+    cdef int pairs = d.rotary_dim // 2, i
+    if sections is None and interleaved:
+        raise ValueError("sections_interleaved: True, only allowed with sections")
+    if sections is not None and pair_streams is not None:
+        raise ValueError("pair_streams: not allowed together with sections")
+    if sections is not None:
+        sections = read_sections(sections, pairs)
+        d.sections.num_streams = len(sections)
+        if len(sections) <= ROPE_MAX_STREAMS:
+            d.sections.interleaved = interleaved
+            for i, count in enumerate(sections):
+                d.sections.sizes[i] = count
+            return sections, None
+        order = [i for i, count in enumerate(sections) for _ in range(count)]
         if interleaved:
-            raise ValueError("sections_interleaved: True, only allowed with sections")
-        return None
-    if not isinstance(sections, (tuple, list)) or not 2 <= len(sections) <= ROPE_MAX_STREAMS:
-        raise TypeError(f"sections: {sections!r}, must be 2 to {ROPE_MAX_STREAMS} numbers of pairs")
-    for i, count in enumerate(sections):
-        d.sections.sizes[i] = as_count("sections", count, 0, pairs)
-    d.sections.num_streams, d.sections.interleaved = len(sections), interleaved
-    sizes = tuple([d.sections.sizes[i] for i in range(d.sections.num_streams)])
+            order = [i % len(sections) for i in range(pairs)]
+            order = [s if i < len(sections) * sections[s] else 0 for i, s in enumerate(order)]
+    elif pair_streams is not None:
+        order = pair_streams = read_pair_streams(pair_streams, pairs)
+        d.sections.num_streams = max(order) + 1
+    else:
+        return None, None
+    for i, stream in enumerate(order):
+        streams[i] = stream
+    d.pair_streams = streams
+    return sections, pair_streams
+
+
+cdef tuple read_sections(sections, int pairs):
+    if not isinstance(sections, (tuple, list)) or not 2 <= len(sections) <= ROPE_MAX_PAIR_STREAMS:
+        raise TypeError(f"sections: {sections!r}, must be 2 to {ROPE_MAX_PAIR_STREAMS} numbers of pairs")
+    sizes = tuple([as_count("sections", count, 0, pairs) for count in sections])
     if sum(sizes) != pairs:
         raise ValueError(f"sections: {sizes}, their sum must be rotary_dim / 2 = {pairs}")
     return sizes
+
+
+cdef tuple read_pair_streams(pair_streams, int pairs):
+    if isinstance(pair_streams, (str, bytes, dict)) or not hasattr(pair_streams, "__len__"):
+        raise TypeError(f"pair_streams: {pair_streams!r}, must be the number of a stream for each pair")
+    order = tuple([as_count("pair_streams", stream, 0, ROPE_MAX_PAIR_STREAMS - 1) for stream in pair_streams])
+    if len(order) != pairs:
+        raise ValueError(f"pair_streams: {len(order)} numbers, must be rotary_dim / 2 = {pairs}")
+    if max(order) == 0:
+        raise ValueError("pair_streams: all are 0, must be two streams or more")
+    return order
 
 
 cdef int set_xpos(xpos, rope_apply_desc* d) except -1:
@@ -84,6 +116,27 @@ cdef int set_norm(norm, str dtype, rope_apply_desc* d) except -1:
 
 
 # ---- a call's
+
+
+cdef int read_v(v, v_out, v_strides, v_out_strides, int heads, int dim, rope_apply_desc* d, Call* c) except -1:
+    if v is not None:
+        d.num_v_heads, d.v_head_dim = heads, dim
+        if not d.cache.kind:
+            require("v_out", v_out, "with v where there is no cache")
+    return read_pair("v", "v_out", v, v_strides, v_out, v_out_strides, heads, dim, d.dtype,
+                     d.v_quantize.out_dtype != ROPE_OUT_SAME, False, c, &d.v, &d.v_out)
+
+
+cdef int read_q_nope(q, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, int dim, rope_apply_desc* d,
+                     Call* c) except -1:
+    if q_nope is not None:
+        if dim == 0:
+            raise ValueError("q_nope: only allowed with q_nope_dim")
+        require("q", q, "with q_nope")
+        require("q_nope_out", q_nope_out, "with q_nope")
+        d.q_nope_dim = dim
+    return read_pair("q_nope", "q_nope_out", q_nope, q_nope_strides, q_nope_out, q_nope_out_strides, d.num_q_heads, dim,
+                     d.dtype, d.q_quantize.out_dtype != ROPE_OUT_SAME, False, c, &d.q_nope, &d.q_nope_out)
 
 
 cdef int read_weights(q, k, q_weight, k_weight, norm, rope_apply_desc* d, Call* c) except -1:

@@ -23,6 +23,9 @@ __all__ = [
     "Numbers",
     "OutDType",
     "OutDTypeLike",
+    "PairStreams",
+    "PositionDType",
+    "PositionDTypeLike",
     "Scale",
     "ScaleKind",
     "Sections",
@@ -73,6 +76,7 @@ Scale: TypeAlias = SupportsFloat | Memory
 Stream: TypeAlias = SupportsIndex | HasCudaStream
 Strides: TypeAlias = tuple[SupportsIndex, SupportsIndex] | list[int]
 Sections: TypeAlias = tuple[SupportsIndex, ...] | list[int]
+PairStreams: TypeAlias = "tuple[SupportsIndex, ...] | list[int] | np.ndarray[Any, Any]"
 
 Layout: TypeAlias = Literal["neox", "gptj"]
 Angle: TypeAlias = Literal["exact", "fp32"]
@@ -85,7 +89,9 @@ ScaleKind: TypeAlias = Literal["tensor", "head", "token", "dynamic"]
 # A dtype is given by its name or as an object of NumPy, torch, ... that has it.
 DType: TypeAlias = Literal["float32", "float16", "bfloat16"]
 IndexDType: TypeAlias = Literal["int64", "int32"]
+PositionDType: TypeAlias = Literal["int64", "int32", "float32"]
 OutDType: TypeAlias = Literal["float8_e4m3fn", "float8_e5m2", "int8"]
 DTypeLike: TypeAlias = "DType | type[Any] | np.dtype[Any]"
 IndexDTypeLike: TypeAlias = "IndexDType | type[Any] | np.dtype[Any]"
+PositionDTypeLike: TypeAlias = "PositionDType | type[Any] | np.dtype[Any]"
 OutDTypeLike: TypeAlias = "OutDType | type[Any] | np.dtype[Any]"

@@ -1,4 +1,4 @@
-"""What is generated from transformers, or from what was: the data file and README's table."""
+"""What is generated from transformers, or from what was: the data file and the table of docs/models.md."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ DATA = Path(__file__).parent / "data"
 
 
 def test_the_table_of_models():
-    """README has what the data file makes of it."""
+    """The page has what the data file makes of it."""
     subprocess.run([sys.executable, ROOT / "tools/hf_table.py", "--check"], check=True)
 
 

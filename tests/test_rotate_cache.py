@@ -13,7 +13,7 @@ from kit.memory import HostMemory, memory_of
 from kit.pairwise import Rows
 
 FACTORS = cases.FACTORS | {"form": ["same", *ref.QUANTISED], "pages": [(11, 5), (11, 8), (13, 16)]}
-REFUSED = cases.REFUSED
+REFUSED = [*cases.REFUSED, ("num_blocks", {"positions": cases.BLOCKS})]
 ROWS = Rows(FACTORS, [*(rule for _, rule in REFUSED), cases.SHARED], seed=2)
 
 

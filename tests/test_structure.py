@@ -88,7 +88,7 @@ def knowing(pattern):
     ],
 )
 def test_what_knows_it(pattern, most):
-    found = {file for file in knowing(pattern) if not re.search(r"__init__|/_?hf", file)}
+    found = {file for file in knowing(pattern) if not re.search(r"__init__|/_?hf|/compat/", file)}  # which translate
     assert 1 < len(found) <= most, sorted(found)
 
 

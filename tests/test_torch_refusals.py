@@ -39,7 +39,7 @@ MISTAKES = rows(
     ("broadcast", {"q": lambda d: q_of(d)[:, :, :1].expand(-1, -1, Q_HEADS, -1)}, V, r"q: a broadcast array"),
     ("positions' shape", {"positions": lambda d: ones(4, dtype=torch.int64, device=d)}, V, r"positions: shape \(4,\)"),
     ("positions' rank", {"positions": lambda d: ones(1, 2, 5, dtype=torch.int64, device=d)}, V, "positions: shape"),
-    ("positions' dtype", {"positions": lambda d: ones(BATCH, SEQ, device=d)}, T, r"positions: dtype torch.float32"),
+    ("positions' dtype", {"positions": lambda d: ones(BATCH, SEQ).double().to(d)}, T, "positions: dtype torch.float64"),
     ("positions and offset", {"positions": lambda d: ones(SEQ, dtype=torch.int64, device=d), "offset": 3}, V, "off"),
     ("offset", {"offset": 1.5}, T, r"offset: 1.5, must be an integer"),
     ("inverse", {"inverse": 1}, T, r"inverse: 1 is not a bool"),

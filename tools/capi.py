@@ -13,7 +13,7 @@ HEADER = ROOT / "cuda/include/roperope/roperope.h"
 TARGET = ROOT / "pyrope/_capi.pxd"
 
 START = """# The public header, made by tools/capi.py. Ships in the wheel, for cimport.
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "roperope/roperope.h" nogil:
 """

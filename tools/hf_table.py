@@ -1,4 +1,4 @@
-"""Writes README's table of models, out of the data file that pyrope reads.
+"""Writes the table of models of docs/models.md, out of the data file that pyrope reads.
 
 python tools/hf_table.py [--check]
 """
@@ -10,7 +10,7 @@ from typing import Any
 from pyrope._hf_forms import OWN, SAME
 from pyrope.hf import models
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- models: python tools/hf_table.py -->", "<!-- end of models -->"
 
 
@@ -56,9 +56,9 @@ def written(text: str) -> str:
 
 
 if __name__ == "__main__":
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     if written(text) == text:
         sys.exit()
     if "--check" in sys.argv:
-        sys.exit("README.md's table of models is not that of the data file: run tools/hf_table.py")
-    README.write_text(written(text), encoding="utf-8")
+        sys.exit("The table of docs/models.md is not that of the data file: run tools/hf_table.py")
+    PAGE.write_text(written(text), encoding="utf-8")

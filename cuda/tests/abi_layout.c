@@ -10,7 +10,7 @@
 #define FIELD(type, field, offset, size) \
   CHECK(offsetof(type, field) == (offset) && SIZE_OF_FIELD(type, field) == (size))
 
-CHECK(sizeof(rope_frequencies_desc) == 144);
+CHECK(sizeof(rope_frequencies_desc) == 152);
 FIELD(rope_frequencies_desc, struct_size, 0, 4);
 FIELD(rope_frequencies_desc, scaling, 4, 4);
 FIELD(rope_frequencies_desc, angle, 8, 4);
@@ -31,6 +31,8 @@ FIELD(rope_frequencies_desc, short_factors, 112, 8);
 FIELD(rope_frequencies_desc, long_factors, 120, 8);
 FIELD(rope_frequencies_desc, seq_len, 128, 8);
 FIELD(rope_frequencies_desc, no_truncate, 136, 8);
+FIELD(rope_frequencies_desc, position_dtype, 144, 4);
+FIELD(rope_frequencies_desc, reserved, 148, 4);
 
 CHECK(sizeof(rope_tensor) == 24);
 FIELD(rope_tensor, data, 0, 8);
@@ -104,7 +106,7 @@ FIELD(rope_xpos, scale_base, 0, 8);
 FIELD(rope_xpos, gamma, 8, 8);
 FIELD(rope_xpos, center, 16, 8);
 
-CHECK(sizeof(rope_apply_desc) == 752);
+CHECK(sizeof(rope_apply_desc) == 792);
 FIELD(rope_apply_desc, struct_size, 0, 4);
 FIELD(rope_apply_desc, flags, 4, 4);
 FIELD(rope_apply_desc, backend, 8, 4);
@@ -151,6 +153,12 @@ FIELD(rope_apply_desc, positions_from, 704, 8);
 FIELD(rope_apply_desc, xpos, 712, 24);
 FIELD(rope_apply_desc, parallel_for, 736, 8);
 FIELD(rope_apply_desc, parallel_context, 744, 8);
+FIELD(rope_apply_desc, sequence_length, 752, 8);
+FIELD(rope_apply_desc, position_stride, 760, 8);
+FIELD(rope_apply_desc, position_sequence_stride, 768, 8);
+FIELD(rope_apply_desc, pair_streams, 776, 8);
+FIELD(rope_apply_desc, num_blocks, 784, 4);
+FIELD(rope_apply_desc, reserved_2, 788, 4);
 
 CHECK(sizeof(rope_build_cos_sin_desc) == 120);
 FIELD(rope_build_cos_sin_desc, struct_size, 0, 4);
@@ -212,6 +220,7 @@ CHECK(ROPE_CACHE_SLOTS == 1);
 CHECK(ROPE_CACHE_PAGES == 2);
 CHECK(ROPE_INDEX_INT64 == 0);
 CHECK(ROPE_INDEX_INT32 == 1);
+CHECK(ROPE_INDEX_FLOAT32 == 2);
 CHECK(ROPE_FLAG_INVERSE == 1);
 CHECK(ROPE_FLAG_PDL == 2);
 CHECK(ROPE_FLAG_POSITIONS_READY == 4);
@@ -228,6 +237,10 @@ CHECK(ROPE_SCALING_PAIR_FACTORS == 8);
 CHECK(ROPE_SCALING_PROPORTIONAL == 9);
 CHECK(ROPE_MAX_ROTARY_DIM == 2048);
 CHECK(ROPE_MAX_XPOS_DIM == 512);
+CHECK(ROPE_MAX_FLOAT32_ROTARY_DIM == 1024);
+CHECK(ROPE_BROADCAST == INT64_MIN);
+CHECK(ROPE_MAX_STREAMS == 4);
+CHECK(ROPE_MAX_PAIR_STREAMS == 8);
 
 CHECK(sizeof(rope_status) == 4);
 CHECK(sizeof(rope_backend) == 4);

@@ -72,8 +72,8 @@ def _batch(rope: pyrope.Rope, layout: str, q: Any, k: Any, options: Options) -> 
     seq, batch = (first.outer, first.inner) if layout == "sbhd" else (first.inner, first.outer)
     for name in IDS:
         if name in options:
-            sections = getattr(rope, "sections", None) if name == "positions" else None
-            options[name] = ids_of(name, options[name], batch, seq, layout, len(sections) if sections else 0)
+            streams = getattr(rope, "num_streams", 0) if name == "positions" else 0
+            options[name] = ids_of(name, options[name], batch, seq, layout, streams)
     if not folded:
         _sequences(rope, layout, tensors, options, batch, seq)
         return

@@ -14,7 +14,8 @@ def one_head(device, **options):
 
 def cos_sin_by(rope, positions):
     """What the library makes of cos and sin, [tokens, pairs] each: read off by rotating (1, 0)."""
-    positions = np.asarray(positions, np.int64)
+    positions = np.asarray(positions)
+    positions = positions.astype(np.int64 if positions.dtype.kind == "i" else np.float32)
     x = rows_block("float32", (len(positions), 1, rope.rotary_dim), values=0)
     x.view()[..., : rope.rotary_dim // 2] = 1
     y = x.view(call(rope, {"q": x, "positions": positions})["q"])[:, 0]

@@ -13,12 +13,14 @@ PARTIAL = {128: (64, 64), 64: (32, 16), 80: (36, 7), 20: (8, 12), 6: (4, 1)}  # 
 SCALES = {"float8_e4m3fn": 0.008, "float8_e5m2": 0.00007, "int8": 0.023}  # the largest of normal numbers saturate
 
 # What rows of options have in common, and the arguments that a refusal names with what together is refused.
-SECTIONS = ["sections64", "sections32", "interleaved64"]
+FLOATS = ["ids float", "sections float"]
+BLOCKS = ["blocks64", "blocks in streams32"]
+SECTIONS = ["sections64", "sections32", "interleaved64", "sections float", "streams64", "eight sections32", *BLOCKS]
 FACTORS = {
     "dtype": ["float32", "float16", "bfloat16"],
     "layout": ["neox", "gptj"],
     "angle": ["exact", "fp32", "cos_sin"],
-    "positions": ["offset", "ids32", "ids64", "ragged32", "ragged64", *SECTIONS],
+    "positions": ["offset", "ids32", "ids64", "ragged32", "ragged64", "ids float", *SECTIONS],
     "scale": ["host", "tensor", "head", "token", "dynamic"],
     "cache": ["slots32", "slots64", "indptr32", "indptr64", "stride32", "stride64"],
     "cache_layout": ["NHD", "HND"],
@@ -36,9 +38,16 @@ REFUSED = [
     ("positions", {"positions": ["offset", "ragged32", "ragged64"], "origin": [True]}),
     ("positions_from", {"positions": SECTIONS, "origin": [True]}),
     ("frequency_sets", {"angle": ["cos_sin"], "sets": ["plain", "factors"]}),
+    ("position_dtype", {"angle": ["cos_sin"], "positions": FLOATS}),
+    ("frequency_sets", {"angle": ["exact"], "positions": FLOATS, "sets": ["plain", "factors"]}),
 ]
 # Refused by the constructor: see test_stages_refusals.py.
 SHARED = {"angle": ["cos_sin"], "xpos": ["plain", "centered"]}
+
+
+def wide(positions):
+    """As Python's numbers are."""
+    return positions.astype(np.float64 if positions.dtype == np.float32 else np.int64)
 
 
 class Output:
@@ -56,6 +65,7 @@ class Case:
         d = self.head_dim = row["head_dim"]
         self.rotary_dim, self.rotary_offset = (d, 0) if row["rotary"] == "full" else PARTIAL[d]
         self.pairs = self.rotary_dim // 2
+        self.num_blocks = next(n for n in (2, 3) if self.pairs % n == 0) if row["positions"] in BLOCKS else 1
         self.method = "inverse" if row["inverse"] else "apply"
         self.live = np.ones(self.tokens, bool)  # tokens that anything is written for
         self.blocks, self.scalars, self.counters, self.outputs = {}, {}, {}, {}
@@ -101,12 +111,14 @@ class Case:
     # ---- positions and angles
 
     def random_positions(self, shape, dtype):
+        if dtype == "float32":  # of every size
+            return (self.rng.uniform(-1, 1, shape) * 2.0 ** self.rng.integers(-30, 20, shape)).astype(dtype)
         return self.rng.integers(0, TABLE_ROWS if self.row["angle"] == "cos_sin" else 2**20, shape).astype(dtype)
 
     def make_positions(self):
         """[tokens, pairs]; tokens that are left alone are no longer live."""
         kind, tokens = self.row["positions"], self.tokens
-        dtype = "int32" if kind.endswith("32") else "int64"
+        dtype = "float32" if kind in FLOATS else "int32" if kind.endswith("32") else "int64"
         self.options["position_dtype"] = dtype
         if kind == "offset":
             self.scalars["offset"] = 40
@@ -126,40 +138,54 @@ class Case:
             if tokens > 1:
                 positions[1] = -1
             self.array("positions", positions, dtype)
-            self.live &= positions != -1
+            self.live &= (positions != -1) | (kind in FLOATS)
         else:
             return self.make_sections(dtype)
         self.stream = np.zeros(self.pairs, int)
         self.origin = self.make_origin(tokens, dtype)
-        return np.repeat(positions.astype(np.int64)[:, None], self.pairs, axis=1)
+        return np.repeat(wide(positions)[:, None], self.pairs, axis=1)
 
     def make_sections(self, dtype):
-        count = min(self.pairs, 2 + self.head_dim % 3)
-        sizes = [self.pairs // count] * count
-        sizes[0] += self.pairs - sum(sizes)
-        interleaved = self.row["positions"].startswith("interleaved")
-        self.options |= {"sections": tuple(sizes), "sections_interleaved": interleaved}
-        self.stream = ref.streams(self.pairs, sizes, interleaved)
+        kind = self.row["positions"]
+        if kind in BLOCKS:
+            self.options["num_blocks"] = self.num_blocks
+        if "streams" in kind:
+            self.stream = self.rng.integers(0, 8, self.pairs)
+            self.stream[0] = count = 1 + self.rng.integers(1, 8)
+            self.stream %= count
+            self.stream[-1] = count - 1
+            self.options["pair_streams"] = tuple(int(i) for i in self.stream)
+        elif kind in BLOCKS:
+            count = self.num_blocks
+            self.stream = np.repeat(np.arange(count), self.pairs // count)
+        else:
+            count = min(self.pairs, 8 if kind.startswith("eight") else 2 + self.head_dim % 3)
+            sizes = [self.pairs // count] * count
+            sizes[0] += self.pairs - sum(sizes)
+            interleaved = kind.startswith("interleaved") or (kind.startswith("eight") and self.tokens == 3)
+            self.options |= {"sections": tuple(sizes), "sections_interleaved": interleaved}
+            self.stream = ref.streams(self.pairs, sizes, interleaved)
         positions = self.random_positions((count, self.tokens), dtype)
         if self.tokens > 1:
             positions[0, 1] = -1
         self.array("positions", positions, dtype)
-        self.live &= positions[0] != -1
+        self.live &= (positions[0] != -1) | (dtype == "float32")
         self.origin = self.make_origin((count, self.tokens), dtype)
-        return positions.astype(np.int64)[self.stream].T
+        return wide(positions)[self.stream].T
 
     def make_origin(self, shape, dtype):
         """positions_from, as [tokens, pairs]."""
         if not self.row["origin"]:
             return None
-        values = self.array("positions_from", self.random_positions(shape, dtype), dtype).astype(np.int64)
+        values = wide(self.array("positions_from", self.random_positions(shape, dtype), dtype))
         return np.repeat(values[:, None], self.pairs, axis=1) if values.ndim == 1 else values[self.stream].T
 
     def make_angles(self, positions):
         mode, base = self.row["angle"], THETAS[0]
-        turns = ref.phases(positions, mode, self.rotary_dim, [THETAS[i] for i in self.ids] or base)
+        block = self.rotary_dim // self.num_blocks
+        turns = ref.phases(positions, mode, block, [THETAS[i] for i in self.ids] or base)
         if self.origin is not None:
-            others = ref.phases(self.origin, mode, self.rotary_dim, [THETAS[i] for i in self.ids_from] or base)
+            others = ref.phases(self.origin, mode, block, [THETAS[i] for i in self.ids_from] or base)
             turns = ref.minus(turns, others)
         return ref.cos_sin_of_phases(turns)
 
@@ -171,7 +197,9 @@ class Case:
             return np.full((self.tokens, 1), 1.5)
         shape = {"head_dim": self.rotary_dim, "num_q_heads": 1, "num_k_heads": 1, "device": "cpu"}
         angle = "fp32" if self.row["angle"] == "fp32" else "exact"
-        words = [pyrope.Rope(**shape, theta=theta, angle=angle).frequencies for theta in THETAS]
+        if self.num_blocks > 1:
+            shape["num_blocks"] = self.num_blocks
+        words = [pyrope.FusedRope(**shape, theta=theta, angle=angle).frequencies for theta in THETAS]
         self.array("frequency_sets", np.stack(words), np.uint64)
         self.scalars["num_sets"] = len(THETAS)
         ids = self.rng.integers(0, len(THETAS), self.tokens)
@@ -205,8 +233,8 @@ class Case:
         inside = ((positions >= 0) & (positions < TABLE_ROWS)).all(1)
         self.counter("cos_sin_skipped", (self.live & ~inside).sum())
         self.live &= inside
-        rows = values.astype(np.float64)[np.clip(positions, 0, TABLE_ROWS - 1), np.arange(self.pairs)]
-        sines = values.astype(np.float64)[np.clip(positions, 0, TABLE_ROWS - 1), self.pairs + np.arange(self.pairs)]
+        chosen, pairs = np.clip(positions, 0, TABLE_ROWS - 1).astype(np.int64), np.arange(self.pairs)
+        rows, sines = (values.astype(np.float64)[chosen, i] for i in (pairs, self.pairs + pairs))
         return rows, sines
 
     def make_xpos(self, positions):
@@ -226,7 +254,8 @@ class Case:
         if self.magnitude is not None:
             magnitude = self.magnitude[tokens] if name == "q" else 1 / self.magnitude[tokens]
             cos, sin, relative = cos * magnitude, sin * magnitude, ref.ROTATION + ref.XPOS
-        return ref.rotate(value, cos, sin, self.row["layout"], self.rotary_dim, self.rotary_offset, relative)
+        place = (self.rotary_dim, self.rotary_offset)
+        return ref.rotate(value, cos, sin, self.row["layout"], *place, relative, self.num_blocks)
 
     def counter(self, name, count):
         self.array(name, [41], np.int64)

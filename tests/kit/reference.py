@@ -6,6 +6,7 @@ A value here is a pair of float64 arrays: what it is, and how far from it a corr
 """
 
 import functools
+import itertools
 from fractions import Fraction
 
 import ml_dtypes
@@ -157,7 +158,7 @@ def proportional_frequencies(rotary_dim, theta, proportion, factor=1):
 def cos_sin(positions, inv_freq):
     """float64 [len(positions), len(inv_freq)] of cos and sin; the product of the two is formed without rounding."""
     with mp.workprec(BITS):
-        angles = [[mpf(int(p)) * f for f in inv_freq] for p in positions]
+        angles = [[mpf(p) * f for f in inv_freq] for p in np.asarray(positions).tolist()]
         pairs = [[(float(mp.cos(a)), float(mp.sin(a))) for a in row] for row in angles]
     table = np.array(pairs, dtype=np.float64).reshape(len(positions), len(inv_freq), 2)
     return table[..., 0], table[..., 1]
@@ -200,20 +201,22 @@ def frequencies_fp32(rotary_dim, theta):
 
 @functools.cache
 def phase_fp32(position, frequency):
-    angle = Fraction(float(np.float32(np.int64(position)) * np.float32(frequency)))
+    position = np.int64(position) if isinstance(position, int) else position
+    angle = Fraction(float(np.float32(position) * np.float32(frequency)))
     return inverse_two_pi() * angle.numerator // angle.denominator
 
 
 def phases(positions, mode, rotary_dim, theta):
-    """Turns, times 2^TURN_BITS, of [tokens][pairs] positions; theta: one, or one a token."""
+    """Turns, times 2^TURN_BITS, of [tokens][pairs] positions; theta: one, or one a token. Pairs may be those of several
+    blocks of rotary_dim elements."""
     rows = []
     for token, row in enumerate(np.asarray(positions).tolist()):
         base = theta[token] if isinstance(theta, (list, tuple)) else theta
         if mode == "exact":
-            rows.append([p * w for p, w in zip(row, words_exact(rotary_dim, base), strict=True)])
+            rows.append([int(Fraction(p) * w) for p, w in zip(row, itertools.cycle(words_exact(rotary_dim, base)))])
         else:
             f = frequencies_fp32(rotary_dim, base).tolist()
-            rows.append([phase_fp32(p, w) for p, w in zip(row, f, strict=True)])
+            rows.append([phase_fp32(p, w) for p, w in zip(row, itertools.cycle(f))])
     return rows
 
 
@@ -244,16 +247,18 @@ ROTATION = 3.5e-7
 XPOS = 1e-7 + U  # what xPos adds: its magnitude, and the rounding of its products with cos and sin
 
 
-def pair_indices(rotary_dim, layout):
-    """The two elements of every pair: NeoX splits the rotated part in halves, GPT-J interleaves."""
+def pair_indices(rotary_dim, layout, blocks=1):
+    """The two elements of every pair: NeoX splits each block of the rotated part in halves, GPT-J interleaves."""
     i = np.arange(rotary_dim // 2)
-    return (i, i + rotary_dim // 2) if layout == "neox" else (2 * i, 2 * i + 1)
+    half = rotary_dim // 2 // blocks
+    first = i + i // half * half
+    return (first, first + half) if layout == "neox" else (2 * i, 2 * i + 1)
 
 
-def rotate(value, cos, sin, layout, rotary_dim, rotary_offset, relative=ROTATION):
+def rotate(value, cos, sin, layout, rotary_dim, rotary_offset, relative=ROTATION, blocks=1):
     """RoFormer, equation 34, of [tokens, heads, head_dim]; cos and sin [tokens, pairs] have factor and xPos in them."""
     x, error = value
-    first, second = (rotary_offset + i for i in pair_indices(rotary_dim, layout))
+    first, second = (rotary_offset + i for i in pair_indices(rotary_dim, layout, blocks))
     c, s = cos[:, None], sin[:, None]
     y = x.copy()
     y[..., first] = x[..., first] * c - x[..., second] * s

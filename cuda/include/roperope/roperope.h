@@ -67,7 +67,11 @@ enum {
 };
 
 typedef int32_t rope_index_dtype;
-enum { ROPE_INDEX_INT64 = 0, ROPE_INDEX_INT32 = 1 };
+enum {
+  ROPE_INDEX_INT64 = 0,
+  ROPE_INDEX_INT32 = 1,
+  ROPE_INDEX_FLOAT32 = 2 /* of positions alone, each taken as exactly the number it is */
+};
 
 /* An engine's own threads in the place of the library's, on the CPU backend: calls piece(data, i) once for every i in
  * [0, num_pieces), from any threads and in any order, and returns when all of these have returned. A call of the
@@ -86,6 +90,9 @@ typedef void (*rope_parallel_for)(void* context, int64_t num_pieces, rope_piece 
 #define ROPE_MAX_ROW_STRIDE (1 << 20)
 #define ROPE_MAX_XPOS_DIM 512
 #define ROPE_MAX_STREAMS 4
+#define ROPE_MAX_PAIR_STREAMS 8
+#define ROPE_MAX_FLOAT32_ROTARY_DIM 1024
+#define ROPE_BROADCAST INT64_MIN /* for a stride whose 0 is the default: a stride of 0 */
 #define ROPE_XPOS_SCALE_BASE_MIN 1e-6
 #define ROPE_XPOS_SCALE_BASE_MAX 1e18
 #define ROPE_XPOS_GAMMA_MIN 1e-6
@@ -142,10 +149,13 @@ typedef struct rope_frequencies_desc {
   const double* long_factors;  /* longrope: the same beyond it; else NULL */
   int64_t seq_len;             /* dynamic_ntk, longrope: tokens the context has; 0: original_max_position */
   int64_t no_truncate;         /* yarn: 1: the ends of the ramp are real numbers; 0: rounded to whole pairs, outwards */
+  int32_t position_dtype;      /* rope_index_dtype of the positions that the frequencies will be used with */
+  int32_t reserved;            /* 0 */
 } rope_frequencies_desc;
 
 /* Fill the frequencies that rope_apply takes. All pointers are host memory.
- *   frequencies       [rotary_dim/2] out: one opaque word a pair, for the descriptor's angle mode
+ *   frequencies       [rotary_dim/2] out: one opaque word a pair, for the descriptor's angle mode; with
+ *                     ROPE_INDEX_FLOAT32 [2, rotary_dim/2], of which the first row is the same
  *   inv_freq          [rotary_dim/2] out, may be NULL: radians per position, nearest double
  *   attention_factor  out, may be NULL: what the scaling multiplies cos and sin with */
 ROPEROPE_API rope_status rope_frequencies(const rope_frequencies_desc* desc, uint64_t* frequencies, double* inv_freq,
@@ -304,14 +314,19 @@ typedef struct rope_apply_desc {
   rope_tensor k;         /* [num_tokens, num_k_heads, head_dim]; NULL: q only */
   rope_tensor q_out;     /* as q; NULL: in place. In place, elements outside the rotated part are neither read nor */
   rope_tensor k_out;     /* written; out of place they are copied. An output may not overlap anything else. */
-  const uint64_t* frequencies; /* host, [rotary_dim/2], from rope_frequencies; copied before the call returns */
+  const uint64_t* frequencies; /* host, [rotary_dim/2], from rope_frequencies; copied before the call returns. With
+                                  ROPE_INDEX_FLOAT32 [2, rotary_dim/2], made for it */
   float attention_factor;      /* multiplies cos and sin; 0: 1 */
   int32_t position_dtype;      /* rope_index_dtype of positions, indptr and offsets */
   /* The position of token t, in one of three forms, whose memory is apart from what is written:
    *   positions                  positions[t]; -1 leaves the token alone: its output is not written
    *   indptr, offsets            offsets[r] + t - indptr[r] where indptr[r] <= t < indptr[r+1]; a token outside
    *                              every request is left alone
-   *   neither                    offset + t */
+   *   neither                    offset + t
+   * With ROPE_INDEX_FLOAT32 positions may be any numbers, -1 too: cos and sin are within 1e-7 of the true ones of the
+   * float32 number, |number| <= 2^31, and NaN where it is not finite (ROPE_ANGLE_FP32: where its product is not). It is
+   * not allowed with indptr, ROPE_ANGLE_COS_SIN, frequency_sets (but with ROPE_ANGLE_FP32), nor with a rotary_dim above
+   * ROPE_MAX_FLOAT32_ROTARY_DIM. */
   const void* positions; /* [num_tokens], memory of the backend */
   const void* indptr;    /* [num_requests + 1], not decreasing, memory of the backend */
   const void* offsets;   /* [num_requests], memory of the backend; NULL: zeros */
@@ -342,6 +357,20 @@ typedef struct rope_apply_desc {
   rope_parallel_for parallel_for; /* CPU backend: what the call's work is run by, and num_threads is 0; NULL: the
                                      library's threads. CUDA: NULL */
   void* parallel_context;         /* its first argument; NULL without it */
+
+  /* Sequences of equal length: token t is number n = t % sequence_length of sequence s = t / sequence_length. Without
+   * positions and indptr its position is offset + n; of positions and positions_from it takes element
+   * s * position_sequence_stride + n * position_stride. */
+  int64_t sequence_length;          /* divides num_tokens; 0: num_tokens */
+  int64_t position_stride;          /* 0: 1; ROPE_BROADCAST: a sequence has one position */
+  int64_t position_sequence_stride; /* 0: sequence_length * position_stride; ROPE_BROADCAST: sequences have the same */
+
+  /* Streams in any order: the stream of each pair, below sections.num_streams, which is then 2 to
+   * ROPE_MAX_PAIR_STREAMS; of the other sections only stream_stride may be set. NULL: as sections says. */
+  const uint8_t* pair_streams; /* host, [rotary_dim/2], copied before the call returns */
+  int32_t num_blocks;          /* the rotated part is so many blocks, each with its pairs, as layout says, in itself and
+                                  behind those of the block before it; 1 to rotary_dim/2, which it divides; 0: 1 */
+  int32_t reserved_2;          /* 0 */
 } rope_apply_desc;
 
 /* Zero, then struct_size. */

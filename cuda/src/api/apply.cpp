@@ -11,7 +11,7 @@ rope_status check_shape(rope_apply_desc* d) {
                                      ROPE_FLAG_CHECK_PLACES));
   const int32_t reserved = d->reserved | d->norm.reserved | d->q_quantize.reserved | d->k_quantize.reserved |
                            d->v_quantize.reserved | d->cache.reserved | d->cos_sin.reserved |
-                           d->frequency_sets.reserved;
+                           d->frequency_sets.reserved | d->reserved_2;
   ROPE_TRY(check_range("reserved", reserved, 0, 0));
   ROPE_TRY(check_range("head_dim", d->head_dim, 2, ROPE_MAX_HEAD_DIM));
   if (d->rotary_dim == 0) d->rotary_dim = d->head_dim;
@@ -21,18 +21,23 @@ rope_status check_shape(rope_apply_desc* d) {
   if (d->rotary_offset < 0 || d->rotary_offset > d->head_dim - d->rotary_dim)
     return fail(ROPE_ERR_INVALID_ARG, "rotary_offset: %d, must be 0 to head_dim - rotary_dim (%d)", d->rotary_offset,
                 d->head_dim - d->rotary_dim);
+  if (d->num_blocks == 0) d->num_blocks = 1;
+  if (d->num_blocks < 1 || d->rotary_dim / 2 % d->num_blocks)
+    return fail(ROPE_ERR_INVALID_ARG, "num_blocks: %d, must be 1 or more and divide rotary_dim / 2 = %d", d->num_blocks,
+                d->rotary_dim / 2);
   ROPE_TRY(check_range("num_tokens", d->num_tokens, 0, INT32_MAX));
   return read_attention_factor(&d->attention_factor);
 }
 
 // All but positions and tensors.
-rope_status read_options(const rope_apply_desc& d, PipelineParams* p, XPos* xpos) {
+rope_status read_options(const rope_apply_desc& d, PipelineCall* p, XPos* xpos) {
   p->num_tokens = d.num_tokens;
   p->rotary_dim = d.rotary_dim;
   p->rotary_offset = d.rotary_offset;
   p->cos_scale = d.attention_factor;
   p->sin_scale = d.flags & ROPE_FLAG_INVERSE ? -p->cos_scale : p->cos_scale;
   p->layout = Layout(d.layout);
+  ROPE_TRY(read_blocks(d, p));
   p->angle = Angle(d.angle);
   ROPE_TRY(read_angles(d, p));
   ROPE_TRY(read_xpos(d, xpos));
@@ -49,14 +54,15 @@ rope_status apply(const rope_apply_desc* desc) {
   Execution execution;
   const Threads threads = {d.num_threads, d.parallel_for, d.parallel_context};
   ROPE_TRY(read_execution(d.backend, d.flags, d.stream, threads, &execution));
-  PipelineParams p = {};
+  PipelineCall p = {};
   XPos xpos;
-  ROPE_TRY(read_positions(d, &p.positions));
+  ROPE_TRY(read_positions(d, &p));
   if (d.num_tokens == 0) return ROPE_OK;
   ROPE_TRY(read_options(d, &p, &xpos));
   ROPE_TRY(read_tensors(d, &p));
   if (d.flags & ROPE_FLAG_CHECK_PLACES) ROPE_TRY(check_places(d, p.cache));
-  const PairData pairs = {d.frequencies, d.xpos.scale_base != 0 ? &xpos : nullptr};
+  uint8_t streams[ROPE_MAX_ROTARY_DIM / 2];
+  const PairData pairs = {d.frequencies, d.xpos.scale_base != 0 ? &xpos : nullptr, streams_of(d, p, streams)};
   const auto operation = d.flags & ROPE_FLAG_IN_CACHE ? operations->rotate_cache : operations->pipeline;
   return status_of(operation(p, pairs, execution));
 }

@@ -19,11 +19,13 @@ rope_status check_shape(Desc* d) {
 }
 
 rope_status read_positions(const Desc& d, Positions* p) {
-  ROPE_TRY(check_index_dtype("position_dtype", d.position_dtype));
+  ROPE_TRY(check_position_dtype(d.position_dtype));
   *p = {PositionKind::kOffset, 0, d.offset, nullptr, nullptr, {}};
   if (!d.positions) return ROPE_OK;
   if (d.offset)
     return fail(ROPE_ERR_INVALID_ARG, "offset: %lld, must be 0 with positions", static_cast<long long>(d.offset));
+  if (d.position_dtype == ROPE_INDEX_FLOAT32)
+    return fail(ROPE_ERR_UNSUPPORTED, "position_dtype: ROPE_INDEX_FLOAT32 (2), rows are of integer positions");
   p->kind = d.position_dtype == ROPE_INDEX_INT32 ? PositionKind::kIds32 : PositionKind::kIds64;
   p->ids = d.positions;
   return check_pointer(d.backend, "positions", d.positions, index_bytes(d.position_dtype));

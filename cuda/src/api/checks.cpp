@@ -49,8 +49,8 @@ rope_status check_flags(uint32_t flags, uint32_t allowed) {
   return fail(ROPE_ERR_INVALID_ARG, "flags: %#x has bits other than %s", flags, names);
 }
 
-rope_status check_index_dtype(const char* name, int32_t value) {
-  return check_enum(name, value, 2, "ROPE_INDEX_INT64 (0), ROPE_INDEX_INT32 (1)");
+rope_status check_position_dtype(int32_t value) {
+  return check_enum("position_dtype", value, 3, "ROPE_INDEX_INT64 (0), ROPE_INDEX_INT32 (1), ROPE_INDEX_FLOAT32 (2)");
 }
 
 rope_status read_attention_factor(float* factor) {

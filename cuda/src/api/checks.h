@@ -14,11 +14,11 @@ inline rope_status check_range(const char* name, int64_t value, int64_t low, int
 }
 rope_status check_between(const char* name, double value, double low, double high);
 rope_status check_flags(uint32_t flags, uint32_t allowed);
-rope_status check_index_dtype(const char* name, int32_t value);
+rope_status check_position_dtype(int32_t value);
 rope_status read_attention_factor(float* factor);  // 0 becomes 1
 
 int64_t dtype_bytes(int32_t dtype);  // of a valid one
-inline int64_t index_bytes(int32_t index_dtype) { return index_dtype == ROPE_INDEX_INT32 ? 4 : 8; }
+inline int64_t index_bytes(int32_t index_dtype) { return index_dtype == ROPE_INDEX_INT64 ? 8 : 4; }
 
 // Memory of the backend, aligned to `bytes`; null is allowed, or required `when`. Of CUDA it is asked, where that can
 // be told, that it is no host memory.

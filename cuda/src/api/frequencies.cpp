@@ -55,6 +55,8 @@ rope_status validate(Desc* d) {
     return fail(ROPE_ERR_INVALID_ARG, "angle: %d, must be one of ROPE_ANGLE_EXACT (0), ROPE_ANGLE_FP32 (1)", d->angle);
   if (d->rotary_dim < 2 || d->rotary_dim > ROPE_MAX_ROTARY_DIM || d->rotary_dim % 2)
     return fail(ROPE_ERR_INVALID_ARG, "rotary_dim: %d, must be even and 2 to %d", d->rotary_dim, ROPE_MAX_ROTARY_DIM);
+  ROPE_TRY(check_position_dtype(d->position_dtype));
+  ROPE_TRY(check_range("reserved", d->reserved, 0, 0));
   ROPE_TRY(read_field<double>({"theta", &Desc::theta, 10000}, d));
   for (const auto& field : kScalings[d->scaling].reals)
     if (field.name) ROPE_TRY(read_field(field, d));
@@ -76,8 +78,12 @@ rope_status frequencies(const rope_frequencies_desc* desc, uint64_t* words, doub
     if (!(std::fabs(exact[i].high) < 0x1p30))
       return fail(ROPE_ERR_INVALID_ARG, "%s: frequency %d is %g, must be finite and below 2^30 in magnitude",
                   d.inv_freq ? "inv_freq" : "theta", i, exact[i].high);
-  for (int i = 0; i < d.rotary_dim / 2; ++i) {
-    words[i] = d.angle == ROPE_ANGLE_EXACT ? turns_per_position(exact[i]) : bit_cast<uint32_t>(float(exact[i].high));
+  const int pairs = d.rotary_dim / 2;
+  for (int i = 0; i < pairs; ++i) {
+    Turns word = {0, bit_cast<uint32_t>(float(exact[i].high))};
+    if (d.angle == ROPE_ANGLE_EXACT) word = turns_per_position(exact[i]);
+    words[i] = word.fraction;
+    if (d.position_dtype == ROPE_INDEX_FLOAT32) words[pairs + i] = word.whole;
     if (inv_freq) inv_freq[i] = exact[i].high;
   }
   if (attention_factor) *attention_factor = magnitude;

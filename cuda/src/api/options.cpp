@@ -8,19 +8,36 @@ namespace rope::api {
 namespace {
 
 static_assert(2 * kMaxXPosPairs == ROPE_MAX_XPOS_DIM && kMaxNormHeads == ROPE_MAX_NORM_HEADS &&
-              kMaxStreams == ROPE_MAX_STREAMS);
+              kMaxStreams == ROPE_MAX_STREAMS && kMaxPairStreams == ROPE_MAX_PAIR_STREAMS);
+
+rope_status check_pair_streams(const rope_apply_desc& d) {
+  const int32_t count = d.sections.num_streams;
+  ROPE_TRY(check_range("sections.num_streams", count, 2, ROPE_MAX_PAIR_STREAMS));
+  for (int32_t i = 0; i < d.rotary_dim / 2; ++i)
+    if (d.pair_streams[i] >= count)
+      return fail(ROPE_ERR_INVALID_ARG, "pair_streams[%d]: %d, must be below sections.num_streams, %d", i,
+                  d.pair_streams[i], count);
+  return ROPE_OK;
+}
 
 rope_status read_sections(const rope_apply_desc& d, Sections* s) {
   const rope_sections& from = d.sections;
-  if (!from.num_streams) {
-    if (from.interleaved || from.stream_stride || from.sizes[0] || from.sizes[1] || from.sizes[2] || from.sizes[3])
+  const bool ordered = from.interleaved || from.sizes[0] || from.sizes[1] || from.sizes[2] || from.sizes[3];
+  if (!from.num_streams && !d.pair_streams) {
+    if (ordered || from.stream_stride)
       return fail(ROPE_ERR_INVALID_ARG, "sections.num_streams: 0, but sections has other fields set");
     return ROPE_OK;
   }
-  ROPE_TRY(check_range("sections.num_streams", from.num_streams, 2, ROPE_MAX_STREAMS));
+  if (d.pair_streams) {
+    if (ordered) return fail(ROPE_ERR_INVALID_ARG, "sections.sizes: not allowed with pair_streams, nor interleaved");
+    ROPE_TRY(check_pair_streams(d));
+  } else {
+    ROPE_TRY(check_range("sections.num_streams", from.num_streams, 2, ROPE_MAX_STREAMS));
+  }
   ROPE_TRY(check_range("sections.interleaved", from.interleaved, 0, 1));
   if (!d.positions) return fail(ROPE_ERR_INVALID_ARG, "positions: NULL, required with sections");
   *s = {from.num_streams, from.interleaved != 0, {}, from.stream_stride ? from.stream_stride : d.num_tokens};
+  if (d.pair_streams) return ROPE_OK;
   int64_t sum = 0;
   for (int32_t i = 0; i < ROPE_MAX_STREAMS; ++i) {
     const int32_t size = s->sizes[i] = from.sizes[i];
@@ -34,10 +51,54 @@ rope_status read_sections(const rope_apply_desc& d, Sections* s) {
   return ROPE_OK;
 }
 
+// Where positions lie.
+rope_status read_places(const rope_apply_desc& d, PipelineCall* p) {
+  const auto stride_of = [](int64_t given, int64_t otherwise) {
+    return given == ROPE_BROADCAST ? 0 : given ? given : otherwise;
+  };
+  const auto check_stride = [](const char* name, int64_t stride) {
+    if (stride == ROPE_BROADCAST || (stride >= 0 && stride <= INT32_MAX)) return rope_status(ROPE_OK);
+    return fail(ROPE_ERR_INVALID_ARG, "%s: %lld, must be 0 to %d, or ROPE_BROADCAST", name,
+                static_cast<long long>(stride), INT32_MAX);
+  };
+  const int64_t length = d.sequence_length;
+  if (length && (length < 0 || d.num_tokens % length))
+    return fail(ROPE_ERR_INVALID_ARG, "sequence_length: %lld, must be 0 or divide num_tokens, %lld",
+                static_cast<long long>(length), static_cast<long long>(d.num_tokens));
+  ROPE_TRY(check_stride("position_stride", d.position_stride));
+  ROPE_TRY(check_stride("position_sequence_stride", d.position_sequence_stride));
+  if (!d.positions && (d.position_stride || d.position_sequence_stride))
+    return fail(ROPE_ERR_INVALID_ARG, "%s: only allowed with positions",
+                d.position_stride ? "position_stride" : "position_sequence_stride");
+  if (!length && d.position_sequence_stride)
+    return fail(ROPE_ERR_INVALID_ARG, "position_sequence_stride: only allowed with sequence_length");
+  const int64_t stride = stride_of(d.position_stride, 1);
+  p->places = {length, stride, stride_of(d.position_sequence_stride, length * stride)};
+  // Positions that follow each other need no more said.
+  const bool dense = stride == 1 && p->places.sequence_stride == length;
+  p->rare |= d.positions ? !dense : length && length != d.num_tokens && !d.indptr;
+  return ROPE_OK;
+}
+
+rope_status check_float_positions(const rope_apply_desc& d) {
+  if (d.angle == ROPE_ANGLE_COS_SIN)
+    return fail(ROPE_ERR_INVALID_ARG,
+                "position_dtype: ROPE_INDEX_FLOAT32 (2), not allowed with ROPE_ANGLE_COS_SIN, whose rows are counted");
+  if (d.frequency_sets.words && d.angle == ROPE_ANGLE_EXACT)
+    return fail(ROPE_ERR_UNSUPPORTED, "frequency_sets: not with ROPE_INDEX_FLOAT32, whose words have whole turns");
+  if (d.rotary_dim > ROPE_MAX_FLOAT32_ROTARY_DIM)
+    return fail(ROPE_ERR_UNSUPPORTED, "rotary_dim: %d, must be at most %d with ROPE_INDEX_FLOAT32", d.rotary_dim,
+                ROPE_MAX_FLOAT32_ROTARY_DIM);
+  return ROPE_OK;
+}
+
 }  // namespace
 
-rope_status read_positions(const rope_apply_desc& d, Positions* p) {
-  ROPE_TRY(check_index_dtype("position_dtype", d.position_dtype));
+rope_status read_positions(const rope_apply_desc& d, PipelineCall* call) {
+  constexpr PositionKind kIds[] = {PositionKind::kIds64, PositionKind::kIds32, PositionKind::kFloat32};
+  Positions* const p = &call->positions;
+  ROPE_TRY(check_position_dtype(d.position_dtype));
+  ROPE_TRY(read_places(d, call));
   const bool is_int32 = d.position_dtype == ROPE_INDEX_INT32;
   if (d.positions && d.indptr) return fail(ROPE_ERR_INVALID_ARG, "indptr: not allowed together with positions");
   if (d.offset && (d.positions || d.indptr))
@@ -49,14 +110,21 @@ rope_status read_positions(const rope_apply_desc& d, Positions* p) {
                 static_cast<long long>(d.num_requests));
   *p = {PositionKind::kOffset, 0, d.offset, nullptr, nullptr, {}};
   ROPE_TRY(read_sections(d, &p->sections));
+  call->rare |= d.pair_streams != nullptr;
   if (d.positions) {
     ROPE_TRY(check_pointer(d.backend, "positions", d.positions, index_bytes(d.position_dtype)));
-    p->kind = is_int32 ? PositionKind::kIds32 : PositionKind::kIds64;
+    p->kind = kIds[d.position_dtype];
     p->ids = d.positions;
+    if (p->kind == PositionKind::kFloat32) {
+      ROPE_TRY(check_float_positions(d));
+      call->rare = true;
+    }
   } else if (d.indptr) {
     if (d.num_requests < 1 || d.num_requests > INT32_MAX)
       return fail(ROPE_ERR_INVALID_ARG, "num_requests: %lld, must be 1 to %d with indptr",
                   static_cast<long long>(d.num_requests), INT32_MAX);
+    if (d.position_dtype == ROPE_INDEX_FLOAT32)
+      return fail(ROPE_ERR_INVALID_ARG, "position_dtype: ROPE_INDEX_FLOAT32 (2), not allowed with indptr");
     ROPE_TRY(check_pointer(d.backend, "indptr", d.indptr, index_bytes(d.position_dtype)));
     ROPE_TRY(check_pointer(d.backend, "offsets", d.offsets, index_bytes(d.position_dtype)));
     p->kind = is_int32 ? PositionKind::kRagged32 : PositionKind::kRagged64;
@@ -65,6 +133,21 @@ rope_status read_positions(const rope_apply_desc& d, Positions* p) {
     p->offsets = d.offsets;
   }
   return ROPE_OK;
+}
+
+rope_status read_blocks(const rope_apply_desc& d, PipelineCall* p) {
+  // Of neighbours, blocks have the pairs that the whole has.
+  p->blocks = p->layout == Layout::kNeox ? d.num_blocks : 1;
+  p->rare |= p->blocks > 1;
+  if (d.num_blocks > 1 && d.flags & ROPE_FLAG_IN_CACHE)
+    return fail(ROPE_ERR_UNSUPPORTED, "num_blocks: %d, must be 1 with ROPE_FLAG_IN_CACHE", d.num_blocks);
+  return ROPE_OK;
+}
+
+const uint8_t* streams_of(const rope_apply_desc& d, const PipelineParams& p, uint8_t* streams) {
+  if (!p.positions.sections.streams || d.pair_streams) return d.pair_streams;
+  for (int32_t i = 0; i < d.rotary_dim / 2; ++i) streams[i] = uint8_t(stream_of(p.positions.sections, i));
+  return streams;
 }
 
 rope_status read_norm(const rope_apply_desc& d, Norm* n) {

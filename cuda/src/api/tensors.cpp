@@ -191,13 +191,14 @@ rope_status check_sources_apart(const Source& x, const Source& y) {
 // What is read beside the tensors, of what the call has. (How long a page table is, it does not say.)
 class Inputs {
  public:
-  Inputs(const rope_apply_desc& d, const PipelineParams& p) {
+  Inputs(const rope_apply_desc& d, const PipelineCall& p) {
     const int64_t tokens = d.num_tokens, index = index_bytes(d.position_dtype);
     const Sections& sections = p.positions.sections;
-    add("positions", d.positions, (tokens + std::max(sections.streams - 1, 0) * sections.stride) * index);
+    const int64_t places = extent(p.places, tokens);
+    add("positions", d.positions, (places + std::max(sections.streams - 1, 0) * sections.stride) * index);
     add("indptr", d.indptr, (d.num_requests + 1) * index);
     add("offsets", d.offsets, d.num_requests * index);
-    add("positions_from", d.positions_from, tokens * index);
+    add("positions_from", d.positions_from, places * index);
     if (p.cache.indices) add_cache(d);
     if (p.norm.on) {
       const int64_t weight = d.head_dim * (d.norm.weight_is_f32 ? 4 : dtype_bytes(d.dtype));
@@ -218,6 +219,12 @@ class Inputs {
   }
 
  private:
+  // Elements of the positions of one stream, gaps included.
+  static int64_t extent(const PositionPlaces& p, int64_t tokens) {
+    const int64_t length = p.sequence_length ? p.sequence_length : tokens;
+    return std::min((tokens / length - 1) * p.sequence_stride + (length - 1) * p.stride, INT64_MAX / 16) + 1;
+  }
+
   void add(const char* name, const void* data, int64_t bytes) {
     if (data) extents_[count_++] = {name, data, bytes};
   }
@@ -294,7 +301,7 @@ rope_status check_fused(const rope_apply_desc& d, const PipelineParams& p, const
 
 }  // namespace
 
-rope_status read_tensors(const rope_apply_desc& d, PipelineParams* p) {
+rope_status read_tensors(const rope_apply_desc& d, PipelineCall* p) {
   const bool in_cache = d.flags & ROPE_FLAG_IN_CACHE;
   if (in_cache) ROPE_TRY(check_in_cache(d));
   const int32_t v_heads = d.num_v_heads ? d.num_v_heads : d.num_k_heads,

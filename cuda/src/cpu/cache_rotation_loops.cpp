@@ -2,7 +2,7 @@
 // so they may run in any order.
 #include <type_traits>
 
-#include "../operations/token.h"
+#include "../operations/general.h"
 #include "parallel.h"
 #include "rows.h"
 #include "sets.h"
@@ -11,7 +11,7 @@ namespace rope::cpu {
 namespace {
 
 struct Job {
-  const PipelineParams& params;
+  const PipelineCall& params;
   const PairData& pairs;
 };
 
@@ -50,12 +50,12 @@ void rotate_tokens(const void* context, int64_t begin, int64_t end) {
   for (int32_t i = pairs; i % kAnglePadding; ++i) cos[i] = sin[i] = 0.0f;
   typename Keys::Angles angles;
   for (int64_t token = begin; token < end; ++token) {
-    TokenState state;
+    PlacedToken state;
     CachePlace place = {};
     if (!token_state(p, token, true, &state)) continue;
     if (!cache_place<true>(p.cache, cache_index(p.cache, token), true, &place)) continue;
     for (int32_t i = 0; i < pairs; ++i) {
-      const CosSin a = pair_angle(p, pair_data, keys.xpos_sign, state, token, i);
+      const CosSin a = pair_angle(p, pair_data, keys.xpos_sign, state, i);
       cos[i] = a.cos;
       sin[i] = a.sin;
     }
@@ -75,7 +75,7 @@ void rotate_tokens(const void* context, int64_t begin, int64_t end) {
 
 // Stored: a dtype, or Codes.
 template <class Stored>
-Outcome rotate_stored(const PipelineParams& p, const PairData& pairs, const Execution& e) {
+Outcome rotate_stored(const PipelineCall& p, const PairData& pairs, const Execution& e) {
   const PipelineOperand& keys = p.operands[0];
   const int64_t elements = int64_t(keys.heads) * (keys.whole ? keys.dim : p.rotary_dim);
   const Job job{p, pairs};
@@ -89,13 +89,13 @@ Outcome rotate_stored(const PipelineParams& p, const PairData& pairs, const Exec
 }  // namespace
 
 template <class Set, class D>
-Outcome rotate_cache(const PipelineParams& p, const PairData& pairs, const Execution& e) {
+Outcome rotate_cache(const PipelineCall& p, const PairData& pairs, const Execution& e) {
   return p.operands[0].quantize.type == OutType::kSame ? rotate_stored<D>(p, pairs, e)
                                                        : rotate_stored<Codes>(p, pairs, e);
 }
 
 #define ROPE_INSTANCE(D) \
-  template Outcome rotate_cache<ThisSet, D>(const PipelineParams&, const PairData&, const Execution&);
+  template Outcome rotate_cache<ThisSet, D>(const PipelineCall&, const PairData&, const Execution&);
 ROPE_FOR_EACH_DTYPE(ROPE_INSTANCE)
 #undef ROPE_INSTANCE
 

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../operations/token.h"
+#include "../operations/general.h"
 #include "parallel.h"
 #include "rotate.h"
 
@@ -10,7 +10,7 @@ namespace rope::cpu {
 namespace {
 
 struct Job {
-  const PipelineParams& params;
+  const PipelineCall& params;
   const PairData& pairs;
 };
 
@@ -45,16 +45,17 @@ void normalise(const PipelineParams& p, const PipelineOperand& o, int32_t head, 
 }
 
 template <Layout kLayout>
-void rotate_row(const PipelineParams& p, const float* cos, const float* sin, float* row) {
-  float* const x = row + p.rotary_offset;
-  const int32_t half = p.rotary_dim / 2;
-  for (int32_t i = 0; i < half; ++i) {
-    const int32_t first = kLayout == Layout::kNeox ? i : 2 * i,
-                  second = kLayout == Layout::kNeox ? i + half : 2 * i + 1;
-    const Pair y = rotate_pair({x[first], x[second]}, {cos[i], sin[i]});
-    x[first] = y.first;
-    x[second] = y.second;
-  }
+void rotate_row(const PipelineCall& p, const float* cos, const float* sin, float* row) {
+  float* x = row + p.rotary_offset;
+  const int32_t half = p.rotary_dim / 2 / p.blocks;
+  for (int32_t block = 0; block < p.blocks; ++block, x += 2 * half, cos += half, sin += half)
+    for (int32_t i = 0; i < half; ++i) {
+      const int32_t first = kLayout == Layout::kNeox ? i : 2 * i,
+                    second = kLayout == Layout::kNeox ? i + half : 2 * i + 1;
+      const Pair y = rotate_pair({x[first], x[second]}, {cos[i], sin[i]});
+      x[first] = y.first;
+      x[second] = y.second;
+    }
 }
 
 // What a quantised head is multiplied with.
@@ -78,7 +79,7 @@ const typename D::Storage* head_at(const PipelineOperand& o, int64_t token, int3
 
 // The mean of the sums of squares of a token's heads, at the place of the norm.
 template <class D, Layout kLayout>
-float mean_across_heads(const PipelineParams& p, const PipelineOperand& o, int64_t token, const float* cos,
+float mean_across_heads(const PipelineCall& p, const PipelineOperand& o, int64_t token, const float* cos,
                         const float* sin) {
   float sums[kMaxNormHeads], x[kMaxPipelineDim];
   for (int32_t head = 0; head < o.heads; ++head) {
@@ -91,7 +92,7 @@ float mean_across_heads(const PipelineParams& p, const PipelineOperand& o, int64
 }
 
 template <class D, Layout kLayout>
-void one_head(const PipelineParams& p, const PipelineOperand& o, int64_t token, int32_t head, const CachePlace& place,
+void one_head(const PipelineCall& p, const PipelineOperand& o, int64_t token, int32_t head, const CachePlace& place,
               const float* cos, const float* sin, const float* across) {
   using Storage = typename D::Storage;
   float x[kMaxPipelineDim];
@@ -123,7 +124,7 @@ void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
   const auto& [p, pairs] = *static_cast<const Job*>(context);
   float cos[kMaxRotaryDim / 2], sin[kMaxRotaryDim / 2];
   for (int64_t token = begin; token < end; ++token) {
-    TokenState state;
+    PlacedToken state;
     CachePlace place = {};
     if (!token_state(p, token, true, &state)) continue;
     const bool cached = p.cache.indices && cache_place<true>(p.cache, cache_index(p.cache, token), true, &place);
@@ -134,7 +135,7 @@ void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
       if (o.rotated && !(turned && turned->xpos_sign == o.xpos_sign)) {
         turned = &o;
         for (int32_t j = 0; j < p.rotary_dim / 2; ++j) {
-          const CosSin a = pair_angle(p, pairs, o.xpos_sign, state, token, j);
+          const CosSin a = pair_angle(p, pairs, o.xpos_sign, state, j);
           cos[j] = a.cos;
           sin[j] = a.sin;
         }
@@ -150,7 +151,7 @@ void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
 }  // namespace
 
 template <class Set, class D>
-Outcome pipeline(const PipelineParams& p, const PairData& pairs, const Execution& e) {
+Outcome pipeline(const PipelineCall& p, const PairData& pairs, const Execution& e) {
   int64_t row = 0;
   for (int32_t i = 0; i < p.num_operands; ++i)
     row += int64_t(p.operands[i].heads) * p.operands[i].dim * int64_t(sizeof(typename D::Storage));
@@ -162,8 +163,7 @@ Outcome pipeline(const PipelineParams& p, const PairData& pairs, const Execution
   });
 }
 
-#define ROPE_INSTANCE(D) \
-  template Outcome pipeline<ThisSet, D>(const PipelineParams&, const PairData&, const Execution&);
+#define ROPE_INSTANCE(D) template Outcome pipeline<ThisSet, D>(const PipelineCall&, const PairData&, const Execution&);
 ROPE_FOR_EACH_DTYPE(ROPE_INSTANCE)
 #undef ROPE_INSTANCE
 

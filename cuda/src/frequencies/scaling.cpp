@@ -156,14 +156,15 @@ const ScalingMethod kScalings[kNumScalings] = {
      {{"factor", &Desc::factor, 1}, {"proportion", &Desc::proportion, 0, 0, 1}}},
 };
 
-uint64_t turns_per_position(DoubleDouble inv_freq) {
+Turns turns_per_position(DoubleDouble inv_freq) {
   const DoubleDouble turns = inv_freq / kTwoPi;
   const double whole = std::floor(turns.high);
   const DoubleDouble fraction = (turns - whole) * 0x1p64;  // in [0, 2^64], or just below 0
-  // Both halves as integers modulo 2^64; the low half is rounded to the nearest after the high one's own fraction.
+  // Both halves as integers; the low half is rounded to the nearest after the high one's own fraction.
   const double high = std::floor(fraction.high);
-  const auto integer = static_cast<__int128>(high);
-  return uint64_t(integer) + uint64_t(int64_t(std::nearbyint((fraction.high - high) + fraction.low)));
+  const auto rounded = static_cast<__int128>(std::nearbyint((fraction.high - high) + fraction.low));
+  const auto turns_64 = static_cast<__int128>(whole) * (__int128(1) << 64) + static_cast<__int128>(high) + rounded;
+  return {uint64_t(turns_64 >> 64), uint64_t(turns_64)};
 }
 
 }  // namespace rope

@@ -40,7 +40,12 @@ struct ScalingMethod {
 inline constexpr int kNumScalings = 10;
 extern const ScalingMethod kScalings[kNumScalings];
 
-// inv_freq / (2 pi) modulo 1 as a 64-bit fraction of a turn, to the nearest. |inv_freq| < 2^30.
-uint64_t turns_per_position(DoubleDouble inv_freq);
+// inv_freq / (2 pi) in fixed point, to the nearest: whole turns in two's complement, and 64 bits of a turn.
+// |inv_freq| < 2^30.
+struct Turns {
+  uint64_t whole, fraction;
+};
+
+Turns turns_per_position(DoubleDouble inv_freq);
 
 }  // namespace rope

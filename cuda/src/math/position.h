@@ -5,9 +5,11 @@
 
 namespace rope {
 
-enum class PositionKind : int32_t { kOffset, kIds32, kIds64, kRagged32, kRagged64 };
+// kFloat32: ids that are float32, which operations/general.h reads.
+enum class PositionKind : int32_t { kOffset, kIds32, kIds64, kRagged32, kRagged64, kFloat32 };
 
-inline constexpr int kMaxStreams = 4;
+inline constexpr int kMaxStreams = 4;      // that have sizes
+inline constexpr int kMaxPairStreams = 8;  // of which each pair has its own
 
 // M-RoPE (arXiv:2409.12191): which of a token's positions a pair turns by.
 struct Sections {
@@ -90,6 +92,7 @@ ROPE_INLINE bool position_of(const Positions& p, int64_t token, int64_t* positio
     case PositionKind::kIds64: *position = static_cast<const int64_t*>(p.ids)[token]; return *position != -1;
     case PositionKind::kRagged32: return detail::ragged_position<int32_t>(p, token, position);
     case PositionKind::kRagged64: return detail::ragged_position<int64_t>(p, token, position);
+    case PositionKind::kFloat32: break;
   }
   return false;
 }

@@ -36,8 +36,8 @@ ROPE_INLINE float power_of_2(double x) {
 }
 
 // `sign`: 1 for q, -1 for k. What the exponent's double arithmetic adds to the error is below 1e-13.
-ROPE_INLINE float xpos_magnitude(double rate, int64_t distance, int32_t sign) {
-  return power_of_2(double(distance) * (sign < 0 ? -rate : rate));
+ROPE_INLINE float xpos_magnitude(double rate, double distance, int32_t sign) {
+  return power_of_2(distance * (sign < 0 ? -rate : rate));
 }
 
 }  // namespace rope

@@ -18,8 +18,9 @@ constexpr int32_t divide_up(int64_t a, int64_t b) { return int32_t((a + b - 1) /
 
 // What a call holds for every pair.
 struct PairData {
-  const uint64_t* words;  // [rotary_dim / 2], from rope_frequencies; null: in FrequencySets, or not needed
-  const XPos* xpos;       // null: no operand has it
+  const uint64_t* words;             // [rotary_dim / 2], from rope_frequencies; null: in FrequencySets, or not needed
+  const XPos* xpos;                  // null: no operand has it
+  const uint8_t* streams = nullptr;  // [rotary_dim / 2], of positions, that each turns by; null: a token has one
 };
 
 // CPU: what runs the pieces of a call.

@@ -11,8 +11,8 @@
 #define ROPE_FOR_EACH_DTYPE(X) X(F32) X(F16) X(BF16)
 
 #define ROPE_FOR_EACH_OPERATION(X) \
-  X(pipeline, PipelineParams)      \
-  X(rotate_cache, PipelineParams)  \
+  X(pipeline, PipelineCall)        \
+  X(rotate_cache, PipelineCall)    \
   X(build_cos_sin, CosSinParams)
 
 namespace rope {

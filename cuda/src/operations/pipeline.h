@@ -81,11 +81,25 @@ struct PipelineParams {
   FrequencySets sets;
   Norm norm;
   bool dynamic;  // a scale is computed
+  bool rare;     // what the pipeline kernel does not know: of PipelineCall, or kFloat32, or streams in no order
+};
+
+// Where the positions of tokens lie, in sequences of equal length.
+struct PositionPlaces {
+  int64_t sequence_length;          // 0: all tokens are one
+  int64_t stride, sequence_stride;  // elements between tokens, and between sequences; 0: they share theirs
+};
+
+// What is rare, behind what is not: the pipeline kernel's argument has none of it.
+struct PipelineCall : PipelineParams {
+  PositionPlaces places = {0, 1, 0};
+  int32_t blocks = 1;  // of the rotated part, which have their pairs in themselves; 1 where pairs are neighbours
 };
 
 // Whether q and k are rotated, by the call's own frequencies, and nothing else is done.
 inline bool is_rotation(const PipelineParams& p) {
-  bool plain = p.angle != Angle::kCosSin && !p.positions_from && !p.sets.words && !p.norm.on && !p.cache.indices;
+  bool plain =
+      !p.rare && p.angle != Angle::kCosSin && !p.positions_from && !p.sets.words && !p.norm.on && !p.cache.indices;
   for (int32_t i = 0; i < p.num_operands; ++i) {
     const PipelineOperand& o = p.operands[i];
     plain &= o.rotated && o.quantize.type == OutType::kSame && o.xpos_sign == 0;

@@ -35,7 +35,7 @@ ROPE_INLINE float float_at(const void* values, Dtype dtype, int64_t i) {
 
 // Whether a token with this position is to be left alone.
 ROPE_INLINE bool is_skipped(const Positions& p, int64_t position) {
-  return p.kind != PositionKind::kOffset && position == -1;
+  return p.kind != PositionKind::kOffset && p.kind != PositionKind::kFloat32 && position == -1;
 }
 
 // Where a token stands: what all of its pairs share.
@@ -45,10 +45,8 @@ struct TokenState {
   float cos_scale, sin_scale;
 };
 
-// False: the token is to be left alone. `counts`: this caller reports it, if it is to be reported.
-ROPE_INLINE bool token_state(const PipelineParams& p, int64_t token, bool counts, TokenState* s) {
-  if (!position_of(p.positions, token, &s->position)) return false;
-  s->from = p.positions_from ? index_at(p.positions_from, positions_are_int32(p.positions), token) : 0;
+// Which frequencies and magnitude the token has. False: none, it is to be left alone.
+ROPE_INLINE bool choose_set(const PipelineParams& p, int64_t token, TokenState* s) {
   s->words = s->words_from = nullptr;
   s->cos_scale = p.cos_scale;
   s->sin_scale = p.sin_scale;
@@ -62,6 +60,14 @@ ROPE_INLINE bool token_state(const PipelineParams& p, int64_t token, bool counts
       s->sin_scale *= p.sets.factors[set];
     }
   }
+  return true;
+}
+
+// False: the token is to be left alone. `counts`: this caller reports it, if it is to be reported.
+ROPE_INLINE bool token_state(const PipelineParams& p, int64_t token, bool counts, TokenState* s) {
+  if (!position_of(p.positions, token, &s->position)) return false;
+  s->from = p.positions_from ? index_at(p.positions_from, positions_are_int32(p.positions), token) : 0;
+  if (!choose_set(p, token, s)) return false;
   if (p.angle != Angle::kCosSin) return true;
   bool inside = uint64_t(s->position) < uint64_t(p.cos_sin.rows);
   for (int32_t i = 1; i < p.positions.sections.streams; ++i)
@@ -91,7 +97,7 @@ ROPE_INLINE CosSin pair_angle(const PipelineParams& p, const PairData& pairs, in
   if (!xpos_sign) return a;
   // Position arithmetic wraps.
   const int64_t distance = int64_t(uint64_t(position) - uint64_t(p.positions_from ? s.from : pairs.xpos->center));
-  const float magnitude = xpos_magnitude(pairs.xpos->rates[pair], distance, xpos_sign);
+  const float magnitude = xpos_magnitude(pairs.xpos->rates[pair], double(distance), xpos_sign);
   return {a.cos * magnitude, a.sin * magnitude};
 }
 

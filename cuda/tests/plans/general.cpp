@@ -63,7 +63,8 @@ void test_general() {
   for (int i = 0; i < 12'000; ++i) {
     ++shape;
     const int element_bytes = r.of({2, 4});
-    const PipelineParams p = r.chance(0.8) ? random_pipeline(r, element_bytes) : random_rotation(r, element_bytes);
+    PipelineCall p = {r.chance(0.8) ? random_pipeline(r, element_bytes) : random_rotation(r, element_bytes)};
+    if (p.layout == Layout::kNeox && p.rotary_dim % 4 == 0 && r.chance(0.2)) p.blocks = 2;
     const GeneralPlan plan = plan_general(p, element_bytes);
     if (plan.unsupported) {
       CHECK(p.norm.on || p.dynamic);
@@ -75,6 +76,7 @@ void test_general() {
     slots_apart |= plan.grid_z > 1;
     const int32_t vec = plan.code.access_bytes / element_bytes;
     check_alignment(p, plan.code, element_bytes, vec);
+    CHECK(p.rotary_dim / 2 / p.blocks % vec == 0);
     unsigned first = 0;
     int reporters = 0;
     for (int32_t j = 0; j < kMaxOperands; ++j) {

@@ -7,7 +7,7 @@
 
 #include <type_traits>
 
-#include "../../operations/token.h"
+#include "../../operations/general.h"
 #include "../parts/chunk.h"
 #include "../parts/codes.cuh"
 #include "../parts/launch.h"
@@ -20,9 +20,10 @@
 namespace rope::cuda {
 
 struct CacheRotationArgs {
-  PipelineParams params;
+  PipelineCall params;
   int32_t slots, stored_slots, turns;  // see CachePlan
   XPos xpos;
+  uint8_t streams[kMaxRotaryDim / 2];
   alignas(16) uint64_t words[kMaxRotaryDim / 2];
 };
 
@@ -32,7 +33,7 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
     cache_rotation_kernel(const __grid_constant__ CacheRotationArgs args) {
   using C = Chunk<Stored, kVec>;
   constexpr bool kQuantised = std::is_same_v<Stored, Codes>;
-  const PipelineParams& p = args.params;
+  const PipelineCall& p = args.params;
   const PipelineOperand& keys = p.operands[0];
   const GridPlace at = grid_place(blockIdx, threadIdx, blockDim, gridDim);
   const int64_t token = at.token;
@@ -46,7 +47,7 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
   wait_for_previous();
   release_next();
 
-  TokenState state = {};
+  PlacedToken state = {};
   CachePlace place = {};
   const bool reports = head == 0 && slot_index == 0;
   const bool moves = inside && token_state(p, token, reports, &state) &&
@@ -75,7 +76,8 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
   if (moves && slot.rotated) {
 #pragma unroll
     for (int j = 0; j < kVec; ++j)
-      angle[j] = pair_angle(p, {as_memory(args.words), &args.xpos}, keys.xpos_sign, state, token, map.pair(j));
+      angle[j] = pair_angle(p, {as_memory(args.words), &args.xpos, as_memory(args.streams)}, keys.xpos_sign, state,
+                            map.pair(j));
   }
 
   const auto turn_head = [&](int u) {

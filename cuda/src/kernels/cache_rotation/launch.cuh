@@ -1,6 +1,8 @@
 // From a plan to the kernel that carries it out.
 #pragma once
 
+#include <algorithm>
+
 #include "../../operations/operations.h"
 #include "../parts/compiled.h"
 #include "kernel.cuh"
@@ -9,7 +11,7 @@ namespace rope::cuda {
 
 // Stored: a dtype, or Codes. kCodes: all that are compiled for it.
 template <class Stored, const auto& kCodes>
-Outcome rotate_stored(const PipelineParams& p, const PairData& pairs, const Execution& e) {
+Outcome rotate_stored(const PipelineCall& p, const PairData& pairs, const Execution& e) {
   constexpr int kElementBytes = sizeof(typename Stored::Storage);
   const CachePlan plan = plan_rotate_cache(p, kElementBytes);
   if (plan.unsupported) return {0, plan.unsupported};
@@ -19,7 +21,8 @@ Outcome rotate_stored(const PipelineParams& p, const PairData& pairs, const Exec
   args.stored_slots = plan.stored_slots;
   args.turns = plan.turns;
   if (pairs.xpos) args.xpos = *pairs.xpos;
-  copy_words(pairs, p.rotary_dim / 2, args.words);
+  if (pairs.streams) std::copy_n(pairs.streams, p.rotary_dim / 2, args.streams);
+  copy_words(pairs, word_rows(p) * p.rotary_dim / 2, args.words);
   return for_layout(p.layout, [&](auto layout) {
     const auto launch_code = [&](auto index) {
       constexpr CacheCode kCode = kCodes[index.value];
@@ -33,7 +36,7 @@ Outcome rotate_stored(const PipelineParams& p, const PairData& pairs, const Exec
 }
 
 template <class D>
-Outcome rotate_cache(const PipelineParams& p, const PairData& pairs, const Execution& e) {
+Outcome rotate_cache(const PipelineCall& p, const PairData& pairs, const Execution& e) {
   return p.operands[0].quantize.type == OutType::kSame ? rotate_stored<D, kDtypeCacheCodes>(p, pairs, e)
                                                        : rotate_stored<Codes, kCodesCacheCodes>(p, pairs, e);
 }

@@ -10,7 +10,7 @@
 namespace rope::cuda {
 
 template <class D>
-Outcome general(const PipelineParams& p, const PairData& pairs, const Execution& e) {
+Outcome general(const PipelineCall& p, const PairData& pairs, const Execution& e) {
   constexpr int kElementBytes = sizeof(typename D::Storage);
   const GeneralPlan plan = plan_general(p, kElementBytes);
   if (plan.unsupported) return {0, plan.unsupported};
@@ -19,7 +19,8 @@ Outcome general(const PipelineParams& p, const PairData& pairs, const Execution&
   std::copy_n(plan.operands, kMaxOperands, args.plans);
   std::copy_n(plan.first_block, kMaxOperands, args.first_block);
   if (pairs.xpos) args.xpos = *pairs.xpos;
-  copy_words(pairs, p.rotary_dim / 2, args.words);
+  if (pairs.streams) std::copy_n(pairs.streams, p.rotary_dim / 2, args.streams);
+  copy_words(pairs, word_rows(p) * p.rotary_dim / 2, args.words);
   const auto launch_code = [&](auto index) {
     constexpr GeneralCode kCode = kGeneralCodes<kElementBytes>[index.value];
     return launch<kCode.reduce>(general_kernel<D, kCode.access_bytes / kElementBytes, kCode.reduce>,

@@ -37,9 +37,11 @@ const char* check_heads(const PipelineParams& p, int32_t slots) {
 
 }  // namespace
 
-GeneralPlan plan_general(const PipelineParams& p, int element_bytes) {
+GeneralPlan plan_general(const PipelineCall& p, int element_bytes) {
   GeneralPlan plan = {};
-  const int widest = alignment(p, element_bytes).widest(16);
+  Alignment all = alignment(p, element_bytes);
+  all.add_elements(p.rotary_dim / 2 / p.blocks);
+  const int widest = all.widest(16);
   plan.code = {widest, reduces(p)};
   if (widest == 8 && !reduces(p)) plan.code.access_bytes = element_bytes;
   const int vec = plan.code.access_bytes / element_bytes;

@@ -62,6 +62,6 @@ struct GeneralPlan {
   unsigned grid_x, grid_z;             // z: slots that do not fit one block
 };
 
-GeneralPlan plan_general(const PipelineParams& p, int element_bytes);
+GeneralPlan plan_general(const PipelineCall& p, int element_bytes);
 
 }  // namespace rope::cuda

@@ -2,7 +2,7 @@
 // which it takes them.
 #pragma once
 
-#include "../../operations/token.h"
+#include "../../operations/general.h"
 #include "../parts/chunk.h"
 #include "../parts/codes.cuh"
 #include "../parts/launch.h"
@@ -16,10 +16,11 @@
 namespace rope::cuda {
 
 struct GeneralArgs {
-  PipelineParams params;
+  PipelineCall params;
   GeneralOperand plans[kMaxOperands];
   uint32_t first_block[kMaxOperands];  // of an operand, ascending; UINT32_MAX where there is none
   XPos xpos;
+  uint8_t streams[kMaxRotaryDim / 2];
   alignas(16) uint64_t words[kMaxRotaryDim / 2];
 };
 
@@ -28,7 +29,7 @@ struct GeneralThread {
   using C = Chunk<D, kVec>;
 
   const GeneralArgs& args;
-  const PipelineParams& p;
+  const PipelineCall& p;
   const PipelineOperand& o;
   const GeneralOperand& plan;
   const GeneralPlace at;
@@ -39,7 +40,7 @@ struct GeneralThread {
 
   int32_t head;
   bool moves;  // the token is not left alone
-  TokenState state = {};
+  PlacedToken state = {};
   CachePlace place = {};
 
   __device__ __forceinline__ GeneralThread(const GeneralArgs& args, int which)
@@ -51,10 +52,17 @@ struct GeneralThread {
         inside(at.row_token < plan.tokens && at.token < p.num_tokens && at.slot < plan.slots),
         across(kReduce && o.weight && p.norm.across_heads),
         quantised(o.quantize.type != OutType::kSame),
-        slot(slot_of<kVec, true>(p.layout, o.rotated ? p.rotary_dim : 0, p.rotary_offset, o.dim, plan.stored_slots,
-                                 at.slot)),
+        slot(in_block(slot_of<kVec, true>(p.layout, o.rotated ? p.rotary_dim : 0, p.rotary_offset, o.dim,
+                                          plan.stored_slots, at.slot))),
         head(at.head),
         moves(inside) {}
+
+  // A slot of pairs that lie in blocks: `of` without them.
+  __device__ __forceinline__ Slot in_block(Slot of) const {
+    if (p.blocks == 1 || !of.rotated) return of;
+    const int32_t half = p.rotary_dim / 2 / p.blocks, block = (of.first - p.rotary_offset) / half;
+    return {true, of.first + block * half, of.first + (block + 1) * half};
+  }
 
   __device__ __forceinline__ bool live() const { return inside && head < o.heads; }
 
@@ -69,7 +77,7 @@ struct GeneralThread {
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
       const int32_t pair = p.layout == Layout::kGptj ? gptj.pair(j) : neox.pair(j);
-      angle[j] = pair_angle(p, {as_memory(args.words), &args.xpos}, o.xpos_sign, state, at.token, pair);
+      angle[j] = pair_angle(p, {as_memory(args.words), &args.xpos, as_memory(args.streams)}, o.xpos_sign, state, pair);
     }
   }
 

@@ -100,7 +100,7 @@ int launch_pipeline(const PipelineParams& p, const PairData& pairs, const Execut
 }
 
 template <class D>
-Outcome pipeline(const PipelineParams& p, const PairData& pairs, const Execution& e) {
+Outcome pipeline(const PipelineCall& p, const PairData& pairs, const Execution& e) {
   constexpr int kElementBytes = sizeof(typename D::Storage);
   const PipelinePlan plan = plan_pipeline(p, kElementBytes);
   if (plan.general) return general<D>(p, pairs, e);

@@ -1,0 +1,100 @@
+// What all options mean for one token and one pair, the rare ones too (PipelineCall): for the CPU, the general kernel
+// and keys in a cache. The functions of token.h for a PipelineParams are the pipeline kernel's, whose code has none of
+// this.
+#pragma once
+
+#include "token.h"
+
+namespace rope {
+
+// A position as it is read. Of kFloat32 it is the bits of the float32.
+struct PlacedToken : TokenState {
+  int64_t place;  // element of the positions
+};
+
+ROPE_INLINE bool positions_are_floats(const PipelineParams& p) { return p.positions.kind == PositionKind::kFloat32; }
+
+ROPE_INLINE float as_float(int64_t position) { return bit_cast<float>(uint32_t(position)); }
+
+// Rows of words that a call has: with float32 positions the whole turns stand behind the fractions.
+ROPE_INLINE int32_t word_rows(const PipelineParams& p) {
+  return positions_are_floats(p) && p.angle == Angle::kExact ? 2 : 1;
+}
+
+ROPE_INLINE int64_t read_position(const PipelineParams& p, const void* positions, int64_t place) {
+  return index_at(positions, positions_are_int32(p.positions) || positions_are_floats(p), place);
+}
+
+// False: the token is to be left alone. `counts`: this caller reports it, if it is to be reported.
+ROPE_INLINE bool token_state(const PipelineCall& p, int64_t token, bool counts, PlacedToken* s) {
+  const int64_t length = p.places.sequence_length;
+  const int64_t sequence = length ? int64_t(uint32_t(token) / uint32_t(length)) : 0, number = token - sequence * length;
+  s->place = sequence * p.places.sequence_stride + number * p.places.stride;
+  switch (p.positions.kind) {
+    case PositionKind::kOffset: s->position = int64_t(uint64_t(p.positions.offset) + uint64_t(number)); break;
+    case PositionKind::kRagged32:
+    case PositionKind::kRagged64:
+      if (!position_of(p.positions, token, &s->position)) return false;
+      break;
+    default:
+      s->position = read_position(p, p.positions.ids, s->place);
+      if (is_skipped(p.positions, s->position)) return false;
+  }
+  s->from = p.positions_from ? read_position(p, p.positions_from, s->place) : 0;
+  if (!choose_set(p, token, s)) return false;
+  if (p.angle != Angle::kCosSin) return true;
+  bool inside = uint64_t(s->position) < uint64_t(p.cos_sin.rows);
+  for (int32_t i = 1; i < p.positions.sections.streams; ++i)
+    inside &= uint64_t(stream_position(p.positions, s->place, i)) < uint64_t(p.cos_sin.rows);
+  if (!inside && counts) count_one(p.cos_sin.num_skipped);
+  return inside;
+}
+
+// The phase of a pair at a position. False: there is none, as the position, or kFp32's product, is not finite.
+ROPE_INLINE bool phase_of(const PipelineParams& p, int64_t position, const uint64_t* words, int32_t pair,
+                          uint64_t* phase) {
+  if (!positions_are_floats(p)) {
+    *phase = phase_at(p.angle, position, words[pair]);
+    return true;
+  }
+  const float at = as_float(position);
+  if (p.angle == Angle::kExact) {
+    *phase = phase_at(at, words[pair], words[p.rotary_dim / 2 + pair]);
+    return is_finite(at);
+  }
+  const float radians = at * bit_cast<float>(uint32_t(words[pair]));
+  *phase = detail::phase_of_radians<6>(radians);
+  return is_finite(radians);
+}
+
+// What xPos decays with. Of integers, position arithmetic wraps.
+ROPE_INLINE double xpos_distance(const PipelineParams& p, const PairData& pairs, int64_t position, int64_t from) {
+  if (!positions_are_floats(p)) {
+    const int64_t other = p.positions_from ? from : pairs.xpos->center;
+    return double(int64_t(uint64_t(position) - uint64_t(other)));
+  }
+  return double(as_float(position)) - (p.positions_from ? double(as_float(from)) : double(pairs.xpos->center));
+}
+
+// For an operand with that sign of xPos.
+ROPE_INLINE CosSin pair_angle(const PipelineCall& p, const PairData& pairs, int32_t xpos_sign, const PlacedToken& s,
+                              int32_t pair) {
+  const Sections& sections = p.positions.sections;
+  int64_t position = s.position;
+  if (sections.streams) position = read_position(p, p.positions.ids, pairs.streams[pair] * sections.stride + s.place);
+  if (p.angle == Angle::kCosSin) {
+    const int64_t i = position * p.cos_sin.stride + pair;
+    return {float_at(p.cos_sin.cos, p.cos_sin.dtype, i) * s.cos_scale,
+            float_at(p.cos_sin.sin, p.cos_sin.dtype, i) * s.sin_scale};
+  }
+  uint64_t phase, from = 0;
+  bool turns = phase_of(p, position, s.words ? s.words : pairs.words, pair, &phase);
+  if (p.positions_from) turns &= phase_of(p, s.from, s.words_from ? s.words_from : pairs.words, pair, &from);
+  if (!turns) return {bit_cast<float>(0x7fffffffu), bit_cast<float>(0x7fffffffu)};
+  const CosSin a = scaled_angle(phase - from, s.cos_scale, s.sin_scale);
+  if (!xpos_sign) return a;
+  const float magnitude = xpos_magnitude(pairs.xpos->rates[pair], xpos_distance(p, pairs, position, s.from), xpos_sign);
+  return {a.cos * magnitude, a.sin * magnitude};
+}
+
+}  // namespace rope
