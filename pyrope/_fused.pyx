@@ -364,6 +364,12 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         ``attention_factor`` and ``set_factors`` multiply here as in :meth:`apply` with ``positions_from``. Keys that
         were stored rotated have theirs already: move them with an object whose ``attention_factor`` is 1.
 
+        Each move rounds, and a turn of less than half a step of the stored type is lost every time. Keys of variance 1
+        that are moved by -8 64 times are off by up to 1.1 (int8, dynamic scales) and 6.6 (e4m3, scale 1), moved by -512
+        once by 0.034 and 0.42. What does not wear: moves that are added up and made as one, of keys as they were first
+        stored. A context that drops its oldest tokens need not move at all: attention sees differences of positions
+        only, and angles are exact at every position, so that new tokens may go on counting.
+
         Raises
         ------
         ValueError, TypeError
