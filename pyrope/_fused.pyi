@@ -145,6 +145,9 @@ class FusedRope(Rope):
         set_ids_from: Memory | None = None,
         set_factors: Memory | None = None,
         num_sets: SupportsIndex | None = None,
+        q_tensor_scale: Scale | None = None,
+        k_tensor_scale: Scale | None = None,
+        v_tensor_scale: Scale | None = None,
     ) -> None: ...
     def inverse(
         self,
@@ -198,6 +201,9 @@ class FusedRope(Rope):
         set_ids_from: Memory | None = None,
         set_factors: Memory | None = None,
         num_sets: SupportsIndex | None = None,
+        q_tensor_scale: Scale | None = None,
+        k_tensor_scale: Scale | None = None,
+        v_tensor_scale: Scale | None = None,
     ) -> None: ...
     def rotate_cache(
         self,
@@ -231,4 +237,5 @@ class FusedRope(Rope):
         num_sets: SupportsIndex | None = None,
         inverse: bool = False,
         stream: Stream | None = None,
+        k_tensor_scale: Scale | None = None,
     ) -> None: ...

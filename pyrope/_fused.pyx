@@ -61,13 +61,17 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         arXiv:2405.04434).
     norm : pyrope.RMSNorm, optional
         RMS norm of q and k.
-    q_out_dtype, k_out_dtype, v_out_dtype : {"float8_e4m3fn", "float8_e5m2", "int8"}, optional
+    q_out_dtype, k_out_dtype, v_out_dtype : {"float8_e4m3fn", "float8_e5m2", "int8", "float4_e2m1fn", "q8_0", "q4_0"}, \
+optional
         Quantise: stored is ``round(x * (1 / scale))``, to nearest even, saturating. ``q_out_dtype`` is that of
-        ``q_nope`` too. Default: stored as ``dtype``.
-    q_scale_kind, k_scale_kind, v_scale_kind : {"tensor", "head", "token", "dynamic"}, optional
+        ``q_nope`` too. ``float4_e2m1fn``, only with GroupScales: two in a byte, the first in its low bits. ``q8_0``,
+        ``q4_0``: GGUF's blocks of 32 elements, of 34 and 18 bytes, a float16 scale first, laid out and rounded as ggml
+        does. Rows and strides of these three count bytes. Default: stored as ``dtype``.
+    q_scale_kind, k_scale_kind, v_scale_kind : {"tensor", "head", "token", "dynamic"} or pyrope.GroupScales, optional
         Which scales, float32, a call gives as memory: one; one a head; one a token; or, ``dynamic``, one a token and
         head, which are computed (the head's largest magnitude over the type's largest value, 1 for a head of zeros)
-        and written. Default: ``tensor``, or a number in the call.
+        and written. ``GroupScales``: computed and written for groups of a head's elements (DeepSeek, MXFP8, MXFP4,
+        NVFP4). Default: ``tensor``, or a number in the call.
     cache : pyrope.PagedCache, optional
         Append k and v to a KV cache instead of storing them.
     rotary_dim, rotary_offset, theta, scaling, inv_freq, attention_factor, layout, dtype, device
@@ -100,7 +104,7 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
     cdef readonly int num_v_heads, v_head_dim, q_nope_dim
     cdef readonly object norm  # type: RMSNorm | None
     cdef readonly str q_out_dtype, k_out_dtype, v_out_dtype  # type: OutDType | None
-    cdef readonly str q_scale_kind, k_scale_kind, v_scale_kind  # type: ScaleKind | None
+    cdef readonly object q_scale_kind, k_scale_kind, v_scale_kind  # type: ScaleKind | None
     cdef readonly object cache  # type: PagedCache | None
     cdef bint heads_first  # the cache's layout
 
@@ -139,9 +143,12 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         if v_head_dim is not None:
             self.v_head_dim = as_count("v_head_dim", v_head_dim, 1, ROPE_MAX_HEAD_DIM)
         self.q_nope_dim = as_count("q_nope_dim", q_nope_dim, 0, ROPE_MAX_HEAD_DIM)
-        self.q_out_dtype, self.q_scale_kind = set_quantize("q", q_out_dtype, q_scale_kind, &d.q_quantize)
-        self.k_out_dtype, self.k_scale_kind = set_quantize("k", k_out_dtype, k_scale_kind, &d.k_quantize)
-        self.v_out_dtype, self.v_scale_kind = set_quantize("v", v_out_dtype, v_scale_kind, &d.v_quantize)
+        self.q_out_dtype, self.q_scale_kind = set_quantize("q", q_out_dtype, q_scale_kind, d.head_dim, &d.q_quantize,
+                                                           &d.q_groups)
+        self.k_out_dtype, self.k_scale_kind = set_quantize("k", k_out_dtype, k_scale_kind, d.head_dim, &d.k_quantize,
+                                                           &d.k_groups)
+        self.v_out_dtype, self.v_scale_kind = set_quantize("v", v_out_dtype, v_scale_kind, self.v_head_dim,
+                                                           &d.v_quantize, &d.v_groups)
         self.sections_interleaved = as_flag("sections_interleaved", sections_interleaved)
         self.sections = set_sections(sections, self.sections_interleaved, d)
         if xpos is not None:
@@ -193,7 +200,9 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
               sin: Memory | None = None, cos_sin_rows: SupportsIndex | None = None,
               cos_sin_stride: SupportsIndex | None = None, cos_sin_skipped: Memory | None = None,
               frequency_sets: Memory | None = None, set_ids: Memory | None = None, set_ids_from: Memory | None = None,
-              set_factors: Memory | None = None, num_sets: SupportsIndex | None = None) -> None:
+              set_factors: Memory | None = None, num_sets: SupportsIndex | None = None,
+              q_tensor_scale: Scale | None = None, k_tensor_scale: Scale | None = None,
+              v_tensor_scale: Scale | None = None) -> None:
         """Rotate q and k, and pass q, k and v through the stages.
 
         Memory is given as to :meth:`Rope.apply`: as a pointer, or as an array of the shape and dtype below. An array of
@@ -225,7 +234,12 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         q_scale, k_scale, v_scale : float, pointer or array, optional
             Of a quantised tensor: a number above 0, or float32 memory as the tensor's ``scale_kind`` says: ``[1]``;
             ``[heads]``; ``[num_tokens]``; or, written, ``[num_tokens, heads]``, in a cache
-            ``[num_pages * page_size, heads]``. Default: 1.
+            ``[num_pages * page_size, heads]``; of GroupScales, of their dtype (8-bit ones of any dtype of one byte),
+            ``[num_tokens, heads, groups]``, in a cache ``[num_pages, page_size, heads, groups]`` or as its layout
+            says, where an array brings its strides. Default: 1.
+        q_tensor_scale, k_tensor_scale, v_tensor_scale : float, pointer or array, optional
+            With GroupScales of float8_e4m3fn (NVFP4): the scale of the tensor, a number or ``[1]`` float32; its largest
+            magnitude / (6 * 448) uses all of the scales' range. Default: 1.
         k_cache, v_cache : pointer or array
             With ``cache``: where k and v are appended, ``[num_pages, page_size, heads, dim]`` or as the layout says;
             with one head that dimension may be missing. An array brings its strides.
@@ -301,9 +315,12 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         self._read_v(v, v_out, v_strides, v_out_strides, &d, &c)
         self._read_q_nope(q, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, &d, &c)
         read_weights(q, k, q_weight, k_weight, self.norm, &d, &c)
-        read_scale("q_scale", q_scale, self.q_scale_kind, d.num_q_heads, False, &d.q_quantize, &d, &c)
-        read_scale("k_scale", k_scale, self.k_scale_kind, d.num_k_heads, d.cache.kind, &d.k_quantize, &d, &c)
-        read_scale("v_scale", v_scale, self.v_scale_kind, self.num_v_heads, d.cache.kind, &d.v_quantize, &d, &c)
+        read_scale("q_scale", q_scale, q_tensor_scale, self.q_scale_kind, d.num_q_heads, d.head_dim, False, False,
+                   &d.q_quantize, &d.q_groups, &d, &c)
+        read_scale("k_scale", k_scale, k_tensor_scale, self.k_scale_kind, d.num_k_heads, d.head_dim, d.cache.kind,
+                   self.heads_first, &d.k_quantize, &d.k_groups, &d, &c)
+        read_scale("v_scale", v_scale, v_tensor_scale, self.v_scale_kind, self.num_v_heads, self.v_head_dim,
+                   d.cache.kind, self.heads_first, &d.v_quantize, &d.v_groups, &d, &c)
         read_cache(k, v, k_cache, v_cache, slots, page_table, page_indptr, page_table_stride, request_ids,
                    cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
         read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d, &c)
@@ -326,12 +343,13 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
                      cos_sin_skipped: Memory | None = None, frequency_sets: Memory | None = None,
                      set_ids: Memory | None = None, set_ids_from: Memory | None = None,
                      set_factors: Memory | None = None, num_sets: SupportsIndex | None = None, inverse: bool = False,
-                     stream: Stream | None = None) -> None:
+                     stream: Stream | None = None, k_tensor_scale: Scale | None = None) -> None:
         """Rotate keys where they lie in the cache: a context that shifts, a prefix used elsewhere, other frequencies.
 
         The keys of every token are found as they were appended, turned, and stored back in the same place: those of
         ``dtype`` with one rounding, and only what is rotated is read and written; those of ``k_out_dtype`` with the
-        scale they have. Dynamic scales are computed anew, for which the whole row is read and written.
+        scale they have. Dynamic scales, and those of groups and blocks, are computed anew, for which the whole row is
+        read and written.
 
         Parameters
         ----------
@@ -347,8 +365,8 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
             difference. Default: they were stored without a rotation. Not allowed with ``sections``.
         slots, page_table, page_indptr, page_table_stride, request_ids, cache_positions, cache_skipped
             As for :meth:`apply`: where the keys are.
-        k_scale : float, pointer or array, optional
-            As for :meth:`apply`: what the keys were stored with; of dynamic scales read and written.
+        k_scale, k_tensor_scale : float, pointer or array, optional
+            As for :meth:`apply`: what the keys were stored with; of dynamic scales and GroupScales read and written.
         cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped
             As for :meth:`apply`.
         frequency_sets, set_ids, set_ids_from, set_factors, num_sets
@@ -397,7 +415,8 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
         read_num_tokens(slots, cache_positions, &c)
         d.num_tokens = c.num_tokens
         self._read_positions(positions, offset, indptr, offsets, num_requests, positions_stride, positions_from, &d, &c)
-        read_scale("k_scale", k_scale, self.k_scale_kind, d.num_k_heads, True, &d.k_quantize, &d, &c)
+        read_scale("k_scale", k_scale, k_tensor_scale, self.k_scale_kind, d.num_k_heads, d.head_dim, True,
+                   self.heads_first, &d.k_quantize, &d.k_groups, &d, &c)
         read_cache(k_cache, None, k_cache, None, slots, page_table, page_indptr, page_table_stride, request_ids,
                    cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
         read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d, &c)
@@ -416,7 +435,7 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
             if not d.cache.kind:
                 require("v_out", v_out, "with v where there is no cache")
         return read_pair("v", "v_out", v, v_strides, v_out, v_out_strides, self.num_v_heads, self.v_head_dim, d.dtype,
-                         d.v_quantize.out_dtype != ROPE_OUT_SAME, False, c, &d.v, &d.v_out)
+                         d.v_quantize.out_dtype, False, c, &d.v, &d.v_out)
 
     cdef int _read_q_nope(self, q, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, rope_apply_desc* d,
                           Call* c) except -1:
@@ -427,5 +446,5 @@ dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, enable_p
             require("q_nope_out", q_nope_out, "with q_nope")
             d.q_nope_dim = self.q_nope_dim
         return read_pair("q_nope", "q_nope_out", q_nope, q_nope_strides, q_nope_out, q_nope_out_strides, d.num_q_heads,
-                         self.q_nope_dim, d.dtype, d.q_quantize.out_dtype != ROPE_OUT_SAME, False, c, &d.q_nope,
+                         self.q_nope_dim, d.dtype, d.q_quantize.out_dtype, False, c, &d.q_nope,
                          &d.q_nope_out)

@@ -7,7 +7,7 @@ namespace rope::api {
 
 // Reads q, k, v and the nope part of q, with their outputs, into p's operands; the options are there already. Fails
 // where memory that is written overlaps what else the call has.
-rope_status read_tensors(const rope_apply_desc& d, PipelineParams* p);
+rope_status read_tensors(const rope_apply_desc& d, PipelineCall* p);
 
 // Whether that is a rotation of q and k, with nothing around it; and if so, as one.
 bool is_rotation(const PipelineParams& p);

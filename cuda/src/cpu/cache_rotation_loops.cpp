@@ -11,7 +11,7 @@ namespace rope::cpu {
 namespace {
 
 struct Job {
-  const PipelineParams& params;
+  const PipelineCall& params;
   const PairData& pairs;
 };
 
@@ -39,12 +39,28 @@ void rotate_codes(const PipelineParams& p, uint8_t* codes, const ScalePlace& sca
   });
 }
 
+// The same of a head in groups or blocks.
+template <Layout kLayout>
+void rotate_groups(const PipelineCall& p, char* codes, char* scales, const typename Row<F32, kLayout>::Angles& angles) {
+  const PipelineOperand& keys = p.operands[0];
+  const Groups& groups = p.groups[0];
+  const OutType type = keys.quantize.type;
+  F32::Storage x[kMaxPipelineDim];
+  const int32_t count = keys.dim / groups.size;
+  for (int32_t n = 0; n < count; ++n)
+    decode_group(type, groups, n, codes, scales, [&](int32_t i, float y) { x[i] = bit_cast<F32::Storage>(y); });
+  Row<F32, kLayout>::rotate(x + p.rotary_offset, x + p.rotary_offset, p.rotary_dim / 2, angles);
+  for (int32_t n = 0; n < count; ++n)
+    encode_group(type, groups, n, [&](int32_t i) { return F32::widen(x[i]); }, codes, scales);
+}
+
 template <class Stored, Layout kLayout>
 void rotate_tokens(const void* context, int64_t begin, int64_t end) {
   constexpr bool kQuantised = std::is_same_v<Stored, Codes>;
   using Keys = Row<std::conditional_t<kQuantised, F32, Stored>, kLayout>;
   const auto& [p, pair_data] = *static_cast<const Job*>(context);
   const PipelineOperand& keys = p.operands[0];
+  const Groups& groups = p.groups[0];
   const int32_t pairs = p.rotary_dim / 2;
   alignas(64) float cos[kMaxRotaryDim / 2], sin[kMaxRotaryDim / 2];
   for (int32_t i = pairs; i % kAnglePadding; ++i) cos[i] = sin[i] = 0.0f;
@@ -65,7 +81,12 @@ void rotate_tokens(const void* context, int64_t begin, int64_t end) {
     for (int32_t head = 0; head < keys.heads; ++head) {
       auto* const row = reinterpret_cast<typename Stored::Storage*>(rows + head * keys.out_head_stride);
       if constexpr (kQuantised) {
-        rotate_codes<kLayout>(p, row, scales, head, angles);
+        if (groups.size) {
+          rotate_groups<kLayout>(p, reinterpret_cast<char*>(row), group_scales(groups, keys, token, head, place),
+                                 angles);
+        } else {
+          rotate_codes<kLayout>(p, row, scales, head, angles);
+        }
       } else {
         Keys::rotate(row + p.rotary_offset, row + p.rotary_offset, pairs, angles);
       }
@@ -75,7 +96,7 @@ void rotate_tokens(const void* context, int64_t begin, int64_t end) {
 
 // Stored: a dtype, or Codes.
 template <class Stored>
-Outcome rotate_stored(const PipelineParams& p, const PairData& pairs, const Execution& e) {
+Outcome rotate_stored(const PipelineCall& p, const PairData& pairs, const Execution& e) {
   const PipelineOperand& keys = p.operands[0];
   const int64_t elements = int64_t(keys.heads) * (keys.whole ? keys.dim : p.rotary_dim);
   const Job job{p, pairs};
@@ -89,13 +110,13 @@ Outcome rotate_stored(const PipelineParams& p, const PairData& pairs, const Exec
 }  // namespace
 
 template <class Set, class D>
-Outcome rotate_cache(const PipelineParams& p, const PairData& pairs, const Execution& e) {
+Outcome rotate_cache(const PipelineCall& p, const PairData& pairs, const Execution& e) {
   return p.operands[0].quantize.type == OutType::kSame ? rotate_stored<D>(p, pairs, e)
                                                        : rotate_stored<Codes>(p, pairs, e);
 }
 
 #define ROPE_INSTANCE(D) \
-  template Outcome rotate_cache<ThisSet, D>(const PipelineParams&, const PairData&, const Execution&);
+  template Outcome rotate_cache<ThisSet, D>(const PipelineCall&, const PairData&, const Execution&);
 ROPE_FOR_EACH_DTYPE(ROPE_INSTANCE)
 #undef ROPE_INSTANCE
 

@@ -10,7 +10,7 @@ namespace rope::cpu {
 namespace {
 
 struct Job {
-  const PipelineParams& params;
+  const PipelineCall& params;
   const PairData& pairs;
 };
 
@@ -91,7 +91,7 @@ float mean_across_heads(const PipelineParams& p, const PipelineOperand& o, int64
 }
 
 template <class D, Layout kLayout>
-void one_head(const PipelineParams& p, const PipelineOperand& o, int64_t token, int32_t head, const CachePlace& place,
+void one_head(const PipelineCall& p, const PipelineOperand& o, int64_t token, int32_t head, const CachePlace& place,
               const float* cos, const float* sin, const float* across) {
   using Storage = typename D::Storage;
   float x[kMaxPipelineDim];
@@ -110,6 +110,12 @@ void one_head(const PipelineParams& p, const PipelineOperand& o, int64_t token, 
       const bool copied = !o.weight && (!o.rotated || uint32_t(i - p.rotary_offset) >= uint32_t(p.rotary_dim));
       y[i] = copied ? in[i] : D::narrow(x[i]);  // a copy, bit for bit
     }
+    return;
+  }
+  if (const Groups& groups = p.groups_of(o); groups.size) {
+    char* const scales = group_scales(groups, o, token, head, place);
+    for (int32_t n = 0; n < o.dim / groups.size; ++n)
+      encode_group(o.quantize.type, groups, n, [&](int32_t i) { return x[i]; }, out, scales);
     return;
   }
   const float factor = quantize_factor(p, o, token, head, place, x);
@@ -150,7 +156,7 @@ void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
 }  // namespace
 
 template <class Set, class D>
-Outcome pipeline(const PipelineParams& p, const PairData& pairs, const Execution& e) {
+Outcome pipeline(const PipelineCall& p, const PairData& pairs, const Execution& e) {
   int64_t row = 0;
   for (int32_t i = 0; i < p.num_operands; ++i)
     row += int64_t(p.operands[i].heads) * p.operands[i].dim * int64_t(sizeof(typename D::Storage));
@@ -161,8 +167,7 @@ Outcome pipeline(const PipelineParams& p, const PairData& pairs, const Execution
   });
 }
 
-#define ROPE_INSTANCE(D) \
-  template Outcome pipeline<ThisSet, D>(const PipelineParams&, const PairData&, const Execution&);
+#define ROPE_INSTANCE(D) template Outcome pipeline<ThisSet, D>(const PipelineCall&, const PairData&, const Execution&);
 ROPE_FOR_EACH_DTYPE(ROPE_INSTANCE)
 #undef ROPE_INSTANCE
 

@@ -13,8 +13,8 @@
 
 #define ROPE_FOR_EACH_OPERATION(X) \
   X(rotate, RotateParams)          \
-  X(pipeline, PipelineParams)      \
-  X(rotate_cache, PipelineParams)  \
+  X(pipeline, PipelineCall)        \
+  X(rotate_cache, PipelineCall)    \
   X(build_cos_sin, CosSinParams)
 
 namespace rope {

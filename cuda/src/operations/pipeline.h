@@ -3,7 +3,7 @@
 // cache is a pipeline of one operand that reads where it writes.
 #pragma once
 
-#include "../math/codes.h"
+#include "../math/groups.h"
 #include "call.h"
 
 namespace rope {
@@ -12,11 +12,11 @@ inline constexpr int kMaxOperands = 4;        // q, k, v, the nope part of q
 inline constexpr int kMaxPipelineDim = 4096;  // of a head
 inline constexpr int kMaxNormHeads = 1024;    // that are normalised together
 
-enum class ScaleKind : int32_t { kHost = 0, kTensor = 1, kHead = 2, kToken = 3, kDynamic = 4 };
+enum class ScaleKind : int32_t { kHost = 0, kTensor = 1, kHead = 2, kToken = 3, kDynamic = 4, kGroup = 5 };
 
 struct Quantize {
   OutType type;
-  ScaleKind kind;
+  ScaleKind kind;       // kGroup: of blocks too
   float factor, scale;  // kHost: 1 / scale, scale
   float* scales;
 };
@@ -81,6 +81,13 @@ struct PipelineParams {
   Norm norm;
   CacheMap cache;
   bool dynamic;  // a scale is computed
+};
+
+// What is rare, behind what is not: the pipeline kernel's argument has none of it.
+struct PipelineCall : PipelineParams {
+  Groups groups[kMaxOperands];
+
+  ROPE_INLINE_MEMBER const Groups& groups_of(const PipelineOperand& o) const { return groups[&o - operands]; }
 };
 
 }  // namespace rope

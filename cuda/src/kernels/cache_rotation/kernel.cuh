@@ -1,8 +1,8 @@
 // The kernel that rotates keys where they lie in a cache (operations/pipeline.h).
 //
 // Blocks and threads as in the rotation kernel (../pipeline/kernel.cuh): a thread owns one slot of a head, forms its
-// cos and sin once and applies them to every head of its token that is its own. Of dynamic scales a head's slots, then
-// also those that are not rotated, are all in one block.
+// cos and sin once and applies them to every head of its token that is its own. Of scales that are computed a head's
+// slots, then also those that are not rotated, are all in one block. What is grouped is read an element at a time.
 #pragma once
 
 #include <type_traits>
@@ -10,6 +10,7 @@
 #include "../../operations/token.h"
 #include "../parts/chunk.h"
 #include "../parts/codes.cuh"
+#include "../parts/groups.cuh"
 #include "../parts/launch.h"
 #include "../parts/rows.cuh"
 #include "../parts/slot.h"
@@ -20,19 +21,19 @@
 namespace rope::cuda {
 
 struct CacheRotationArgs {
-  PipelineParams params;
+  PipelineCall params;
   int32_t slots, stored_slots, turns;  // see CachePlan
   XPos xpos;
   alignas(16) uint64_t words[kMaxRotaryDim / 2];
 };
 
 // Stored: a dtype, or Codes, whose type is an argument.
-template <class Stored, Layout kLayout, int kVec, int kUnroll, bool kDynamic>
+template <class Stored, Layout kLayout, int kVec, int kUnroll, bool kDynamic, bool kGrouped>
 __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
     cache_rotation_kernel(const __grid_constant__ CacheRotationArgs args) {
   using C = Chunk<Stored, kVec>;
   constexpr bool kQuantised = std::is_same_v<Stored, Codes>;
-  const PipelineParams& p = args.params;
+  const PipelineCall& p = args.params;
   const PipelineOperand& keys = p.operands[0];
   const GridPlace at = grid_place(blockIdx, threadIdx, blockDim, gridDim);
   const int64_t token = at.token;
@@ -56,13 +57,30 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
   const ScalePlace scales = kQuantised ? stored_scales(p, keys, token, place) : ScalePlace{};
   const auto live = [&](int u) { return moves && head + u * step < keys.heads; };
   const auto row_of = [&](int u) { return rows + (head + u * step) * keys.out_head_stride; };
+  const auto group_rows = [&](int u) {
+    using Rows = GroupRows<kVec>;
+    __shared__ float shared[Rows::kFloats];
+    const Groups& groups = p.groups[0];
+    const int32_t lanes = blockDim.x, row = threadIdx.z * blockDim.y + threadIdx.y;
+    return Rows{lanes,
+                slot_index,
+                32 % lanes == 0,
+                slot,
+                shared + row * Rows::floats(lanes),
+                keys.quantize.type,
+                groups,
+                keys.dim / groups.size,
+                live(u),
+                row_of(u),
+                group_scales(groups, keys, token, head + u * step, place)};
+  };
 
   C a[kUnroll], b[kUnroll];
   float scale[kUnroll] = {};
   const auto load_heads = [&] {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      if (!live(u)) continue;
+      if (kGrouped || !live(u)) continue;
       const auto* row = reinterpret_cast<const typename Stored::Storage*>(row_of(u));
       a[u] = *reinterpret_cast<const C*>(row + slot.first);
       b[u] = *reinterpret_cast<const C*>(row + slot.second);
@@ -80,7 +98,9 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
 
   const auto turn_head = [&](int u) {
     float x[2 * kVec] = {}, factor = 1.0f;
-    if (live(u)) {
+    if constexpr (kGrouped) {
+      group_rows(u).load(x);
+    } else if (live(u)) {
       if constexpr (kQuantised) {
         widen_codes(keys.quantize.type, a[u], scale[u], x);
         widen_codes(keys.quantize.type, b[u], scale[u], x + kVec);
@@ -91,7 +111,9 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
       }
     }
     if (slot.rotated) turn_pairs<kLayout, kVec>(angle, x);
-    if constexpr (kDynamic) {
+    if constexpr (kGrouped) {
+      group_rows(u).store(x);
+    } else if constexpr (kDynamic) {
       __shared__ float largest_of[kMaxBlock];
       const int32_t lanes = blockDim.x, row = threadIdx.z * blockDim.y + threadIdx.y;
       float largest[1] = {};
@@ -102,7 +124,7 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
       factor = renew_scale(keys.quantize, scale_row(p, keys, token, place) * keys.heads + head + u * step, largest[0],
                            slot_index == 0 && live(u));
     }
-    if (!live(u)) return;
+    if (kGrouped || !live(u)) return;
     if constexpr (kQuantised) {
       store_codes<kVec>(keys.quantize.type, row_of(u), slot.first, slot.second, factor, x);
     } else {

@@ -9,7 +9,7 @@ namespace rope::cuda {
 
 // Stored: a dtype, or Codes. kCodes: all that are compiled for it.
 template <class Stored, const auto& kCodes>
-Outcome rotate_stored(const PipelineParams& p, const PairData& pairs, const Execution& e) {
+Outcome rotate_stored(const PipelineCall& p, const PairData& pairs, const Execution& e) {
   constexpr int kElementBytes = sizeof(typename Stored::Storage);
   const CachePlan plan = plan_rotate_cache(p, kElementBytes);
   if (plan.unsupported) return {0, plan.unsupported};
@@ -24,7 +24,7 @@ Outcome rotate_stored(const PipelineParams& p, const PairData& pairs, const Exec
     const auto launch_code = [&](auto index) {
       constexpr CacheCode kCode = kCodes[index.value];
       return launch<kCode.dynamic>(cache_rotation_kernel<Stored, layout.value, kCode.vec(kElementBytes), kCode.unroll(),
-                                                         kCode.dynamic>,
+                                                         kCode.dynamic, kCode.grouped>,
                                    dim3{plan.grid_x, plan.grid_y, plan.grid_z},
                                    dim3{plan.block_x, plan.block_y, plan.block_z}, args, e.stream, e.dependent);
     };
@@ -33,7 +33,7 @@ Outcome rotate_stored(const PipelineParams& p, const PairData& pairs, const Exec
 }
 
 template <class D>
-Outcome rotate_cache(const PipelineParams& p, const PairData& pairs, const Execution& e) {
+Outcome rotate_cache(const PipelineCall& p, const PairData& pairs, const Execution& e) {
   return p.operands[0].quantize.type == OutType::kSame ? rotate_stored<D, kDtypeCacheCodes>(p, pairs, e)
                                                        : rotate_stored<Codes, kCodesCacheCodes>(p, pairs, e);
 }

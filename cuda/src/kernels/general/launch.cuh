@@ -10,7 +10,7 @@
 namespace rope::cuda {
 
 template <class D>
-Outcome general(const PipelineParams& p, const PairData& pairs, const Execution& e) {
+Outcome general(const PipelineCall& p, const PairData& pairs, const Execution& e) {
   constexpr int kElementBytes = sizeof(typename D::Storage);
   const GeneralPlan plan = plan_general(p, kElementBytes);
   if (plan.unsupported) return {0, plan.unsupported};
@@ -22,7 +22,7 @@ Outcome general(const PipelineParams& p, const PairData& pairs, const Execution&
   copy_words(pairs, p.rotary_dim / 2, args.words);
   const auto launch_code = [&](auto index) {
     constexpr GeneralCode kCode = kGeneralCodes<kElementBytes>[index.value];
-    return launch<kCode.reduce>(general_kernel<D, kCode.access_bytes / kElementBytes, kCode.reduce>,
+    return launch<kCode.reduce>(general_kernel<D, kCode.access_bytes / kElementBytes, kCode.reduce, kCode.grouped>,
                                 dim3{plan.grid_x, 1, plan.grid_z}, dim3{kMaxBlock, 1, 1}, args, e.stream, e.dependent);
   };
   return {for_compiled<kGeneralCodes<kElementBytes>>(plan.code, launch_code), nullptr};

@@ -5,6 +5,7 @@
 #include "../../operations/token.h"
 #include "../parts/chunk.h"
 #include "../parts/codes.cuh"
+#include "../parts/groups.cuh"
 #include "../parts/launch.h"
 #include "../parts/rows.cuh"
 #include "../parts/slot.h"
@@ -16,25 +17,26 @@
 namespace rope::cuda {
 
 struct GeneralArgs {
-  PipelineParams params;
+  PipelineCall params;
   GeneralOperand plans[kMaxOperands];
   uint32_t first_block[kMaxOperands];  // of an operand, ascending; UINT32_MAX where there is none
   XPos xpos;
   alignas(16) uint64_t words[kMaxRotaryDim / 2];
 };
 
-template <class D, int kVec, bool kReduce>
+template <class D, int kVec, bool kReduce, bool kGrouped>
 struct GeneralThread {
   using C = Chunk<D, kVec>;
 
   const GeneralArgs& args;
-  const PipelineParams& p;
+  const PipelineCall& p;
   const PipelineOperand& o;
   const GeneralOperand& plan;
   const GeneralPlace at;
   const bool inside;     // there is a token and a slot here
   const bool across;     // the norm is over all heads of a token, which go round twice
   const bool quantised;  // this operand is
+  const bool grouped;    // in groups or blocks
   const Slot slot;
 
   int32_t head;
@@ -51,6 +53,7 @@ struct GeneralThread {
         inside(at.row_token < plan.tokens && at.token < p.num_tokens && at.slot < plan.slots),
         across(kReduce && o.weight && p.norm.across_heads),
         quantised(o.quantize.type != OutType::kSame),
+        grouped(kGrouped && o.quantize.kind == ScaleKind::kGroup),
         slot(slot_of<kVec, true>(p.layout, o.rotated ? p.rotary_dim : 0, p.rotary_offset, o.dim, plan.stored_slots,
                                  at.slot)),
         head(at.head),
@@ -111,10 +114,34 @@ struct GeneralThread {
     return given.scales ? 1.0f / *given.scales : o.quantize.factor;
   }
 
-  __device__ __forceinline__ void store_head(C& a, C& b, const float* x, float factor) const {
+  __device__ __forceinline__ char* out_row() const {
     char* const row = o.out + head * o.out_head_stride + (o.cached ? 0 : at.token * o.out_token_stride) +
                       place.page * o.out_page_stride + place.entry * o.out_token_stride;
     assume_global(row);
+    return row;
+  }
+
+  // All threads of the block.
+  __device__ __forceinline__ void store_groups(const float* x, bool stores) const {
+    using Rows = GroupRows<kVec>;
+    __shared__ float shared[Rows::kFloats];
+    const Groups& groups = p.groups_of(o);
+    Rows{plan.lanes,
+         at.lane,
+         plan.rows_in_warps,
+         slot,
+         shared + at.row * Rows::floats(plan.lanes),
+         o.quantize.type,
+         groups,
+         o.dim / groups.size,
+         stores,
+         out_row(),
+         group_scales(groups, o, at.token, head, place)}
+        .store(x);
+  }
+
+  __device__ __forceinline__ void store_head(C& a, C& b, const float* x, float factor) const {
+    char* const row = out_row();
     if (quantised) {
       store_codes<kVec>(o.quantize.type, row, slot.first, slot.second, factor, x);
       return;

@@ -99,7 +99,7 @@ int launch_pipeline(const PipelineParams& p, const PairData& pairs, const Execut
 }
 
 template <class D>
-Outcome pipeline(const PipelineParams& p, const PairData& pairs, const Execution& e) {
+Outcome pipeline(const PipelineCall& p, const PairData& pairs, const Execution& e) {
   constexpr int kElementBytes = sizeof(typename D::Storage);
   const PipelinePlan plan = plan_pipeline(p, kElementBytes);
   if (plan.general) return general<D>(p, pairs, e);
@@ -115,7 +115,7 @@ Outcome pipeline(const PipelineParams& p, const PairData& pairs, const Execution
 // A rotation is a pipeline of nothing else.
 template <class D>
 Outcome rotate(const RotateParams& r, const PairData& pairs, const Execution& e) {
-  PipelineParams p = {};
+  PipelineCall p = {};
   for (const auto& [x, heads] : {std::pair(r.q, r.num_q_heads), std::pair(r.k, r.num_k_heads)}) {
     if (heads == 0) continue;
     PipelineOperand& o = p.operands[p.num_operands++];
