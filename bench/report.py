@@ -31,6 +31,10 @@ def _us(value: float | None) -> str:
     return f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
+def _rate(gbps: float) -> str:
+    return f"{gbps:.0f}" if gbps >= 100 else f"{gbps:.3g}"
+
+
 def _row(name: str, entry: dict) -> list[str]:
     if entry["status"] != "ok":
         return [name, f"{entry['status']}: {entry['reason']}"]
@@ -39,7 +43,7 @@ def _row(name: str, entry: dict) -> list[str]:
         name,
         _us(cold and cold["q50"]),
         f"{_us(cold['q20'])}-{_us(cold['q80'])}" if cold else "-",
-        f"{entry['gbps']:.0f}" if "gbps" in entry else "-",
+        _rate(entry["gbps"]) if "gbps" in entry else "-",
         f"{entry['percent']:.1f}%" if "percent" in entry else "-",
         f"{entry['ratio']:.2f}" if "ratio" in entry else "-",
         _us(warm and warm["q50"]),
@@ -55,7 +59,7 @@ def _busy_row(name: str, entry: dict) -> list[str]:
         name,
         _us(idle["q50"]),
         _us(idle["q90"]),
-        f"{entry['gbps']:.0f}",
+        _rate(entry["gbps"]),
         f"{entry['percent']:.1f}%",
         f"{entry['ratio']:.2f}",
         _us(busy["q50"]),
@@ -139,6 +143,20 @@ def _alone_lines(case: dict) -> list[str]:
     return lines
 
 
+WIDE = 0.25  # of the median, from the 20 % to the 80 % quantile
+
+
+def _wide(cases: list[dict]) -> list[str]:
+    """A warning if times of pyrope or of the ceiling are spread more widely than those of an idle machine."""
+    found = [case["title"] for case in cases for kind in ("cold", "idle") if any(
+        kind in entry and entry[kind]["q80"] - entry[kind]["q20"] > WIDE * entry[kind]["q50"]
+        for entry in (case["results"][name] for name in ("pyrope", "ceiling")))]  # fmt: skip
+    if not found:
+        return []
+    few = ", ".join(found[:3]) + (" and others" if len(found) > 3 else "")
+    return ["", f"warning: wide quantiles in {len(found)} of {len(cases)} cases ({few}): is another process busy?"]
+
+
 def table(record: dict) -> str:
     """All cases of a run as text."""
     device, clocks = record["device"], ""
@@ -155,6 +173,7 @@ def table(record: dict) -> str:
         lines += _alone_lines(case)
     lines += _step_lines(inside)
     lines += [line for cases, notes in ((alone, ALONE), (inside, IN_STEP)) if cases for line in ("", notes)]
+    lines += _wide(alone)
     missing = [f"  {name}: {peer['reason']}" for name, peer in record["peers"].items() if peer["status"] == "absent"]
     if missing:
         lines += ["", "absent:", *missing]

@@ -17,15 +17,19 @@ alike, so the generated tokens are the same.
 import argparse
 import importlib.util
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gguf
-import numpy as np
-import tokenizers
+try:
+    import gguf
+    import numpy as np
+    import tokenizers
 
-import pyrope
+    import pyrope
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}; install what this example needs: pip install '.[model]' in the checkout")
 
 Array = Any  # a numpy.ndarray on the CPU, a cupy.ndarray on the GPU
 
@@ -130,8 +134,10 @@ class Model:
 
     def __init__(self, checkpoint: Checkpoint, layout: str = "gptj", device: str = "cpu"):
         if device == "cuda":
-            import cupy  # has the NumPy functions used here; only a GPU needs it
-
+            try:
+                import cupy  # has the NumPy functions used here; only a GPU needs it
+            except ModuleNotFoundError as error:
+                sys.exit(f"{error}; --device cuda needs CuPy: pip install cupy-cuda13x")
             self.xp = cupy
         else:
             self.xp = np

@@ -11,13 +11,17 @@ the same position, and round once to x's dtype. Differences are the largest abso
 import argparse
 import itertools
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 
-import torch
+try:
+    import torch
 
-import pyrope
-import pyrope.torch
+    import pyrope
+    import pyrope.torch
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}; install what this example needs: pip install '.[torch]' in the checkout")
 
 THETA = 10000.0
 NAMES = ("naive", "table", "pyrope")

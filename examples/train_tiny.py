@@ -8,14 +8,18 @@ are equal to rounding. Needs torch, and matplotlib with --plot.
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from torch.nn import functional
+try:
+    import torch
+    from torch.nn import functional
 
-import pyrope
-import pyrope.torch
+    import pyrope
+    import pyrope.torch
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}; install what this example needs: pip install '.[torch]' in the checkout")
 
 HEADS, HEAD_DIM, LAYERS, CONTEXT, BATCH = 4, 16, 2, 64, 16
 WIDTH, CHARACTERS = HEADS * HEAD_DIM, 128
@@ -96,8 +100,10 @@ def train(rotate: Rotate, steps: int, device: str) -> list[float]:
 
 
 def plot(curves: dict[str, list[float]], path: str) -> None:
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        sys.exit(f"{error}; --plot needs matplotlib: pip install matplotlib")
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

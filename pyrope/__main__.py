@@ -5,7 +5,7 @@ import sys
 import pyrope
 from pyrope import _device, selftest
 
-USAGE = "usage: python -m pyrope [selftest]"
+USAGE = "usage: python -m pyrope [selftest | --version]"
 
 
 def describe() -> None:
@@ -29,6 +29,9 @@ def main(arguments: list[str]) -> int:
         return selftest.main()
     if arguments in (["-h"], ["--help"]):
         print(USAGE)
+        return 0
+    if arguments == ["--version"]:
+        print(f"pyrope {pyrope.__version__}")
         return 0
     if arguments:
         print(f"{USAGE}\nunknown argument: {' '.join(arguments)}", file=sys.stderr)

@@ -1,7 +1,7 @@
 # Ships in the wheel, for cimport.
 from libc.stdint cimport int32_t, int64_t
 
-from pyrope._capi cimport rope_tensor
+from pyrope._capi cimport rope_apply_desc, rope_tensor
 from pyrope._view cimport ElementKind, View
 
 cdef enum:
@@ -16,6 +16,8 @@ cdef struct Call:
 cdef dict DTYPES, LAYOUTS, ANGLES, DEVICES, INDEX_DTYPES  # the names of the header's numbers
 
 cdef int32_t choose(str name, object value, dict allowed) except -1
+cdef int32_t choose_device(object device, int32_t* number) except -1
+cdef int refuse_unknown(str cls, str signature, dict options) except -1
 cdef str name_of(dict names, int32_t number)
 cdef int64_t as_integer(str name, object value) except? -1
 cdef int64_t as_positive(str name, object value) except -1
@@ -27,6 +29,8 @@ cdef int refuse_small(str name, object x) except -1
 cdef bint as_flag(str name, object value) except -1
 cdef int refuse(str name, object value, str reason) except -1
 cdef int require(str name, object value, str reason) except -1
+
+cdef int set_shape(head_dim, num_q_heads, num_k_heads, rotary_dim, rotary_offset, rope_apply_desc* d) except -1
 
 cdef int begin_call(int32_t backend, object stream, object num_tokens, Call* c) except -1
 cdef bint holds(View* v, int32_t element) noexcept

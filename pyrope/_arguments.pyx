@@ -7,7 +7,7 @@ An error names the argument and says what is allowed.
 from operator import index
 
 from cpython.long cimport PyLong_AsLongLongAndOverflow
-from libc.stdint cimport int32_t, int64_t, uintptr_t
+from libc.stdint cimport INT32_MAX, int32_t, int64_t, uintptr_t
 
 from pyrope._capi cimport *
 from pyrope._view cimport (
@@ -32,6 +32,30 @@ cdef int32_t choose(str name, object value, dict allowed) except -1:
         return allowed[key]
     except KeyError:
         raise ValueError(f"{name}: {value!r}, must be one of {', '.join(map(repr, allowed))}") from None
+
+
+cdef int32_t choose_device(object device, int32_t* number) except -1:
+    """The backend, and of "cuda:0" the number, else -1."""
+    cdef str kind, colon, digits
+    kind, colon, digits = str(device).partition(":")
+    number[0] = -1
+    if not colon:
+        return choose("device", device, DEVICES)
+    if kind != "cuda" or not (digits.isascii() and digits.isdecimal()):
+        raise ValueError(f"device: {str(device)!r}, must be one of 'cuda', 'cpu', or 'cuda:0' and so on")
+    number[0] = as_count("device", int(digits), 0, INT32_MAX)
+    return ROPE_BACKEND_CUDA
+
+
+cdef int refuse_unknown(str cls, str signature, dict options) except -1:
+    """A keyword that is not in a constructor's signature."""
+    known = [parameter.partition("=")[0].strip() for parameter in signature.strip("()").split(",")]
+    for name in options:
+        if name not in known:
+            from difflib import get_close_matches
+            near = get_close_matches(name, known, 1)
+            raise TypeError(f"{name}: not an argument of {cls}" + (f"; did you mean {near[0]}?" if near else ""))
+    return 0
 
 
 cdef str name_of(dict names, int32_t number):
@@ -122,6 +146,25 @@ cdef int require(str name, object value, str reason) except -1:
     return 0
 
 
+# ---- the shape of a Rope
+
+
+cdef int set_shape(head_dim, num_q_heads, num_k_heads, rotary_dim, rotary_offset, rope_apply_desc* d) except -1:
+    d.head_dim = as_count("head_dim", head_dim, 2, ROPE_MAX_HEAD_DIM)
+    name = "rotary_dim"
+    if rotary_dim is None:
+        name, rotary_dim = "rotary_dim (default: head_dim)", head_dim
+    d.rotary_dim = as_count(name, rotary_dim, 2, min(d.head_dim, ROPE_MAX_ROTARY_DIM))
+    if d.rotary_dim % 2:
+        raise ValueError(f"{name}: {d.rotary_dim}, must be even")
+    d.rotary_offset = as_count("rotary_offset", rotary_offset, 0, d.head_dim - d.rotary_dim)
+    d.num_q_heads = as_count("num_q_heads", num_q_heads, 0, ROPE_MAX_HEADS)
+    d.num_k_heads = as_count("num_k_heads", num_k_heads, 0, ROPE_MAX_HEADS)
+    if d.num_q_heads == 0 and d.num_k_heads == 0:
+        raise ValueError("num_q_heads: 0 and num_k_heads: 0, at least one must be above 0")
+    return 0
+
+
 # ---- memory
 
 
@@ -169,7 +212,8 @@ cdef int read_array(str name, object x, Call* c, View* v) except -1:
     """An array that the call's device can reach."""
     read_view(x, name, <uintptr_t>c.stream, v)
     if c.backend == ROPE_BACKEND_CUDA and not v.on_cuda:
-        raise ValueError(f"{name}: the array is in host memory, must be on the CUDA device (device='cuda')")
+        raise ValueError(f"{name}: the array is in host memory, must be on the CUDA device (device='cuda'); a Rope "
+                         "for host memory is made with device='cpu'")
     if c.backend == ROPE_BACKEND_CPU and not v.on_cpu:
         raise ValueError(f"{name}: the array is on a CUDA device, must be in host memory (device='cpu')")
     if v.device >= 0:
@@ -303,7 +347,11 @@ cdef void* read_index(str name, object x, int64_t* length, int32_t* dtype, Call*
     read_array(name, x, c, &v)
     dtype[0] = index_dtype(name, x, &v)
     must = f"must be contiguous [{length[0] if length[0] >= 0 else 'num_requests + 1'}]"
-    if v.ndim != 1 or (v.shape[0] != length[0] and length[0] >= 0):
+    if v.ndim == 1 and v.shape[0] != length[0] and length[0] >= 0:
+        each = {"indptr": ", num_requests + 1", "offsets": ", one a request"}.get(
+            name, ", one a token" if length[0] == c.num_tokens else "")
+        raise ValueError(f"{name}: {length[0]} are needed{each}; got {v.shape[0]}")
+    if v.ndim != 1:
         raise ValueError(f"{name}: shape {shape_of(&v)}, {must}")
     if v.shape[0] > 1 and v.strides[0] != 1:
         raise ValueError(f"{name}: stride {v.strides[0]}, {must} (stride 1)")

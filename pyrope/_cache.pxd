@@ -13,3 +13,4 @@ cdef int read_paged(str name, View* v, int64_t heads, int64_t dim, bint heads_fi
 cdef int read_num_tokens(slots, cache_positions, Call* c) except -1
 cdef int read_cache(k, v, k_cache, v_cache, slots, page_table, page_indptr, page_table_stride, request_ids,
                     cache_positions, cache_skipped, cache, bint heads_first, rope_apply_desc* d, Call* c) except -1
+cdef int read_check(object check, rope_apply_desc* d) except -1

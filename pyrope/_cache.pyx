@@ -5,8 +5,8 @@ from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
 from pyrope._arguments cimport (
-    INDEX_DTYPES, ONE_BYTE, Call, as_count, as_integer, as_positive, choose, read_array, read_elements, read_index,
-    read_memory, refuse, refuse_dtype, refuse_read_only, require, shape_of, stored_units,
+    INDEX_DTYPES, ONE_BYTE, Call, as_count, as_flag, as_integer, as_positive, choose, read_array, read_elements,
+    read_index, read_memory, refuse, refuse_dtype, refuse_read_only, require, shape_of, stored_units,
 )
 from pyrope._capi cimport *
 from pyrope._view cimport KIND_INT, View, is_array, read_pointer
@@ -188,4 +188,15 @@ cdef int read_page_table(page_table, page_table_stride, rope_apply_desc* d, Call
                          "rows, or [pages] with page_indptr")
     d.cache.page_table = <int32_t*>v.data
     d.cache.page_table_stride = v.strides[0] if v.shape[0] > 1 else max(v.shape[1], 1)
+    return 0
+
+
+cdef int read_check(object check, rope_apply_desc* d) except -1:
+    """Whether a place outside is an error: where it is asked for, and on the CPU where nobody counts."""
+    if check is None:
+        check = bool(d.cache.kind and d.backend == ROPE_BACKEND_CPU and d.cache.num_skipped == NULL)
+    elif not d.cache.kind:
+        refuse("check", check, "only allowed with a cache, and k or v")
+    if as_flag("check", check):
+        d.flags |= ROPE_FLAG_CHECK_PLACES
     return 0

@@ -58,6 +58,7 @@ cdef extern from "roperope/roperope.h" nogil:
         ROPE_FLAG_PDL
         ROPE_FLAG_POSITIONS_READY
         ROPE_FLAG_IN_CACHE
+        ROPE_FLAG_CHECK_PLACES
     ctypedef int32_t rope_scaling
     enum:
         ROPE_SCALING_NONE
@@ -292,6 +293,7 @@ cdef extern from "roperope/roperope.h" nogil:
 
     rope_status rope_query_support(const rope_support_query* query, int32_t* supported)
     int32_t rope_device_count()
+    int32_t rope_current_device()
     uint32_t rope_version()
     const char* rope_build_info()
     const char* rope_status_string(rope_status)

@@ -7,7 +7,7 @@ from pyrope._rope import Rope
 from pyrope.scaling import Scaling
 from pyrope.stages import PagedCache, RMSNorm, XPos
 from pyrope.typing import (
-    Device,
+    DeviceLike,
     DType,
     DTypeLike,
     FusedAngle,
@@ -86,7 +86,7 @@ class FusedRope(Rope):
         attention_factor: SupportsFloat | None = None,
         layout: Layout = "neox",
         dtype: DTypeLike = "bfloat16",
-        device: Device = "cuda",
+        device: DeviceLike = "cuda",
         position_dtype: IndexDTypeLike = "int64",
         num_threads: SupportsIndex = 0,
         enable_pdl: bool = False,
@@ -148,6 +148,7 @@ class FusedRope(Rope):
         q_tensor_scale: Scale | None = None,
         k_tensor_scale: Scale | None = None,
         v_tensor_scale: Scale | None = None,
+        check: bool | None = None,
     ) -> None: ...
     def inverse(
         self,
@@ -204,6 +205,7 @@ class FusedRope(Rope):
         q_tensor_scale: Scale | None = None,
         k_tensor_scale: Scale | None = None,
         v_tensor_scale: Scale | None = None,
+        check: bool | None = None,
     ) -> None: ...
     def rotate_cache(
         self,
@@ -238,4 +240,5 @@ class FusedRope(Rope):
         inverse: bool = False,
         stream: Stream | None = None,
         k_tensor_scale: Scale | None = None,
+        check: bool | None = None,
     ) -> None: ...

@@ -6,7 +6,7 @@ from libc.string cimport memset
 from pyrope._arguments cimport (
     ANGLES, DTYPES, Call, as_count, as_flag, choose, name_of, read_pair, refuse, require,
 )
-from pyrope._cache cimport read_cache, read_num_tokens, set_cache
+from pyrope._cache cimport read_cache, read_check, read_num_tokens, set_cache
 from pyrope._capi cimport *
 from pyrope._cos_sin cimport read_cos_sin
 from pyrope._positions cimport read_positions, read_positions_from, read_streams
@@ -70,8 +70,7 @@ optional
     q_scale_kind, k_scale_kind, v_scale_kind : {"tensor", "head", "token", "dynamic"} or pyrope.GroupScales, optional
         Which scales, float32, a call gives as memory: one; one a head; one a token; or, ``dynamic``, one a token and
         head, which are computed (the head's largest magnitude over the type's largest value, 1 for a head of zeros)
-        and written. ``GroupScales``: computed and written for groups of a head's elements (DeepSeek, MXFP8, MXFP4,
-        NVFP4). Default: ``tensor``, or a number in the call.
+        and written; GroupScales, the same for groups of its elements. Default: ``tensor``, or a number in the call.
     cache : pyrope.PagedCache, optional
         Append k and v to a KV cache instead of storing them.
     rotary_dim, rotary_offset, theta, scaling, inv_freq, attention_factor, layout, dtype, device
@@ -119,7 +118,7 @@ optional
                  rotary_dim: SupportsIndex | None = None, rotary_offset: SupportsIndex = 0,
                  theta: SupportsFloat = 10000.0, scaling: Scaling | None = None, inv_freq: Numbers | None = None,
                  attention_factor: SupportsFloat | None = None, layout: Layout = "neox", dtype: DTypeLike = "bfloat16",
-                 device: Device = "cuda", position_dtype: IndexDTypeLike = "int64", num_threads: SupportsIndex = 0,
+                 device: DeviceLike = "cuda", position_dtype: IndexDTypeLike = "int64", num_threads: SupportsIndex = 0,
                  enable_pdl: bool = False, positions_ready: bool = False) -> None:
         cdef rope_apply_desc* d = &self.base
         cdef bint given_cos_sin = choose("angle", angle, _ANGLES) == ROPE_ANGLE_COS_SIN
@@ -143,12 +142,9 @@ optional
         if v_head_dim is not None:
             self.v_head_dim = as_count("v_head_dim", v_head_dim, 1, ROPE_MAX_HEAD_DIM)
         self.q_nope_dim = as_count("q_nope_dim", q_nope_dim, 0, ROPE_MAX_HEAD_DIM)
-        self.q_out_dtype, self.q_scale_kind = set_quantize("q", q_out_dtype, q_scale_kind, d.head_dim, &d.q_quantize,
-                                                           &d.q_groups)
-        self.k_out_dtype, self.k_scale_kind = set_quantize("k", k_out_dtype, k_scale_kind, d.head_dim, &d.k_quantize,
-                                                           &d.k_groups)
-        self.v_out_dtype, self.v_scale_kind = set_quantize("v", v_out_dtype, v_scale_kind, self.v_head_dim,
-                                                           &d.v_quantize, &d.v_groups)
+        self.q_out_dtype, self.q_scale_kind = set_quantize("q", q_out_dtype, q_scale_kind, d.head_dim, d)
+        self.k_out_dtype, self.k_scale_kind = set_quantize("k", k_out_dtype, k_scale_kind, d.head_dim, d)
+        self.v_out_dtype, self.v_scale_kind = set_quantize("v", v_out_dtype, v_scale_kind, self.v_head_dim, d)
         self.sections_interleaved = as_flag("sections_interleaved", sections_interleaved)
         self.sections = set_sections(sections, self.sections_interleaved, d)
         if xpos is not None:
@@ -202,7 +198,7 @@ optional
               frequency_sets: Memory | None = None, set_ids: Memory | None = None, set_ids_from: Memory | None = None,
               set_factors: Memory | None = None, num_sets: SupportsIndex | None = None,
               q_tensor_scale: Scale | None = None, k_tensor_scale: Scale | None = None,
-              v_tensor_scale: Scale | None = None) -> None:
+              v_tensor_scale: Scale | None = None, check: bool | None = None) -> None:
         """Rotate q and k, and pass q, k and v through the stages.
 
         Memory is given as to :meth:`Rope.apply`: as a pointer, or as an array of the shape and dtype below. An array of
@@ -256,6 +252,9 @@ optional
             With ``page_table`` as a pointer and without ``page_indptr``: elements of its rows.
         cache_skipped : pointer or array, optional
             ``[1]`` int64, incremented for every token whose page is outside the cache.
+        check : bool, optional
+            Whether a slot or page outside the cache is an error that names the token, instead of being skipped. On CUDA
+            that waits for the stream. Default: on the CPU, unless ``cache_skipped`` is given.
         cos, sin : pointer or array
             With ``angle="cos_sin"``: ``[rows, rotary_dim / 2]`` of ``cos_sin_dtype``; without ``sin``, ``cos`` is
             ``[rows, rotary_dim]``, cosines before sines. A token whose position is no row is left alone.
@@ -315,16 +314,16 @@ optional
         self._read_v(v, v_out, v_strides, v_out_strides, &d, &c)
         self._read_q_nope(q, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, &d, &c)
         read_weights(q, k, q_weight, k_weight, self.norm, &d, &c)
-        read_scale("q_scale", q_scale, q_tensor_scale, self.q_scale_kind, d.num_q_heads, d.head_dim, False, False,
-                   &d.q_quantize, &d.q_groups, &d, &c)
-        read_scale("k_scale", k_scale, k_tensor_scale, self.k_scale_kind, d.num_k_heads, d.head_dim, d.cache.kind,
-                   self.heads_first, &d.k_quantize, &d.k_groups, &d, &c)
+        read_scale("q_scale", q_scale, q_tensor_scale, self.q_scale_kind, d.num_q_heads, d.head_dim, False, &d, &c)
+        read_scale("k_scale", k_scale, k_tensor_scale, self.k_scale_kind, d.num_k_heads, d.head_dim, self.heads_first,
+                   &d, &c)
         read_scale("v_scale", v_scale, v_tensor_scale, self.v_scale_kind, self.num_v_heads, self.v_head_dim,
-                   d.cache.kind, self.heads_first, &d.v_quantize, &d.v_groups, &d, &c)
+                   self.heads_first, &d, &c)
         read_cache(k, v, k_cache, v_cache, slots, page_table, page_indptr, page_table_stride, request_ids,
                    cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
         read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d, &c)
         read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from, &d, &c)
+        read_check(check, &d)
         rotate(&d)
 
     def inverse(self, *arguments: Any, **options: Any) -> None:
@@ -343,7 +342,8 @@ optional
                      cos_sin_skipped: Memory | None = None, frequency_sets: Memory | None = None,
                      set_ids: Memory | None = None, set_ids_from: Memory | None = None,
                      set_factors: Memory | None = None, num_sets: SupportsIndex | None = None, inverse: bool = False,
-                     stream: Stream | None = None, k_tensor_scale: Scale | None = None) -> None:
+                     stream: Stream | None = None, k_tensor_scale: Scale | None = None,
+                     check: bool | None = None) -> None:
         """Rotate keys where they lie in the cache: a context that shifts, a prefix used elsewhere, other frequencies.
 
         The keys of every token are found as they were appended, turned, and stored back in the same place: those of
@@ -363,7 +363,7 @@ optional
         positions_from : pointer or array, optional
             ``[num_tokens]`` of the dtype of ``positions``: what the keys were rotated to before; they turn by the
             difference. Default: they were stored without a rotation. Not allowed with ``sections``.
-        slots, page_table, page_indptr, page_table_stride, request_ids, cache_positions, cache_skipped
+        slots, page_table, page_indptr, page_table_stride, request_ids, cache_positions, cache_skipped, check
             As for :meth:`apply`: where the keys are.
         k_scale, k_tensor_scale : float, pointer or array, optional
             As for :meth:`apply`: what the keys were stored with; of dynamic scales and GroupScales read and written.
@@ -382,11 +382,10 @@ optional
         ``attention_factor`` and ``set_factors`` multiply here as in :meth:`apply` with ``positions_from``. Keys that
         were stored rotated have theirs already: move them with an object whose ``attention_factor`` is 1.
 
-        Each move rounds, and a turn of less than half a step of the stored type is lost every time. Keys of variance 1
-        that are moved by -8 64 times are off by up to 1.1 (int8, dynamic scales) and 6.6 (e4m3, scale 1), moved by -512
-        once by 0.034 and 0.42. What does not wear: moves that are added up and made as one, of keys as they were first
-        stored. A context that drops its oldest tokens need not move at all: attention sees differences of positions
-        only, and angles are exact at every position, so that new tokens may go on counting.
+        Each move rounds, and a turn of less than half a step of the stored type is lost every time: keys of variance 1
+        moved by -8 64 times are off by up to 1.1 (int8, dynamic scales) and 6.6 (e4m3, scale 1), by -512 once by 0.034
+        and 0.42. What does not wear: moves that are added up and made as one. A context that drops its oldest tokens
+        need not move at all: attention sees differences of positions only, and angles are exact at every position.
 
         Raises
         ------
@@ -415,12 +414,13 @@ optional
         read_num_tokens(slots, cache_positions, &c)
         d.num_tokens = c.num_tokens
         self._read_positions(positions, offset, indptr, offsets, num_requests, positions_stride, positions_from, &d, &c)
-        read_scale("k_scale", k_scale, k_tensor_scale, self.k_scale_kind, d.num_k_heads, d.head_dim, True,
-                   self.heads_first, &d.k_quantize, &d.k_groups, &d, &c)
+        read_scale("k_scale", k_scale, k_tensor_scale, self.k_scale_kind, d.num_k_heads, d.head_dim, self.heads_first,
+                   &d, &c)
         read_cache(k_cache, None, k_cache, None, slots, page_table, page_indptr, page_table_stride, request_ids,
                    cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
         read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d, &c)
         read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from, &d, &c)
+        read_check(check, &d)
         rotate(&d)
 
     cdef int _read_positions(self, positions, offset, indptr, offsets, num_requests, positions_stride, positions_from,

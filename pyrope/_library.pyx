@@ -18,8 +18,19 @@ cdef int check(rope_status status) except -1:
     if status == ROPE_ERR_UNSUPPORTED or status == ROPE_ERR_VERSION:
         raise UnsupportedError(text)
     if status == ROPE_ERR_NO_DEVICE:
-        raise CudaError(f"no CUDA device: {text}")
+        raise CudaError(f"no CUDA device: {text}; for the CPU pass device='cpu'")
     raise (CudaError if status == ROPE_ERR_CUDA else RopeError)(text)
+
+
+cdef int check_device(int32_t number) except -1:
+    """That the device of this number is current; -1: any may be."""
+    cdef int32_t current
+    if number >= 0:
+        current = rope_current_device()
+        if current != number:
+            raise ValueError(f"device: cuda:{number}, but the current CUDA device is "
+                             f"{current if current >= 0 else 'none'}")
+    return 0
 
 
 cdef bint is_compiled(int32_t backend, int32_t dtype, int32_t layout, int32_t angle) except -1:

@@ -1,5 +1,5 @@
 # What FusedRope needs of Rope. Ships in the wheel, for cimport. "type:" is what Python users see, for the stub.
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int32_t, uint64_t
 
 from pyrope._arguments cimport Call
 from pyrope._capi cimport rope_apply_desc, rope_build_cos_sin_desc
@@ -9,6 +9,8 @@ cdef class Rope:
     cdef uint64_t* words  # [rotary_dim / 2], base's frequencies
     cdef tuple inv_freqs
     cdef bint ready  # the constructor accepted its arguments
+    cdef int32_t device_number  # of "cuda:0"; -1: whichever is current
+    cdef Py_hash_t hashed  # 0: not yet
     cdef readonly object theta  # type: float | None
     cdef readonly object scaling  # type: Scaling | None
     cdef readonly double attention_factor

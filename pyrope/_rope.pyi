@@ -9,6 +9,7 @@ from pyrope.scaling import Scaling
 from pyrope.typing import (
     Angle,
     Device,
+    DeviceLike,
     DType,
     DTypeLike,
     IndexDType,
@@ -53,7 +54,7 @@ class Rope:
         layout: Layout = "neox",
         dtype: DTypeLike = "bfloat16",
         angle: Angle = "exact",
-        device: Device = "cuda",
+        device: DeviceLike = "cuda",
         position_dtype: IndexDTypeLike = "int64",
         num_threads: SupportsIndex = 0,
         enable_pdl: bool = False,

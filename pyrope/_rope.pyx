@@ -6,13 +6,13 @@ from libc.stdint cimport INT32_MAX, int32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from pyrope._arguments cimport (
-    ANGLES, DEVICES, DTYPES, INDEX_DTYPES, LAYOUTS, Call, as_count, as_flag, as_real, begin_call, choose, name_of,
-    read_pair,
+    ANGLES, DEVICES, DTYPES, INDEX_DTYPES, LAYOUTS, Call, as_count, as_flag, as_real, begin_call, choose,
+    choose_device, name_of, read_pair, refuse_unknown, set_shape,
 )
 from pyrope._capi cimport *
 from pyrope._cos_sin cimport build_rows
 from pyrope._frequencies cimport make_frequencies
-from pyrope._library cimport check, is_compiled
+from pyrope._library cimport check, check_device, is_compiled
 from pyrope._positions cimport read_positions
 
 from pyrope._library import build_info
@@ -58,7 +58,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         ``exact``: cos and sin within 1e-7 of the true ones at every position up to 2**31 - 1. ``fp32``: of the float32
         product ``float32(position) * float32(inv_freq)``, as the tables of Hugging Face and vLLM hold.
     device : {"cuda", "cpu"}
-        Backend. Their results are the same bits.
+        Backend. Their results are the same bits. ``"cuda:1"``: calls are refused while another device is current.
     position_dtype : {"int64", "int32"}
         Of ``positions``, ``indptr`` and ``offsets`` given as pointers; arrays bring their own.
     num_threads : int
@@ -86,22 +86,26 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
     Examples
     --------
     >>> import numpy as np, pyrope
-    >>> rope = pyrope.Rope(head_dim=64, num_q_heads=2, num_k_heads=1, device="cpu")
+    >>> rope = pyrope.Rope(head_dim=64, num_q_heads=2, num_k_heads=1, dtype="float32", device="cpu")
     >>> q, k = np.ones((3, 2, 64), np.float32), np.ones((3, 1, 64), np.float32)
     >>> rope.apply(q, k, offset=7)  # in place, positions 7, 8, 9
     """
+
+    def __cinit__(self, *arguments, **options):
+        if type(self).__module__ in ("pyrope._rope", "pyrope._fused"):  # a subclass may take others
+            refuse_unknown(type(self).__name__, type(self).__text_signature__, options)
 
     def __init__(self, head_dim: SupportsIndex, num_q_heads: SupportsIndex, num_k_heads: SupportsIndex, *,
                  rotary_dim: SupportsIndex | None = None, rotary_offset: SupportsIndex = 0,
                  theta: SupportsFloat = 10000.0, scaling: Scaling | None = None, inv_freq: Numbers | None = None,
                  attention_factor: SupportsFloat | None = None, layout: Layout = "neox", dtype: DTypeLike = "bfloat16",
-                 angle: Angle = "exact", device: Device = "cuda", position_dtype: IndexDTypeLike = "int64",
+                 angle: Angle = "exact", device: DeviceLike = "cuda", position_dtype: IndexDTypeLike = "int64",
                  num_threads: SupportsIndex = 0, enable_pdl: bool = False, positions_ready: bool = False) -> None:
         if self.ready:
             raise RopeError("a Rope is immutable and cannot be initialised again")
         cdef rope_apply_desc* d = &self.base
         rope_apply_desc_init(d)
-        d.backend = choose("device", device, DEVICES)
+        d.backend = choose_device(device, &self.device_number)
         d.dtype = choose("dtype", dtype, DTYPES)
         d.layout = choose("layout", layout, LAYOUTS)
         d.angle = choose("angle", angle, ANGLES)
@@ -284,6 +288,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         """
         cdef rope_build_cos_sin_desc d
         self._begin_cos_sin("build_cos_sin", &d)
+        check_device(self.device_number)
         build_rows(cos, sin, num_rows, offset, positions, dtype, row_stride, stream, &d)
 
     cdef int _begin_cos_sin(self, str method, rope_build_cos_sin_desc* d) except -1:
@@ -301,7 +306,8 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         options = {
             "rotary_dim": self.rotary_dim, "rotary_offset": self.rotary_offset, "scaling": self.scaling,
             "attention_factor": self.attention_factor, "layout": self.layout, "dtype": self.dtype, "angle": self.angle,
-            "device": self.device, "position_dtype": self.position_dtype, "num_threads": self.base.num_threads,
+            "device": self.device if self.device_number < 0 else f"cuda:{self.device_number}",
+            "position_dtype": self.position_dtype, "num_threads": self.base.num_threads,
             "enable_pdl": bool(self.base.flags & ROPE_FLAG_PDL),
             "positions_ready": bool(self.base.flags & ROPE_FLAG_POSITIONS_READY),
         }
@@ -310,6 +316,14 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         else:
             options["theta"] = self.theta
         return partial(type(self), **options), (self.head_dim, self.num_q_heads, self.num_k_heads)
+
+    def __eq__(self, other):
+        return self is other or (type(self) is type(other) and parameters_of(self) == parameters_of(other))
+
+    def __hash__(self):
+        if self.hashed == 0:
+            self.hashed = hash(parameters_of(self)) or 1
+        return self.hashed
 
     def __repr__(self):
         scaling = f", scaling={self.scaling}" if self.scaling is not None else ""
@@ -391,7 +405,8 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
             d.flags |= ROPE_FLAG_INVERSE
         begin_call(d.backend, stream, num_tokens, c)
         d.stream = c.stream
-        return 0
+        c.device = self.device_number
+        return check_device(self.device_number)
 
     cdef int _check_ready(self) except -1:
         if not self.ready:
@@ -400,20 +415,9 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         return 0
 
 
-cdef int set_shape(head_dim, num_q_heads, num_k_heads, rotary_dim, rotary_offset, rope_apply_desc* d) except -1:
-    d.head_dim = as_count("head_dim", head_dim, 2, ROPE_MAX_HEAD_DIM)
-    name = "rotary_dim"
-    if rotary_dim is None:
-        name, rotary_dim = "rotary_dim (default: head_dim)", head_dim
-    d.rotary_dim = as_count(name, rotary_dim, 2, min(d.head_dim, ROPE_MAX_ROTARY_DIM))
-    if d.rotary_dim % 2:
-        raise ValueError(f"{name}: {d.rotary_dim}, must be even")
-    d.rotary_offset = as_count("rotary_offset", rotary_offset, 0, d.head_dim - d.rotary_dim)
-    d.num_q_heads = as_count("num_q_heads", num_q_heads, 0, ROPE_MAX_HEADS)
-    d.num_k_heads = as_count("num_k_heads", num_k_heads, 0, ROPE_MAX_HEADS)
-    if d.num_q_heads == 0 and d.num_k_heads == 0:
-        raise ValueError("num_q_heads: 0 and num_k_heads: 0, at least one must be above 0")
-    return 0
+cdef tuple parameters_of(Rope rope):
+    make, shape = rope.__reduce__()
+    return type(rope), shape, tuple(make.keywords.items())
 
 
 cdef int read_rotated(q, k, q_out, k_out, q_strides, k_strides, q_out_strides, k_out_strides, rope_apply_desc* d,

@@ -26,8 +26,17 @@ _SCALE_KINDS = {
 # ---- the constructor's
 
 
-cdef tuple set_quantize(str x, out_dtype, scale_kind, int64_t dim, rope_quantize* z, rope_groups* g):
+cdef rope_quantize* quantize_of(str x, rope_apply_desc* d) noexcept:
+    return &d.q_quantize if x[0] == "q" else &d.k_quantize if x[0] == "k" else &d.v_quantize
+
+
+cdef rope_groups* groups_of(str x, rope_apply_desc* d) noexcept:
+    return &d.q_groups if x[0] == "q" else &d.k_groups if x[0] == "k" else &d.v_groups
+
+
+cdef tuple set_quantize(str x, out_dtype, scale_kind, int64_t dim, rope_apply_desc* d):
     """The names of both. dim: elements of a head."""
+    cdef rope_quantize* z = quantize_of(x, d)
     if out_dtype is None:
         refuse(f"{x}_scale_kind", scale_kind, f"only allowed with {x}_out_dtype")
         return None, None
@@ -39,7 +48,7 @@ cdef tuple set_quantize(str x, out_dtype, scale_kind, int64_t dim, rope_quantize
             raise ValueError(f"{x}_out_dtype: {name!r} has blocks of 32 elements, which do not divide a head of {dim}")
         return name, None
     if isinstance(scale_kind, GroupScales):
-        set_groups(x, scale_kind, dim, g)
+        set_groups(x, scale_kind, dim, groups_of(x, d))
         z.scale_kind = ROPE_SCALE_GROUP
         return name, scale_kind
     if z.out_dtype == ROPE_OUT_E2M1:
@@ -131,8 +140,11 @@ cdef void* read_weight(str name, object x, int64_t heads, rope_apply_desc* d, Ca
     return v.data
 
 
-cdef int read_scale(str name, object x, object tensor_scale, object kind, int64_t heads, int64_t dim, bint in_cache,
-                    bint heads_first, rope_quantize* z, rope_groups* g, rope_apply_desc* d, Call* c) except -1:
+cdef int read_scale(str name, object x, object tensor_scale, object kind, int64_t heads, int64_t dim, bint heads_first,
+                    rope_apply_desc* d, Call* c) except -1:
+    cdef rope_quantize* z = quantize_of(name, d)
+    cdef rope_groups* g = groups_of(name, d)
+    cdef bint in_cache = d.cache.kind and name[0] != "q"
     cdef int64_t count = 1
     cdef str shape = "[1]"
     if not z.out_dtype and x is not None:

@@ -98,6 +98,8 @@ cdef uintptr_t read_pointer(object x, str name, bint may_be_null) except? 0:
             x = int(x)
         elif hasattr(type(x), "__index__"):
             x = x.__index__()
+        elif isinstance(x, (list, tuple)):
+            raise TypeError(f"{name}: a {type(x).__name__} is no array; use numpy.asarray")
         else:
             raise TypeError(f"{name}: {type(x).__name__} is not a pointer; pass an int, a cuda-python handle or "
                             "an array with __dlpack__, __array_interface__ or __cuda_array_interface__")
@@ -254,10 +256,16 @@ cdef bint read_borrowed(object x, str name, uintptr_t stream, DLExchange* exchan
 
 cdef int read_dlpack(object x, str name, uintptr_t stream, View* view) except -1:
     device_type = int(x.__dlpack_device__()[0])
-    if device_type in (DEVICE_CUDA, DEVICE_CUDA_MANAGED):
-        capsule = x.__dlpack__(stream=stream if stream else 1)  # 1: the legacy default stream
-    else:
-        capsule = x.__dlpack__()
+    try:
+        if device_type in (DEVICE_CUDA, DEVICE_CUDA_MANAGED):
+            capsule = x.__dlpack__(stream=stream if stream else 1)  # 1: the legacy default stream
+        else:
+            capsule = x.__dlpack__()
+    except BufferError:
+        if not getattr(x, "requires_grad", False):
+            raise
+        raise TypeError(f"{name}: requires grad, of which this call knows nothing; use pyrope.torch.apply, or pass "
+                        "what detach() returns") from None
     if not PyCapsule_IsValid(capsule, "dltensor"):
         raise TypeError(f"{name}: __dlpack__ of {type(x).__name__} did not return a 'dltensor' capsule")
     cdef DLManagedTensor* managed = <DLManagedTensor*>PyCapsule_GetPointer(capsule, "dltensor")

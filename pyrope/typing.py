@@ -16,6 +16,7 @@ __all__ = [
     "DType",
     "DTypeLike",
     "Device",
+    "DeviceLike",
     "FusedAngle",
     "IndexDType",
     "IndexDTypeLike",
@@ -50,6 +51,15 @@ class HasDLPack(Protocol):
     def __dlpack_device__(self) -> Any: ...
 
 
+class HasDeviceType(Protocol):
+    """torch.device."""
+
+    @property
+    def type(self) -> str: ...
+    @property
+    def index(self) -> Any: ...
+
+
 class HasCudaStream(Protocol):
     def __cuda_stream__(self) -> tuple[int, int]: ...
 
@@ -70,6 +80,8 @@ Layout: TypeAlias = Literal["neox", "gptj"]
 Angle: TypeAlias = Literal["exact", "fp32"]
 FusedAngle: TypeAlias = Literal["exact", "fp32", "cos_sin"]
 Device: TypeAlias = Literal["cuda", "cpu"]
+_Numbered: TypeAlias = Literal["cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:4", "cuda:5", "cuda:6", "cuda:7"]
+DeviceLike: TypeAlias = Device | _Numbered | HasDeviceType
 ScaleKind: TypeAlias = 'Literal["tensor", "head", "token", "dynamic"] | GroupScales'
 
 # A dtype is given by its name or as an object of NumPy, torch, ... that has it.

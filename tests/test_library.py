@@ -102,6 +102,20 @@ def test_installed_library_serves_a_c_project(standalone, tmp_path):
     assert "no CUDA" in run(build / "consumer")
 
 
+def test_c_example_by_pkg_config(standalone, tmp_path):
+    """As the file itself says, wherever the folder is."""
+    prefix, moved = tmp_path / "prefix", tmp_path / "moved"
+    run(tool("cmake"), "--install", standalone, "--prefix", prefix)
+    prefix.rename(moved)
+    source = ROOT / "examples/rotate.c"
+    command = re.search(r"^ \*   (cc .*)$", source.read_text(), re.M).group(1)
+    tool("pkg-config")
+    shutil.copy(source, tmp_path)
+    [folder] = moved.glob("lib*/**/pkgconfig")
+    said = run("bash", "-c", command, cwd=tmp_path, env=os.environ | {"PKG_CONFIG_PATH": str(folder)})
+    assert said == "(1, 1) at position 1000 is (-0.264500, 1.389259), at 1001 (-1.311931, 0.528050)\n"
+
+
 # ---- floating point
 
 FAST_MATH = r"fast[-_]math|-Ofast|-funsafe|-ffinite|-fassociative|-freciprocal|-fno-signed|-ftz|-prec-(div|sqrt)=false"

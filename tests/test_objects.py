@@ -228,6 +228,23 @@ def test_exchange_table(case, device, refusal):
         assert asked == []
 
 
+def test_requires_grad():
+    """As torch's tensors that do, which give no capsule."""
+
+    class Tensor(OnlyDLPack):
+        requires_grad = True
+
+        def __dlpack__(self, **options):
+            raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
+
+    q = np.zeros((TOKENS, Q_HEADS, DIM), np.float32)
+    with refused(TypeError, "q: requires grad, of which this call knows nothing; use pyrope.torch.apply, or pass what"):
+        make().apply(Tensor(q))
+    Tensor.requires_grad = False
+    with pytest.raises(BufferError, match="Can't export"):
+        make().apply(Tensor(q))
+
+
 @pytest.mark.gpu
 def test_two_devices(case):
     """Arrays that say that they are on different CUDA devices."""

@@ -118,9 +118,30 @@ def test_options_are_keywords():
         pyrope.Rope(64, 2, 1, 64)
 
 
-def test_unknown_argument():
-    with pytest.raises(TypeError, match=r"unexpected keyword argument 'rotary_dims'$"):
-        small(rotary_dims=64)
+@pytest.mark.parametrize(
+    ("name", "cls", "near"),
+    [("rotary_dims", pyrope.Rope, "rotary_dim"), ("rope_theta", pyrope.Rope, "theta"), ("cache", pyrope.Rope, None),
+     ("norms", pyrope.FusedRope, "norm"), ("context", pyrope.FusedRope, None)],
+)  # fmt: skip
+def test_unknown_argument(name, cls, near):
+    hint = f"; did you mean {near}\\?" if near else ""
+    with refused(TypeError, f"{name}: not an argument of {cls.__name__}{hint}$"):
+        cls(64, 2, 1, device="cpu", **{name: 64})
+
+
+def test_a_subclass_may_take_others():
+    class Named(pyrope.Rope):
+        def __init__(self, name):
+            super().__init__(64, 2, 1, device="cpu")
+            self.name = name
+
+    assert Named(name="mine").head_dim == 64
+
+
+@pytest.mark.parametrize("device", ["cuda:", "cuda:-1", "cuda:0:0", "cpu:0", "gpu:1", "cuda:x", "cuda:\u0661"])
+def test_numbered_device(device):
+    with refused(ValueError, f"device: '{device}', must be one of 'cuda', 'cpu', or 'cuda:0' and so on"):
+        small(device)
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="built with CUDA")

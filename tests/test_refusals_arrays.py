@@ -169,14 +169,14 @@ ARRAYS = rows(
         {},
         lambda a: {"positions": a.positions[:2]},
         V,
-        r"positions: shape \(2,\), must be contiguous \[3\]",
+        "positions: 3 are needed, one a token; got 2",
     ),
     (
         "positions long",
         {},
         lambda a: {"positions": np.arange(4)},
         V,
-        r"positions: shape \(4,\), must be contiguous \[3\]",
+        "positions: 3 are needed, one a token; got 4",
     ),
     (
         "positions 2-D",
@@ -233,7 +233,7 @@ ARRAYS = rows(
         {},
         lambda a: {"indptr": a.indptr, "num_requests": 3},
         V,
-        r"indptr: shape \(3,\), must be contiguous \[4\]",
+        r"indptr: 4 are needed, num_requests \+ 1; got 3",
     ),
     (
         "indptr 2-D",
@@ -247,7 +247,7 @@ ARRAYS = rows(
         {},
         lambda a: {"indptr": a.indptr, "offsets": a.indptr},
         V,
-        r"offsets: shape \(3,\), must be contiguous \[2\]",
+        "offsets: 2 are needed, one a request; got 3",
     ),
     (
         "offsets of another dtype",

@@ -28,11 +28,11 @@ POINTERS = rows(
     ("q numpy float32", {}, lambda p: {"q": np.float32(p.q)}, T, "q: float32 is not a pointer; pass an int"),
     ("q str", {}, lambda p: {"q": str(p.q)}, T, "q: str is not a pointer; pass an int"),
     ("q bytes", {}, lambda p: {"q": bytes(8)}, T, "q: bytes is not a pointer; pass an int"),
-    ("q list", {}, lambda p: {"q": [p.q]}, T, "q: list is not a pointer; pass an int"),
+    ("q list", {}, lambda p: {"q": [p.q]}, T, "q: a list is no array; use numpy.asarray"),
     ("k complex", {}, lambda p: {"k": 1j}, T, "k: complex is not a pointer; pass an int"),
     ("positions float", {}, lambda p: {"positions": 1.0}, T, "positions: 1.0 is not a pointer; pass an int"),
     ("positions bool", {}, lambda p: {"positions": False}, T, "positions: False is not a pointer; pass an int"),
-    ("positions list", {}, lambda p: {"positions": [0, 1, 2]}, T, "positions: list is not a pointer; pass"),
+    ("positions list", {}, lambda p: {"positions": [0, 1, 2]}, T, "positions: a list is no array; use numpy.asarray"),
     ("neither q nor k", {}, lambda p: {"q": None, "k": None}, T, "q and k: both None, at least one"),
     ("q misaligned", {}, lambda p: {"q": p.q + 2}, V, "q: pointer .* misaligned, must be a multiple .* 4 bytes"),
     (

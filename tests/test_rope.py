@@ -109,10 +109,34 @@ def test_refused_by_its_constructor(rng):
 def test_pickles_and_copies(remake, options, rng):
     rope = make(**options)
     again = remake(rope)
-    assert repr(again) == repr(rope) and again.__reduce__()[0].keywords == rope.__reduce__()[0].keywords
+    assert again == rope and hash(again) == hash(rope) and repr(again) == repr(rope)
     assert again.attention_factor == rope.attention_factor and (again.inv_freq == rope.inv_freq).all()
     operands = {"q": normal_block(rng, rope.dtype, (3, Q_HEADS, DIM)), "offset": 5}
     assert equal(call(again, operands)["q"], call(rope, operands)["q"])
+
+
+def test_equality():
+    """By parameters, whatever way they were given; of one class."""
+    rope, other = make(scaling=pyrope.Llama3(factor=4.0)), make(scaling=pyrope.Llama3(4))
+    assert rope == other and hash(rope) == hash(other) and len({rope, other, make()}) == 2
+    changes = ({"theta": 5e5}, {"num_threads": 2}, {"rotary_dim": 32}, {"num_k_heads": 7}, {"layout": "gptj"})
+    assert len({make(), *(make(**change) for change in changes)}) == len(changes) + 1
+    assert make() != make(fused=True) and make() != "rope" and make(fused=True) == make(fused=True)
+    cache = {"fused": True, "cache": pyrope.PagedCache(16, 4)}
+    assert make(**cache) == make(**cache) != make(fused=True, cache=pyrope.PagedCache(16, 5))
+
+
+@pytest.mark.gpu
+def test_numbered_device(rng):
+    """The current one serves; another one is refused at the call, which writes nothing."""
+    x = normal_block(rng, "float32", (3, Q_HEADS, DIM))
+    want = call(make("cuda"), {"q": x})
+    rope = make("cuda:0")
+    assert rope.device == "cuda" and pickle.loads(pickle.dumps(rope)) == rope != make("cuda")
+    assert equal(call(rope, {"q": x})["q"], want["q"])
+    call(make("cuda:63"), {"q": x}, refused="device: cuda:63, but the current CUDA device is 0", error=ValueError)
+    with refused(ValueError, "device: cuda:63, but the current CUDA device is 0"):
+        make("cuda:63").build_cos_sin(1 << 20, None, 4)
 
 
 @pytest.mark.gpu

@@ -74,7 +74,7 @@ def test_refused_arrays():
         ((cache.astype(np.float16),), TypeError, "k_cache: dtype float16, must be float32"),
         ((cache[:3],), ValueError, r"k_cache: shape \(3, 2, 1, 16\), must be"),
         ((read_only(cache.copy()),), ValueError, "k_cache: the array is read-only"),
-        ((cache, 4), ValueError, r"slots: shape \(3,\), must be contiguous \[4\]"),
+        ((cache, 4), ValueError, "slots: 4 are needed, one a token; got 3"),
     ):
         with refused(error, text):
             rope.rotate_cache(*arguments, slots=slots)

@@ -1,7 +1,6 @@
-"""The examples that need torch, and README's."""
+"""The examples that need torch."""
 
 import importlib.util
-import re
 
 import pytest
 
@@ -16,19 +15,6 @@ def example(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch 2.11 to itself
-@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo looks at that of inputs
-def test_readme():
-    code, compat = re.findall(r"<!-- test: torch -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    names = {}
-    exec(compat, {})
-    exec(code, names)
-    rotary, step, q, k, positions = (names[name] for name in ("rotary", "step", "q", "k", "positions"))
-    want = rotary(q.transpose(1, 2), k.transpose(1, 2), positions=positions)
-    assert all(torch.equal(a, b) for a, b in zip((names["q_out"], names["k_out"]), want, strict=True))
-    assert q.grad.abs().sum() > 0 and step is not rotary
 
 
 @pytest.mark.parametrize("start", [0, 1_000_000])

@@ -203,7 +203,6 @@ inline void release_next() {}
 inline void prefetch(const void*) {}
 
 inline uint32_t load_here(const char* at) { return *reinterpret_cast<const uint32_t*>(at); }
-inline uint64_t load_here(const uint64_t* at) { return *at; }
 
 template <class T>
 T* advance(T* base, int32_t i, int32_t step) {

@@ -100,7 +100,9 @@ enum {
                                      stream writes what says where tokens stand, in their sequence (positions, indptr,
                                      offsets) or in a cache (its slots, page_table, page_indptr, request_ids,
                                      cache_positions); it may be read before that wait */
-  ROPE_FLAG_IN_CACHE = 8u         /* rotate keys where they lie in the cache; see rope_cache */
+  ROPE_FLAG_IN_CACHE = 8u,        /* rotate keys where they lie in the cache; see rope_cache */
+  ROPE_FLAG_CHECK_PLACES = 32u /* a token whose place is outside the cache is an error that names it, instead of being
+                                  skipped; on CUDA the call then waits for the stream, and cannot be captured */
 };
 
 /* ---- frequencies ------------------------------------------------------------------------------------------------ */
@@ -429,6 +431,9 @@ ROPEROPE_API rope_status rope_query_support(const rope_support_query* query, int
 
 /* Number of CUDA devices that this library can use: 0 without a driver, or built without CUDA. */
 ROPEROPE_API int32_t rope_device_count(void);
+
+/* The calling thread's current CUDA device, as cudaGetDevice says; -1 where there is none. */
+ROPEROPE_API int32_t rope_current_device(void);
 
 ROPEROPE_API uint32_t rope_version(void);                 /* major << 16 | minor << 8 | patch */
 ROPEROPE_API const char* rope_build_info(void);           /* static text: compilers, architectures, CPU code path */

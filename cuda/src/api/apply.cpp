@@ -1,12 +1,14 @@
 // rope_apply: the descriptor checked once for both backends, then what is compiled for it.
 #include "options.h"
+#include "places.h"
 #include "tensors.h"
 
 namespace rope::api {
 namespace {
 
 rope_status check_shape(rope_apply_desc* d) {
-  ROPE_TRY(check_flags(d->flags, ROPE_FLAG_INVERSE | ROPE_FLAG_PDL | ROPE_FLAG_POSITIONS_READY | ROPE_FLAG_IN_CACHE));
+  ROPE_TRY(check_flags(d->flags, ROPE_FLAG_INVERSE | ROPE_FLAG_PDL | ROPE_FLAG_POSITIONS_READY | ROPE_FLAG_IN_CACHE |
+                                     ROPE_FLAG_CHECK_PLACES));
   const int32_t reserved = d->reserved | d->norm.reserved | d->q_quantize.reserved | d->k_quantize.reserved |
                            d->v_quantize.reserved | d->cache.reserved | d->cos_sin.reserved |
                            d->frequency_sets.reserved;
@@ -53,10 +55,10 @@ rope_status apply(const rope_apply_desc* desc) {
   if (d.num_tokens == 0) return ROPE_OK;
   ROPE_TRY(read_options(d, &p, &xpos));
   ROPE_TRY(read_tensors(d, &p));
+  if (d.flags & ROPE_FLAG_CHECK_PLACES) ROPE_TRY(check_places(d, p.cache));
   const PairData pairs = {d.frequencies, d.xpos.scale_base != 0 ? &xpos : nullptr};
-  if (d.flags & ROPE_FLAG_IN_CACHE) return status_of(operations->rotate_cache(p, pairs, execution));
-  if (!is_rotation(p)) return status_of(operations->pipeline(p, pairs, execution));
-  return status_of(operations->rotate(rotation_of(d, p), pairs, execution));
+  const auto operation = d.flags & ROPE_FLAG_IN_CACHE ? operations->rotate_cache : operations->pipeline;
+  return status_of(operation(p, pairs, execution));
 }
 
 }  // namespace

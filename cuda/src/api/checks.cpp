@@ -23,7 +23,8 @@ const struct {
 } kFlags[] = {{ROPE_FLAG_INVERSE, "ROPE_FLAG_INVERSE"},
               {ROPE_FLAG_PDL, "ROPE_FLAG_PDL"},
               {ROPE_FLAG_POSITIONS_READY, "ROPE_FLAG_POSITIONS_READY"},
-              {ROPE_FLAG_IN_CACHE, "ROPE_FLAG_IN_CACHE"}};
+              {ROPE_FLAG_IN_CACHE, "ROPE_FLAG_IN_CACHE"},
+              {ROPE_FLAG_CHECK_PLACES, "ROPE_FLAG_CHECK_PLACES"}};
 
 }  // namespace
 
@@ -39,7 +40,7 @@ rope_status check_between(const char* name, double value, double low, double hig
 
 rope_status check_flags(uint32_t flags, uint32_t allowed) {
   if (!(flags & ~allowed)) return ROPE_OK;
-  char names[160] = "";
+  char names[256] = "";
   int length = 0;
   for (const auto& flag : kFlags)
     if (flag.bit & allowed)

@@ -20,6 +20,8 @@ rope_status rope_query_support(const rope_support_query* query, int32_t* support
 
 int32_t rope_device_count(void) { return rope::cuda::device_count(); }
 
+int32_t rope_current_device(void) { return rope::cuda::current_device(); }
+
 uint32_t rope_version(void) { return ROPE_VERSION_MAJOR << 16 | ROPE_VERSION_MINOR << 8 | ROPE_VERSION_PATCH; }
 
 const char* rope_build_info(void) {

@@ -331,10 +331,6 @@ rope_status check_fused(const rope_apply_desc& d, const PipelineParams& p, const
   return ROPE_OK;
 }
 
-Heads heads_of(const PipelineOperand& o) {
-  return {o.in, o.out, o.in_token_stride, o.in_head_stride, o.out_token_stride, o.out_head_stride};
-}
-
 }  // namespace
 
 rope_status read_tensors(const rope_apply_desc& d, PipelineCall* p) {
@@ -378,38 +374,6 @@ rope_status read_tensors(const rope_apply_desc& d, PipelineCall* p) {
     for (const Source* y = sources; y != x; ++y) ROPE_TRY(check_sources_apart(*y, *x));
   }
   return ROPE_OK;
-}
-
-bool is_rotation(const PipelineParams& p) {
-  bool plain = p.angle != Angle::kCosSin && !p.positions_from && !p.sets.words && !p.norm.on && !p.cache.indices;
-  for (int32_t i = 0; i < p.num_operands; ++i) {
-    const PipelineOperand& o = p.operands[i];
-    plain &= o.rotated && o.quantize.type == OutType::kSame && o.xpos_sign == 0;
-  }
-  return plain;
-}
-
-RotateParams rotation_of(const rope_apply_desc& d, const PipelineParams& p) {
-  RotateParams r = {};
-  const PipelineOperand& last = p.operands[p.num_operands - 1];
-  if (d.q.data) {
-    r.q = heads_of(p.operands[0]);
-    r.num_q_heads = p.operands[0].heads;
-  }
-  if (d.k.data) {
-    r.k = heads_of(last);
-    r.num_k_heads = last.heads;
-  }
-  r.num_tokens = p.num_tokens;
-  r.head_dim = d.head_dim;
-  r.rotary_dim = p.rotary_dim;
-  r.rotary_offset = p.rotary_offset;
-  r.cos_scale = p.cos_scale;
-  r.sin_scale = p.sin_scale;
-  r.positions = p.positions;
-  r.layout = p.layout;
-  r.angle = p.angle;
-  return r;
 }
 
 }  // namespace rope::api

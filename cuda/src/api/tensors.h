@@ -9,8 +9,4 @@ namespace rope::api {
 // where memory that is written overlaps what else the call has.
 rope_status read_tensors(const rope_apply_desc& d, PipelineCall* p);
 
-// Whether that is a rotation of q and k, with nothing around it; and if so, as one.
-bool is_rotation(const PipelineParams& p);
-RotateParams rotation_of(const rope_apply_desc& d, const PipelineParams& p);
-
 }  // namespace rope::api

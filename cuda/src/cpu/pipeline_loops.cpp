@@ -4,7 +4,7 @@
 
 #include "../operations/token.h"
 #include "parallel.h"
-#include "sets.h"
+#include "rotate.h"
 
 namespace rope::cpu {
 namespace {
@@ -160,6 +160,7 @@ Outcome pipeline(const PipelineCall& p, const PairData& pairs, const Execution& 
   int64_t row = 0;
   for (int32_t i = 0; i < p.num_operands; ++i)
     row += int64_t(p.operands[i].heads) * p.operands[i].dim * int64_t(sizeof(typename D::Storage));
+  if (is_rotation(p)) return rotate<Set, D>(p, row, pairs, e);
   const Job job{p, pairs};
   return for_layout(p.layout, [&](auto layout) {
     for_token_ranges(p.num_tokens, row, e.threads, pipeline_tokens<D, layout.value>, &job);

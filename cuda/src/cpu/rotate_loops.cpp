@@ -1,10 +1,10 @@
-// The rotation on the CPU, built for several instruction sets (sets.h).
+// A pipeline that is a rotation alone, on the CPU, built for several instruction sets (sets.h): whole heads at a time.
 #include <algorithm>
 #include <cstring>
 
 #include "parallel.h"
+#include "rotate.h"
 #include "rows.h"
-#include "sets.h"
 
 namespace rope::cpu {
 namespace {
@@ -18,24 +18,24 @@ ROPE_INLINE void prefetch(const void* at, int64_t ahead, int32_t bytes) {
 }
 
 struct Job {
-  const RotateParams& params;
+  const PipelineParams& params;
   const uint64_t* words;
 };
 
 template <class D, Layout kLayout>
-void rotate_heads(const RotateParams& p, const Heads& x, int32_t heads, int64_t token,
+void rotate_heads(const PipelineParams& p, const PipelineOperand& o, int64_t token,
                   const typename Row<D, kLayout>::Angles& angles) {
   using Storage = typename D::Storage;
   const int32_t bytes = p.rotary_dim * int32_t(sizeof(Storage)), ahead = std::max(kPrefetchBytes / bytes, 1);
-  for (int32_t head = 0; head < heads; ++head) {
-    const auto* in = reinterpret_cast<const Storage*>(x.in + token * x.in_token_stride + head * x.in_head_stride);
-    auto* out = reinterpret_cast<Storage*>(x.out + token * x.out_token_stride + head * x.out_head_stride);
-    prefetch(in + p.rotary_offset, ahead * x.in_head_stride, bytes);
+  for (int32_t head = 0; head < o.heads; ++head) {
+    const auto* in = reinterpret_cast<const Storage*>(o.in + token * o.in_token_stride + head * o.in_head_stride);
+    auto* out = reinterpret_cast<Storage*>(o.out + token * o.out_token_stride + head * o.out_head_stride);
+    prefetch(in + p.rotary_offset, ahead * o.in_head_stride, bytes);
     if (in != out) {
-      prefetch(out + p.rotary_offset, ahead * x.out_head_stride, bytes);
+      prefetch(out + p.rotary_offset, ahead * o.out_head_stride, bytes);
       const int32_t end = p.rotary_offset + p.rotary_dim;
       std::memcpy(out, in, sizeof(Storage) * size_t(p.rotary_offset));
-      std::memcpy(out + end, in + end, sizeof(Storage) * size_t(p.head_dim - end));
+      std::memcpy(out + end, in + end, sizeof(Storage) * size_t(o.dim - end));
     }
     Row<D, kLayout>::rotate(in + p.rotary_offset, out + p.rotary_offset, p.rotary_dim / 2, angles);
   }
@@ -59,27 +59,25 @@ void rotate_tokens(const void* context, int64_t begin, int64_t end) {
       sin[i] = a.sin;
     }
     Row<D, kLayout>::arrange(cos, sin, pairs, &angles);
-    rotate_heads<D, kLayout>(p, p.q, p.num_q_heads, token, angles);
-    rotate_heads<D, kLayout>(p, p.k, p.num_k_heads, token, angles);
+    for (int32_t i = 0; i < p.num_operands; ++i) rotate_heads<D, kLayout>(p, p.operands[i], token, angles);
   }
 }
 
 }  // namespace
 
 template <class Set, class D>
-Outcome rotate(const RotateParams& p, const PairData& pairs, const Execution& e) {
-  const int64_t row = int64_t(p.head_dim) * int64_t(sizeof(typename D::Storage));
+Outcome rotate(const PipelineParams& p, int64_t row, const PairData& pairs, const Execution& e) {
   const Job job{p, pairs.words};
   return for_layout(p.layout, [&](auto layout) {
     return for_angle(p.angle, [&](auto angle) {
-      for_token_ranges(p.num_tokens, row * (int64_t(p.num_q_heads) + p.num_k_heads), e.threads,
-                       rotate_tokens<D, layout.value, angle.value>, &job);
+      for_token_ranges(p.num_tokens, row, e.threads, rotate_tokens<D, layout.value, angle.value>, &job);
       return Outcome{};
     });
   });
 }
 
-#define ROPE_INSTANCE(D) template Outcome rotate<ThisSet, D>(const RotateParams&, const PairData&, const Execution&);
+#define ROPE_INSTANCE(D) \
+  template Outcome rotate<ThisSet, D>(const PipelineParams&, int64_t, const PairData&, const Execution&);
 ROPE_FOR_EACH_DTYPE(ROPE_INSTANCE)
 #undef ROPE_INSTANCE
 

@@ -7,12 +7,10 @@
 
 #include "cos_sin.h"
 #include "pipeline.h"
-#include "rotate.h"
 
 #define ROPE_FOR_EACH_DTYPE(X) X(F32) X(F16) X(BF16)
 
 #define ROPE_FOR_EACH_OPERATION(X) \
-  X(rotate, RotateParams)          \
   X(pipeline, PipelineCall)        \
   X(rotate_cache, PipelineCall)    \
   X(build_cos_sin, CosSinParams)

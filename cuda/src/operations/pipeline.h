@@ -1,6 +1,6 @@
 // The pipeline's parameters, validated: load -> [RMS norm] -> rotate -> [quantise] -> store or append. What all of it
-// is for one token is in token.h. On a GPU a rotation (rotate.h) is a pipeline of nothing else. A rotation of keys in a
-// cache is a pipeline of one operand that reads where it writes.
+// is for one token is in token.h. A rotation is a pipeline of nothing else, a rotation of keys in a cache one of one
+// operand that reads where it writes.
 #pragma once
 
 #include "../math/groups.h"
@@ -67,6 +67,8 @@ struct Norm {
 };
 
 struct PipelineParams {
+  CacheMap cache;  // first: see PipelineArgs
+  CosSinRows cos_sin;
   PipelineOperand operands[kMaxOperands];
   int32_t num_operands;
   int64_t num_tokens;
@@ -76,10 +78,8 @@ struct PipelineParams {
   Angle angle;
   Positions positions;
   const void* positions_from;
-  CosSinRows cos_sin;
   FrequencySets sets;
   Norm norm;
-  CacheMap cache;
   bool dynamic;  // a scale is computed
 };
 
@@ -89,5 +89,15 @@ struct PipelineCall : PipelineParams {
 
   ROPE_INLINE_MEMBER const Groups& groups_of(const PipelineOperand& o) const { return groups[&o - operands]; }
 };
+
+// Whether q and k are rotated, by the call's own frequencies, and nothing else is done.
+inline bool is_rotation(const PipelineParams& p) {
+  bool plain = p.angle != Angle::kCosSin && !p.positions_from && !p.sets.words && !p.norm.on && !p.cache.indices;
+  for (int32_t i = 0; i < p.num_operands; ++i) {
+    const PipelineOperand& o = p.operands[i];
+    plain &= o.rotated && o.quantize.type == OutType::kSame && o.xpos_sign == 0;
+  }
+  return plain;
+}
 
 }  // namespace rope

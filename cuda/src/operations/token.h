@@ -15,13 +15,22 @@ ROPE_INLINE void count_one(int64_t* counter) {
 #endif
 }
 
-ROPE_INLINE float float_at(const void* values, Dtype dtype, int64_t i) {
+// The bits of an element, and the number that they are.
+ROPE_INLINE uint32_t bits_at(const void* values, Dtype dtype, int64_t i) {
+  return dtype == Dtype::kF32 ? static_cast<const uint32_t*>(values)[i] : static_cast<const uint16_t*>(values)[i];
+}
+
+ROPE_INLINE float float_of(Dtype dtype, uint32_t bits) {
   switch (dtype) {
-    case Dtype::kF32: return static_cast<const float*>(values)[i];
-    case Dtype::kF16: return F16::widen(static_cast<const uint16_t*>(values)[i]);
-    case Dtype::kBF16: return BF16::widen(static_cast<const uint16_t*>(values)[i]);
+    case Dtype::kF32: return bit_cast<float>(bits);
+    case Dtype::kF16: return F16::widen(uint16_t(bits));
+    case Dtype::kBF16: return BF16::widen(uint16_t(bits));
   }
   return 0.0f;
+}
+
+ROPE_INLINE float float_at(const void* values, Dtype dtype, int64_t i) {
+  return float_of(dtype, bits_at(values, dtype, i));
 }
 
 // Whether a token with this position is to be left alone.
@@ -110,23 +119,33 @@ ROPE_INLINE CacheIndex cache_index(const CacheMap& c, int64_t token) {
   return {index_at(c.indices, c.index_is_int32, token), c.request_ids ? c.request_ids[token] : 0};
 }
 
-// False: the token has no place. `counts`: this caller reports it, if it is to be reported. kAnyIndex: else the cache
-// has fewer than 2^32 slots, or the page size is a power of two.
+// The place that the token names, be it in the cache or not. False: it names none. kAnyIndex: else the cache has fewer
+// than 2^32 slots, or the page size is a power of two.
 template <bool kAnyIndex>
-ROPE_INLINE bool cache_place(const CacheMap& c, CacheIndex at, bool counts, CachePlace* place) {
+ROPE_INLINE bool look_up_place(const CacheMap& c, CacheIndex at, CachePlace* place) {
   if (at.request < 0 || at.index < 0) return false;
   *place = divide_by_page<kAnyIndex>(c, at.index);
-  if (c.page_table) {
-    const int64_t start = c.page_indptr ? c.page_indptr[at.request] : at.request * c.page_table_stride;
-    const int64_t pages = c.page_indptr ? c.page_indptr[at.request + 1] - start : c.page_table_stride;
-    place->page = uint64_t(place->page) < uint64_t(pages) ? c.page_table[start + place->page] : -1;
-  }
+  if (!c.page_table) return true;
+  const int64_t start = c.page_indptr ? c.page_indptr[at.request] : at.request * c.page_table_stride;
+  const int64_t pages = c.page_indptr ? c.page_indptr[at.request + 1] - start : c.page_table_stride;
+  place->page = uint64_t(place->page) < uint64_t(pages) ? c.page_table[start + place->page] : -1;
+  return true;
+}
+
+// Whether that is in the cache. `counts`: this caller reports it if not, and if it is to be reported.
+ROPE_INLINE bool is_in_cache(const CacheMap& c, bool counts, CachePlace* place) {
   if (uint64_t(place->page) < uint64_t(c.num_pages)) return true;
   if (counts) count_one(c.num_skipped);
 #ifndef __CUDA_ARCH__
   *place = {};  // the kernel forms an address of it, which it does not use: on the CPU that must not overflow
 #endif
   return false;
+}
+
+// False: the token has no place.
+template <bool kAnyIndex>
+ROPE_INLINE bool cache_place(const CacheMap& c, CacheIndex at, bool counts, CachePlace* place) {
+  return look_up_place<kAnyIndex>(c, at, place) && is_in_cache(c, counts, place);
 }
 
 // The row of a dynamic scale.

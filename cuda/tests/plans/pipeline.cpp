@@ -46,7 +46,7 @@ class TokenCount {
       const int32_t size = p.cache.page_size;
       entry_ = {true, int32_t(slot) / size, int32_t(slot) % size, slot};
     } else if (p.cache.indices) {
-      entry_ = find_entry<kCode.form>(args, TokenIndices{{}, Index{slot, 0}, 0}, false);
+      entry_ = find_entry<kCode.form>(args, TokenIndices{{}, Index{slot, 0}, 0}, true, {}, false);
     }
     CHECK(entry_.found && (!p.cache.indices || entry_.row == slot));
     for (int32_t i = 0; i < p.num_operands; ++i) {

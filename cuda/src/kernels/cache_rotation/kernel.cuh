@@ -27,6 +27,22 @@ struct CacheRotationArgs {
   alignas(16) uint64_t words[kMaxRotaryDim / 2];
 };
 
+// Where the threads of a head meet that is in groups or blocks; `row` is where it is stored.
+template <int kVec>
+__device__ __forceinline__ GroupRows<kVec> group_rows(const PipelineCall& p, const Slot& slot, int32_t lane,
+                                                      int64_t token, int32_t head, const CachePlace& place, bool live,
+                                                      char* row) {
+  using Rows = GroupRows<kVec>;
+  __shared__ float shared[Rows::kFloats];
+  const PipelineOperand& keys = p.operands[0];
+  const Groups& groups = p.groups[0];
+  const int32_t lanes = blockDim.x, index = threadIdx.z * blockDim.y + threadIdx.y;
+  float* const own = shared + index * Rows::floats(lanes);
+  char* const scales = group_scales(groups, keys, token, head, place);
+  return {lanes, lane, 32 % lanes == 0, slot, own, keys.quantize.type, groups, keys.dim / groups.size,
+          live,  row,  scales};
+}
+
 // Stored: a dtype, or Codes, whose type is an argument.
 template <class Stored, Layout kLayout, int kVec, int kUnroll, bool kDynamic, bool kGrouped>
 __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
@@ -57,22 +73,8 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
   const ScalePlace scales = kQuantised ? stored_scales(p, keys, token, place) : ScalePlace{};
   const auto live = [&](int u) { return moves && head + u * step < keys.heads; };
   const auto row_of = [&](int u) { return rows + (head + u * step) * keys.out_head_stride; };
-  const auto group_rows = [&](int u) {
-    using Rows = GroupRows<kVec>;
-    __shared__ float shared[Rows::kFloats];
-    const Groups& groups = p.groups[0];
-    const int32_t lanes = blockDim.x, row = threadIdx.z * blockDim.y + threadIdx.y;
-    return Rows{lanes,
-                slot_index,
-                32 % lanes == 0,
-                slot,
-                shared + row * Rows::floats(lanes),
-                keys.quantize.type,
-                groups,
-                keys.dim / groups.size,
-                live(u),
-                row_of(u),
-                group_scales(groups, keys, token, head + u * step, place)};
+  const auto groups_at = [&](int u) {
+    return group_rows<kVec>(p, slot, slot_index, token, head + u * step, place, live(u), row_of(u));
   };
 
   C a[kUnroll], b[kUnroll];
@@ -99,7 +101,7 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
   const auto turn_head = [&](int u) {
     float x[2 * kVec] = {}, factor = 1.0f;
     if constexpr (kGrouped) {
-      group_rows(u).load(x);
+      groups_at(u).load(x);
     } else if (live(u)) {
       if constexpr (kQuantised) {
         widen_codes(keys.quantize.type, a[u], scale[u], x);
@@ -112,7 +114,7 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
     }
     if (slot.rotated) turn_pairs<kLayout, kVec>(angle, x);
     if constexpr (kGrouped) {
-      group_rows(u).store(x);
+      groups_at(u).store(x);
     } else if constexpr (kDynamic) {
       __shared__ float largest_of[kMaxBlock];
       const int32_t lanes = blockDim.x, row = threadIdx.z * blockDim.y + threadIdx.y;

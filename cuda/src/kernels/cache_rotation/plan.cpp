@@ -30,7 +30,7 @@ CachePlan plan_rotate_cache(const PipelineParams& p, int element_bytes) {
   plan.stored_slots = keys.whole ? stored_slots_of(keys.dim - p.rotary_dim, vec) : 0;
   plan.slots = p.rotary_dim / 2 / vec + plan.stored_slots;
   plan.grid_z = unsigned(divide_up(plan.slots, kMaxBlock));
-  static_assert(2 * CacheCode{true, true}.vec(1) * kMaxBlock == 2048 && 2 * kMaxBlock == 256);
+  static_assert(2 * CacheCode{true, true, false}.vec(1) * kMaxBlock == 2048 && 2 * kMaxBlock == 256);
   if (plan.code.dynamic && plan.grid_z > 1)
     plan.unsupported =
         plan.code.grouped ? "groups and blocks: in a cache heads of up to 2048 elements where dimensions are multiples "

@@ -21,7 +21,8 @@ __global__ void __launch_bounds__(kCosSinBlock) cos_sin_kernel(const __grid_cons
   const PairMap<Layout::kNeox, kVec> map{int32_t(blockIdx.y * blockDim.x + threadIdx.x), p.pairs};
   if (map.first() >= p.pairs) return;
   uint64_t word[kVec];
-  load_words(as_memory(args.words), map, word);
+#pragma unroll
+  for (int j = 0; j < kVec; ++j) word[j] = as_memory(args.words)[map.pair(j)];
   const int64_t first = int64_t(map.first()) * C::kElementBytes, step = int64_t(gridDim.x) * blockDim.y;
   wait_for_previous();
   release_next();

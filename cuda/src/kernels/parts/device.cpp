@@ -15,6 +15,21 @@ int32_t device_count() {
   return count;
 }
 
+int32_t current_device() {
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) {
+    (void)cudaGetLastError();
+    return -1;
+  }
+  return device;
+}
+
+int copy_to_host(void* host, const void* device, size_t bytes, void* stream) {
+  const auto on = static_cast<cudaStream_t>(stream);
+  const cudaError_t error = cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, on);
+  return error != cudaSuccess ? error : cudaStreamSynchronize(on);
+}
+
 const char* error_name(int error) { return cudaGetErrorName(static_cast<cudaError_t>(error)); }
 
 bool is_no_device(int error) {

@@ -1,11 +1,16 @@
 // The few questions that the library asks the CUDA runtime. Defined in device.cpp, or in device_none.cpp without CUDA.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace rope::cuda {
 
 int32_t device_count();
+int32_t current_device();  // -1: none
+
+// A copy, made when the stream has done what is pending. 0, or a cudaError_t.
+int copy_to_host(void* host, const void* device, size_t bytes, void* stream);
 
 // Text for a cudaError_t that a launch returned; `no_device` says whether it means that there is no usable device.
 const char* error_name(int error);

@@ -111,13 +111,6 @@ __device__ __forceinline__ uint32_t load_here(const char* at) {
   return x;
 }
 
-// The same of a kernel's argument, as ordinary memory (as_memory()).
-__device__ __forceinline__ uint64_t load_here(const uint64_t* at) {
-  uint64_t x;
-  asm volatile("ld.b64 %0, [%1];" : "=l"(x) : "l"(at));
-  return x;
-}
-
 }  // namespace rope::cuda
 
 #else

@@ -15,25 +15,6 @@ void copy_words(const PairData& pairs, int32_t count, uint64_t (&words)[kMaxPair
   if (pairs.words) std::memcpy(words, pairs.words, sizeof(uint64_t) * size_t(count));
 }
 
-// The words for the pairs of a slot, two at a time where two are neighbours.
-template <Layout kLayout, int kVec>
-__device__ __forceinline__ void load_words(const uint64_t* words, PairMap<kLayout, kVec> map, uint64_t* word) {
-  struct alignas(16) Two {
-    uint64_t x, y;
-  };
-  constexpr bool kNeighbours = kLayout == Layout::kNeox ? kVec >= 2 : kVec >= 4;
-#pragma unroll
-  for (int j = 0; j < kVec; j += kNeighbours ? 2 : 1) {
-    if constexpr (kNeighbours) {
-      const Two two = *reinterpret_cast<const Two*>(words + map.pair(j));
-      word[j] = two.x;
-      word[j + 1] = two.y;
-    } else {
-      word[j] = words[map.pair(j)];
-    }
-  }
-}
-
 // Which stream of positions each pair turns by, where there are sections.
 template <int kMaxPairs>
 void fill_streams(const Sections& sections, int32_t pairs, uint8_t (&streams)[kMaxPairs]) {

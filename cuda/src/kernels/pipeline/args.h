@@ -28,18 +28,19 @@ struct StageArgs {
 
 // What a call is like, for PipelineArgs::flags.
 enum PipelineFlag : uint32_t {
-  kPositions64 = 1 << 0,   // positions are of 8 bytes, else 4
-  kIndices64 = 1 << 1,     // cache indices are
-  kCounted = 1 << 2,       // positions are offset + token, else read
-  kStreams = 1 << 3,       // a token has several
-  kTable = 1 << 4,         // angles are read from rows of cos and sin
-  kGptj = 1 << 5,          // pairs are neighbours
-  kCached = 1 << 6,        // some operand is
-  kPaged = 1 << 7,         // a slot is looked up in a page table, or its page is found by a division
-  kCounts = 1 << 8,        // tokens that have no place in the cache are counted
-  kEarly = 1 << 9,         // of a dependent launch: positions and indices may be read before the wait,
-  kPrefetch = 1 << 10,     // heads are asked for before it,
-  kReleaseEarly = 1 << 11  // and the next kernel is let in at once
+  kPositions64 = 1 << 0,    // positions are of 8 bytes, else 4
+  kIndices64 = 1 << 1,      // cache indices are
+  kCounted = 1 << 2,        // positions are offset + token, else read
+  kStreams = 1 << 3,        // a token has several
+  kTable = 1 << 4,          // angles are read from rows of cos and sin
+  kGptj = 1 << 5,           // pairs are neighbours
+  kCached = 1 << 6,         // some operand is
+  kPaged = 1 << 7,          // a slot is looked up in a page table, or its page is found by a division
+  kCounts = 1 << 8,         // tokens that have no place in the cache are counted
+  kEarly = 1 << 9,          // of a dependent launch: positions and indices may be read before the wait,
+  kPrefetch = 1 << 10,      // heads are asked for before it,
+  kReleaseEarly = 1 << 11,  // and the next kernel is let in at once
+  kRowsFirst = 1 << 12      // of kTable: rows are asked for ahead of heads
 };
 
 // Words of 32 bits and more: parts of one take more instructions, and ptxas loads them in a slower way.
@@ -62,10 +63,10 @@ struct PipelineArgs {
   int32_t page_shift;
 
   // Of some.
+  PipelineParams params;  // a page table and rows of cos and sin first, which few tokens wait for
   StageArgs stages[kMaxOperands];
   int64_t offset, stream_stride;  // stream_stride: bytes
-  PipelineParams params;
-  uint8_t stream_of[kMaxPairs];  // which of a token's positions each pair turns by
+  uint8_t stream_of[kMaxPairs];   // which of a token's positions each pair turns by
   alignas(16) uint64_t words[kMaxPairs];
 
   ROPE_INLINE_MEMBER bool is(PipelineFlag flag) const { return flags & flag; }

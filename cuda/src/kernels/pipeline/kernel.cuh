@@ -47,8 +47,9 @@ __device__ __forceinline__ void prefetch_group(const Group& g) {
 #pragma unroll
   for (int u = 0; u < kUnroll; ++u) {
     if (u >= g.live) continue;
-    prefetch(advance(g.in, u, g.operand->in_head_stride));
-    prefetch(advance(g.in, u, g.operand->in_head_stride) + g.apart * kElementBytes);
+    const char* const head = advance(g.in, u, g.operand->in_head_stride);
+    prefetch(head);
+    prefetch(head + g.apart * kElementBytes);
   }
 }
 
@@ -158,17 +159,17 @@ __device__ __forceinline__ void finish_group(const PipelineArgs<kMaxPairs>& args
 
 // Blocks that must fit a multiprocessor; 0: ptxas chooses, which gives short code few registers, but spills of long
 // code so that more blocks fit.
-constexpr int min_blocks(int unroll, bool reduce, bool quantised) {
-  return unroll == 4 || reduce || quantised ? kUnspilledBlocks : 0;
+constexpr int min_blocks(int unroll, bool reduce, bool quantised, Form form) {
+  return unroll == 4 || reduce || quantised || form == Form::kTables ? kUnspilledBlocks : 0;
 }
 
 // See PipelineCode. kDependent: the launch is, and waits (parts/launch.h); else none of that code is in the way.
 template <class D, int kVec, int kUnroll, bool kReduce, bool kQuantised, Form kForm, bool kDependent, int kMaxPairs>
-__global__ void __launch_bounds__(kMaxBlock, min_blocks(kUnroll, kReduce, kQuantised))
+__global__ void __launch_bounds__(kMaxBlock, min_blocks(kUnroll, kReduce, kQuantised, kForm))
     pipeline_kernel(const __grid_constant__ PipelineArgs<kMaxPairs> args) {
   constexpr auto kPlace = group_of<D, kVec, kUnroll, kQuantised, kForm, kMaxPairs>;
   __shared__ CosSin angles[kMaxAngles[kMaxPairs > kFewPairs]];
-  const FirstPair pair = first_pair<kForm>(args);
+  FirstPair pair = first_pair<kForm>(args);
   const int32_t token = int32_t(blockIdx.x * blockDim.z + threadIdx.z);
   const int32_t first_of_block = int32_t(blockIdx.y) * args.block_groups;
   int32_t index = first_of_block + int32_t(threadIdx.y);
@@ -191,7 +192,13 @@ __global__ void __launch_bounds__(kMaxBlock, min_blocks(kUnroll, kReduce, kQuant
 
   // Where positions may be read before the wait, heads come behind the angles, else they are under way meanwhile.
   if (kDependent) at = load_indices<kForm>(args, real_token);
+  const bool table = kForm == Form::kTables && args.is(kTable);
+  if (table && args.is(kRowsFirst)) load_first_pair(args, real_token, at.position, &pair);
   if (!early) load_group<kQuantised>(g, token, heads);
+  if (table && !args.is(kRowsFirst)) load_first_pair(args, real_token, at.position, &pair);
+  CachePlace place = {};
+  const bool named =
+      kForm == Form::kUsual || !args.is(kPaged) || look_up_place<false>(args.params.cache, index_of(args, at), &place);
   const bool rotates = first_of_block < args.rotated_groups;
   const bool reports = inside && index == 0 && threadIdx.x == 0;  // of its token
   const bool moves = form_angles<kForm>(args, real_token, at.position, pair, rotates && inside, reports, own) && inside;
@@ -202,11 +209,6 @@ __global__ void __launch_bounds__(kMaxBlock, min_blocks(kUnroll, kReduce, kQuant
     wait_for_previous(digest);
     load_group<kQuantised>(g, token, heads);
   }
-  Entry entry = {true, 0, 0, 0};
-  const auto take_place = [&] {
-    if (args.is(kCached)) entry = find_entry<kForm>(args, at, reports && moves);
-  };
-  if (kForm != Form::kUsual) take_place();  // what is looked up is under way while threads meet
   if (rotates) synchronize(false);
   if (!kReduce && !moves) return;
 
@@ -214,7 +216,8 @@ __global__ void __launch_bounds__(kMaxBlock, min_blocks(kUnroll, kReduce, kQuant
   const int32_t slot = int32_t(threadIdx.x);
   if (kForm != Form::kAny || slot * kVec < args.pairs)
     load_angles<kVec>(own + slot * args.angle_step, args.angle_apart, angle);
-  if (kForm == Form::kUsual) take_place();
+  Entry entry = {true, 0, 0, 0};
+  if (args.is(kCached)) entry = find_entry<kForm>(args, at, named, place, reports && moves);
   for (int32_t turn = 1;; ++turn) {
     finish_group<D, kVec, kUnroll, kReduce, kQuantised>(args, g, token, moves, entry, angle, heads);
     if (turn == args.turns) return;

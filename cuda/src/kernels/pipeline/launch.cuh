@@ -41,8 +41,9 @@ inline uint32_t flags_of(const PipelineParams& p, const Execution& e, const Pipe
   set(kEarly, early);
   set(kTable, p.angle == Angle::kCosSin);
   set(kPaged, p.cache.indices && !plan.direct);
-  set(kPrefetch, plan.prefetch);
+  set(kPrefetch, e.dependent && plan.prefetch);
   set(kReleaseEarly, plan.release_early);
+  set(kRowsFirst, plan.rows_first);
   set(kCounts, p.cache.num_skipped);
   set(kStreams, p.positions.sections.streams);
   return flags;
@@ -105,40 +106,11 @@ Outcome pipeline(const PipelineCall& p, const PairData& pairs, const Execution& 
   if (plan.general) return general<D>(p, pairs, e);
   const auto launch_code = [&](auto index) {
     // Rare code is not compiled twice: a wait is nothing to a kernel that is launched plainly.
-    constexpr bool kRare = kPipelineCodes<kElementBytes>[index.value].form != Form::kUsual;
+    constexpr bool kRare = kPipelineCodes<kElementBytes>[index.value].form == Form::kAny;
     return e.dependent ? launch_pipeline<D, index.value, true>(p, pairs, e, plan)
                        : launch_pipeline<D, index.value, kRare>(p, pairs, e, plan);
   };
   return {for_compiled<kPipelineCodes<kElementBytes>>(plan.code, launch_code), nullptr};
-}
-
-// A rotation is a pipeline of nothing else.
-template <class D>
-Outcome rotate(const RotateParams& r, const PairData& pairs, const Execution& e) {
-  PipelineCall p = {};
-  for (const auto& [x, heads] : {std::pair(r.q, r.num_q_heads), std::pair(r.k, r.num_k_heads)}) {
-    if (heads == 0) continue;
-    PipelineOperand& o = p.operands[p.num_operands++];
-    o.in = x.in;
-    o.out = x.out;
-    o.in_token_stride = x.in_token_stride;
-    o.in_head_stride = x.in_head_stride;
-    o.out_token_stride = x.out_token_stride;
-    o.out_head_stride = x.out_head_stride;
-    o.heads = heads;
-    o.dim = r.head_dim;
-    o.rotated = true;
-    o.whole = x.in != x.out;
-  }
-  p.num_tokens = r.num_tokens;
-  p.rotary_dim = r.rotary_dim;
-  p.rotary_offset = r.rotary_offset;
-  p.cos_scale = r.cos_scale;
-  p.sin_scale = r.sin_scale;
-  p.layout = r.layout;
-  p.angle = r.angle;
-  p.positions = r.positions;
-  return pipeline<D>(p, pairs, e);
 }
 
 }  // namespace rope::cuda

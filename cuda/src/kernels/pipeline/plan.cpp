@@ -69,8 +69,9 @@ Form form_of(const PipelineParams& p, const PipelinePlan& plan, bool alike) {
   return table || (p.cache.indices && !plan.direct) ? Form::kTables : Form::kUsual;
 }
 
+// The cache's entries are equally far apart.
 bool is_linear(const PipelineParams& p) {
-  bool linear = !p.cache.page_table && !p.cache.request_ids;
+  bool linear = true;
   for (int i = 0; i < p.num_operands; ++i) {
     const PipelineOperand& o = p.operands[i];
     linear &= !o.cached || p.cache.num_pages == 1 || o.out_page_stride == o.out_token_stride * p.cache.page_size;
@@ -148,6 +149,9 @@ const Regime* regimes_of(const PipelineCode& code, int64_t heads) {
 
 // A prefetch pays where there is little to ask for, or heads are not in the second-level cache.
 constexpr int64_t kPrefetchAtMost = 6'000'000, kPrefetchFrom = 64'000'000;
+// A row, whose address waits for a position, would queue behind all heads of a launch that is one wave of blocks. Of
+// several, heads that wait for the position cost more.
+constexpr int64_t kRowsFirstAtMost = 20'000'000;
 // Where a launch has fewer blocks than the device has multiprocessors, the next one's would crowd it.
 constexpr int64_t kCrowd = 132;
 
@@ -218,13 +222,15 @@ PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes) {
   plan_operands(p, element_bytes, vec, code.reduce, &plan);
   plan.general = is_general(p, code, vec) || plan.block_x > kMaxBlock;
   if (plan.general) return plan;
-  plan.linear = is_linear(p);
-  plan.direct = !p.cache.page_table && !p.cache.request_ids && (plan.linear || p.cache.page_shift >= 0);
+  const bool looked_up = p.cache.page_table || p.cache.request_ids;
+  plan.linear = !looked_up && is_linear(p);
+  plan.direct = !looked_up && (plan.linear || p.cache.page_shift >= 0);
   code.form = form_of(p, plan, are_alike(p, plan, &plan.start));
   find_code(*regime, element_bytes, &code);
   if (code.form == Form::kAny) plan.start = 0;
   plan_grid(p, *regime, &plan);
   plan.prefetch = bytes <= kPrefetchAtMost || bytes >= kPrefetchFrom || heads <= kFewHeads;
+  plan.rows_first = bytes <= kRowsFirstAtMost;
   plan.release_early = int64_t(plan.grid_x) * plan.grid_y >= kCrowd;
   return plan;
 }

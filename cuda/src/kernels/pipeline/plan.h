@@ -91,6 +91,7 @@ struct PipelinePlan {
   bool linear;                     // the cache's entries are equally far apart, whatever their page
   bool direct;                     // a slot's page is found by a shift, or needs not be
   bool prefetch, release_early;    // of a dependent launch: heads are asked for before the wait, the next is let in
+  bool rows_first;                 // rows of cos and sin are asked for ahead of heads
   int32_t turns;                   // of a thread, over its groups
   unsigned block_x, block_y, block_z, grid_x, grid_y;
 };

@@ -69,19 +69,19 @@ __device__ __forceinline__ int64_t value_of(Index at, bool wide) {
   return int64_t(uint64_t(high) << 32 | at.low);
 }
 
-// The first pair whose angle a thread forms. Its word comes from afar, as an argument is nobody's before its launch.
+// The first pair whose angle a thread forms.
 struct FirstPair {
   int32_t pair;
   uint32_t stream;
-  uint64_t word;
+  uint64_t word;  // or a table's cosine, and above it the sine
 };
 
 template <Form kForm, int kMaxPairs>
 __device__ __forceinline__ FirstPair first_pair(const PipelineArgs<kMaxPairs>& args) {
   FirstPair at = {int32_t(threadIdx.y * blockDim.x + threadIdx.x), 0, 0};
-  if constexpr (kForm == Form::kAny) return at;
+  if (kForm == Form::kAny || (kForm == Form::kTables && args.is(kTable))) return at;
   const int32_t pair = at.pair & (kMaxPairs - 1);  // some pair, for a thread that has none
-  at.word = load_here(as_memory(args.words) + pair);
+  at.word = as_memory(args.words)[pair];
   if (args.is(kStreams)) at.stream = as_memory(args.stream_of)[pair];
   return at;
 }
@@ -102,21 +102,25 @@ __device__ __forceinline__ TokenIndices load_indices(const PipelineArgs<kMaxPair
   return at;
 }
 
-// From a row of a table. False: the token's position is in none.
 template <int kMaxPairs>
-__device__ __forceinline__ bool read_angles(const PipelineArgs<kMaxPairs>& args, int64_t position, int32_t pair,
-                                            bool rotates, bool reports, CosSin* angles) {
-  const CosSinRows& rows = args.params.cos_sin;
-  if (uint64_t(position) >= uint64_t(rows.rows)) {
-    if (reports) count_one(rows.num_skipped);
-    return false;
-  }
-  for (; rotates && pair < args.pairs; pair += int32_t(blockDim.x * blockDim.y)) {
-    const int64_t i = position * rows.stride + pair;
-    angles[pair] = {float_at(rows.cos, rows.dtype, i) * args.cos_scale,
-                    float_at(rows.sin, rows.dtype, i) * args.sin_scale};
-  }
-  return true;
+__device__ __forceinline__ int64_t first_position(const PipelineArgs<kMaxPairs>& args, int32_t token, Index position) {
+  return args.is(kCounted) ? int64_t(uint64_t(args.offset) + uint64_t(token))
+                           : value_of(position, args.is(kPositions64));
+}
+
+// A pair of a row of cos and sin, as it lies there.
+__device__ __forceinline__ uint64_t load_row_pair(const CosSinRows& rows, int64_t position, int32_t pair) {
+  const int64_t i = position * rows.stride + pair;
+  return bits_at(rows.cos, rows.dtype, i) | uint64_t(bits_at(rows.sin, rows.dtype, i)) << 32;
+}
+
+// Of a token's row of cos and sin.
+template <int kMaxPairs>
+__device__ __forceinline__ void load_first_pair(const PipelineArgs<kMaxPairs>& args, int32_t token, Index position,
+                                                FirstPair* first) {
+  const int64_t row = first_position(args, token, position);
+  if (uint64_t(row) < uint64_t(args.params.cos_sin.rows) && first->pair < args.pairs)
+    first->word = load_row_pair(args.params.cos_sin, row, first->pair);
 }
 
 // A token's angles, by its threads together, into shared memory. False: the token is to be left alone. `reports`: this
@@ -132,10 +136,23 @@ __device__ __forceinline__ bool form_angles(const PipelineArgs<kMaxPairs>& args,
       angles[i] = pair_angle(args.params, {as_memory(args.words), nullptr}, 0, state, token, i);
     return true;
   }
-  const bool wide = args.is(kPositions64);
-  const int64_t first = args.is(kCounted) ? int64_t(uint64_t(args.offset) + uint64_t(token)) : value_of(position, wide);
+  const int64_t first = first_position(args, token, position);
   if (first == -1 && !args.is(kCounted)) return false;
-  if (kForm == Form::kTables && args.is(kTable)) return read_angles(args, first, at.pair, rotates, reports, angles);
+  if (kForm == Form::kTables && args.is(kTable)) {
+    const CosSinRows& rows = args.params.cos_sin;
+    if (uint64_t(first) >= uint64_t(rows.rows)) {
+      if (reports) count_one(rows.num_skipped);
+      return false;
+    }
+    while (rotates && at.pair < args.pairs) {
+      angles[at.pair] = {float_of(rows.dtype, uint32_t(at.word)) * args.cos_scale,
+                         float_of(rows.dtype, uint32_t(at.word >> 32)) * args.sin_scale};
+      at.pair += threads;
+      if (at.pair < args.pairs) at.word = load_row_pair(rows, first, at.pair);
+    }
+    return true;
+  }
+  const bool wide = args.is(kPositions64);
   while (rotates && at.pair < args.pairs) {
     int64_t own = first;
     if (args.is(kStreams))
@@ -171,13 +188,19 @@ struct Entry {
   int64_t row;  // of all entries
 };
 
+template <int kMaxPairs>
+__device__ __forceinline__ CacheIndex index_of(const PipelineArgs<kMaxPairs>& args, const TokenIndices& at) {
+  return {value_of(at.slot, args.is(kIndices64)), at.request};
+}
+
+// `named`: the token has a place, which was looked up where it is kPaged.
 template <Form kForm, int kMaxPairs>
-__device__ __forceinline__ Entry find_entry(const PipelineArgs<kMaxPairs>& args, const TokenIndices& at, bool reports) {
+__device__ __forceinline__ Entry find_entry(const PipelineArgs<kMaxPairs>& args, const TokenIndices& at, bool named,
+                                            CachePlace place, bool reports) {
   const int64_t index = value_of(at.slot, args.is(kIndices64));
   if (kForm != Form::kUsual && args.is(kPaged)) {
     const CacheMap& cache = args.params.cache;
-    CachePlace place = {};
-    const bool found = cache_place<false>(cache, {index, at.request}, reports, &place);
+    const bool found = named && is_in_cache(cache, reports, &place);
     return {found, int32_t(place.page), int32_t(place.entry), place.page * cache.page_size + place.entry};
   }
   const bool found = uint64_t(index) < args.entries;

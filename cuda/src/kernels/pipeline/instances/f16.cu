@@ -1,4 +1,3 @@
 #include "../launch.cuh"
 
-template rope::Outcome rope::cuda::rotate<rope::F16>(const RotateParams&, const PairData&, const Execution&);
 template rope::Outcome rope::cuda::pipeline<rope::F16>(const PipelineCall&, const PairData&, const Execution&);
