@@ -154,6 +154,9 @@ class FusedRope(Rope):
         set_ids_from: Memory | None = None,
         set_factors: Memory | None = None,
         num_sets: SupportsIndex | None = None,
+        q_tensor_scale: Scale | None = None,
+        k_tensor_scale: Scale | None = None,
+        v_tensor_scale: Scale | None = None,
         check: bool | None = None,
     ) -> None: ...
     def inverse(
@@ -208,6 +211,9 @@ class FusedRope(Rope):
         set_ids_from: Memory | None = None,
         set_factors: Memory | None = None,
         num_sets: SupportsIndex | None = None,
+        q_tensor_scale: Scale | None = None,
+        k_tensor_scale: Scale | None = None,
+        v_tensor_scale: Scale | None = None,
         check: bool | None = None,
     ) -> None: ...
     def rotate_cache(
@@ -242,5 +248,6 @@ class FusedRope(Rope):
         num_sets: SupportsIndex | None = None,
         inverse: bool = False,
         stream: Stream | None = None,
+        k_tensor_scale: Scale | None = None,
         check: bool | None = None,
     ) -> None: ...

@@ -3,6 +3,7 @@
 import numpy as np
 
 import pyrope
+from kit import groups
 from kit import reference as ref
 from kit.blocks import Block, cache_block, call, check_rows, rows_block, same_on_both
 
@@ -21,7 +22,7 @@ FACTORS = {
     "layout": ["neox", "gptj"],
     "angle": ["exact", "fp32", "cos_sin"],
     "positions": ["offset", "ids32", "ids64", "ragged32", "ragged64", "ids float", *SECTIONS],
-    "scale": ["host", "tensor", "head", "token", "dynamic"],
+    "scale": ["host", "tensor", "head", "token", "dynamic", "groups"],
     "cache": ["slots32", "slots64", "indptr32", "indptr64", "stride32", "stride64"],
     "cache_layout": ["NHD", "HND"],
     "memory": ["dense", "padded", "odd"],
@@ -50,11 +51,24 @@ def wide(positions):
     return positions.astype(np.float64 if positions.dtype == np.float32 else np.int64)
 
 
+# Stored types that have groups or blocks whatever the scale; and what groups, and a block, do not divide.
+GROUPED = ["mx", "nvfp4", "q8_0"]
+
+
+def not_grouped(out):
+    """Rules for the factor of a stored type."""
+    return [
+        {"scale": ["groups"], "head_dim": [20, 6]},
+        {out: GROUPED, "head_dim": [20, 6]},
+        {out: ["q8_0"], "head_dim": [80]},
+    ]
+
+
 class Output:
     """Where an operand goes: the block's name and rows of it, for which tokens, in which format, with what scale."""
 
     def __init__(self, where, operand, form):
-        self.where, self.operand, self.format, self.scale = where, operand, form, None
+        self.where, self.operand, self.format, self.scale, self.groups = where, operand, form, None, None
 
 
 class Case:
@@ -357,21 +371,51 @@ class Case:
             value = self.rotate(value, name)
             value = self.norm(value, name, "after")
         o = Output(name if in_place else f"{name}_out", name, dtype if out == "same" else out)
+        width = self.choose_groups(o, d)
         o.tokens, count = np.flatnonzero(self.live), self.tokens
         o.rows, o.scale_rows = (o.tokens,), o.tokens
         if self.slots is not None and name in "kv":
             o.where, count = f"{name}_cache", self.num_pages * self.page_size
-            self.blocks[o.where] = cache_block(o.format, self.num_pages, self.page_size, heads, d,
+            self.blocks[o.where] = cache_block(o.format, self.num_pages, self.page_size, heads, width,
                                                row["cache_layout"])  # fmt: skip
             o.tokens = np.flatnonzero(self.slots >= 0)
             o.scale_rows = self.slots[o.tokens]
             o.rows = tuple(np.divmod(o.scale_rows, self.page_size))
         elif not in_place:
-            self.blocks[o.where] = rows_block(o.format, values.shape, row["memory"])
+            self.blocks[o.where] = rows_block(o.format, (self.tokens, heads, width), row["memory"])
         o.value = tuple(part[o.tokens] for part in value)
-        if o.format in SCALES and name != "q_nope":
+        if o.groups:
+            self.make_groups(o, heads, d)
+        elif o.format in SCALES and name != "q_nope":
             self.make_scale(o, heads, count)
         self.outputs[name] = o
+
+    def choose_groups(self, o, d):
+        """Whether the output has groups or blocks; elements, or bytes, of a row."""
+        if o.format in GROUPED:
+            o.groups = groups.PAIRED[o.format]
+        elif o.format in SCALES and self.row["scale"] == "groups":
+            o.groups = (o.format, *groups.PAIRED["groups"][1:])
+        if not o.groups:
+            return d
+        o.format = np.uint8
+        return groups.row_bytes(o.groups[0], d)
+
+    def make_groups(self, o, heads, d):
+        """Their scales, laid out as what is stored."""
+        (form, size, dtype), x = o.groups, o.operand
+        self.options[f"{x}_out_dtype"] = form
+        if not dtype:
+            return
+        self.options[f"{x}_scale_kind"] = pyrope.GroupScales(size, dtype)
+        storage = groups.SCALE_STORAGE[dtype]
+        if o.where.endswith("_cache"):
+            shape = self.num_pages, self.page_size, heads, d // size
+            self.blocks[f"{x}_scale"] = cache_block(storage, *shape, self.row["cache_layout"])
+        else:
+            self.blocks[f"{x}_scale"] = Block(storage, (self.tokens, heads, d // size))
+        if dtype == "float8_e4m3fn":
+            self.scalars[f"{x}_tensor_scale"] = 1 / 256
 
     def make_scale(self, o, heads, count):
         kind, size, name = self.row["scale"], SCALES[o.format], f"{o.operand}_scale"
@@ -397,6 +441,9 @@ class Case:
             assert rest.pop(name).view(np.int64)[0] == count, name
         for name, o in self.outputs.items():
             scale, value = o.scale, o.value
+            if o.groups:
+                self.check_groups(name, o, rest)
+                continue
             if name == "q_nope":
                 scale = self.outputs["q"].scale
             elif o.format in SCALES and self.row["scale"] == "dynamic":
@@ -405,6 +452,17 @@ class Case:
             check_rows(self.blocks[o.where], rest.pop(o.where), value, o.format, o.rows)
         for name, flat in rest.items():
             np.testing.assert_array_equal(flat, self.blocks[name].flat, err_msg=name)
+
+    def check_groups(self, name, o, rest):
+        """What is stored, with its scales, is the value; the rest of both is what it was."""
+        stored = {x: rest.pop(x) for x in (o.where, f"{name}_scale") if x in rest}
+        parts = [self.blocks[x].view(flat)[o.rows] for x, flat in stored.items()]
+        groups.check_value(parts[0], parts[1] if len(parts) > 1 else None, o.groups, o.value,
+                           self.scalars.get(f"{name}_tensor_scale", 1.0))  # fmt: skip
+        for x, flat in stored.items():
+            block, others = self.blocks[x], flat.copy()
+            block.view(others)[o.rows] = block.view()[o.rows]
+            np.testing.assert_array_equal(others, block.flat, err_msg=x)
 
     def check_dynamic(self, name, o, flat):
         """The scales written: [rows, heads, 1]."""

@@ -113,6 +113,12 @@ void one_head(const PipelineCall& p, const PipelineOperand& o, int64_t token, in
     }
     return;
   }
+  if (const Groups& groups = p.groups_of(o); groups.size) {
+    char* const scales = group_scales(groups, o, token, head, place);
+    for (int32_t n = 0; n < o.dim / groups.size; ++n)
+      encode_group(o.quantize.type, groups, n, [&](int32_t i) { return x[i]; }, out, scales);
+    return;
+  }
   const float factor = quantize_factor(p, o, token, head, place, x);
   for_code(o.quantize.type, [&](auto code) {
     for (int32_t i = 0; i < o.dim; ++i) out[i] = char(code.encode2(x[i] * factor, 0.0f));

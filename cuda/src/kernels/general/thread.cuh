@@ -5,6 +5,7 @@
 #include "../../operations/general.h"
 #include "../parts/chunk.h"
 #include "../parts/codes.cuh"
+#include "../parts/groups.cuh"
 #include "../parts/launch.h"
 #include "../parts/rows.cuh"
 #include "../parts/slot.h"
@@ -24,7 +25,7 @@ struct GeneralArgs {
   alignas(16) uint64_t words[kMaxRotaryDim / 2];
 };
 
-template <class D, int kVec, bool kReduce>
+template <class D, int kVec, bool kReduce, bool kGrouped>
 struct GeneralThread {
   using C = Chunk<D, kVec>;
 
@@ -36,6 +37,7 @@ struct GeneralThread {
   const bool inside;     // there is a token and a slot here
   const bool across;     // the norm is over all heads of a token, which go round twice
   const bool quantised;  // this operand is
+  const bool grouped;    // in groups or blocks
   const Slot slot;
 
   int32_t head;
@@ -52,6 +54,7 @@ struct GeneralThread {
         inside(at.row_token < plan.tokens && at.token < p.num_tokens && at.slot < plan.slots),
         across(kReduce && o.weight && p.norm.across_heads),
         quantised(o.quantize.type != OutType::kSame),
+        grouped(kGrouped && o.quantize.kind == ScaleKind::kGroup),
         slot(in_block(slot_of<kVec, true>(p.layout, o.rotated ? p.rotary_dim : 0, p.rotary_offset, o.dim,
                                           plan.stored_slots, at.slot))),
         head(at.head),
@@ -119,10 +122,34 @@ struct GeneralThread {
     return given.scales ? 1.0f / *given.scales : o.quantize.factor;
   }
 
-  __device__ __forceinline__ void store_head(C& a, C& b, const float* x, float factor) const {
+  __device__ __forceinline__ char* out_row() const {
     char* const row = o.out + head * o.out_head_stride + (o.cached ? 0 : at.token * o.out_token_stride) +
                       place.page * o.out_page_stride + place.entry * o.out_token_stride;
     assume_global(row);
+    return row;
+  }
+
+  // All threads of the block.
+  __device__ __forceinline__ void store_groups(const float* x, bool stores) const {
+    using Rows = GroupRows<kVec>;
+    __shared__ float shared[Rows::kFloats];
+    const Groups& groups = p.groups_of(o);
+    Rows{plan.lanes,
+         at.lane,
+         plan.rows_in_warps,
+         slot,
+         shared + at.row * Rows::floats(plan.lanes),
+         o.quantize.type,
+         groups,
+         o.dim / groups.size,
+         stores,
+         out_row(),
+         group_scales(groups, o, at.token, head, place)}
+        .store(x);
+  }
+
+  __device__ __forceinline__ void store_head(C& a, C& b, const float* x, float factor) const {
+    char* const row = out_row();
     if (quantised) {
       store_codes<kVec>(o.quantize.type, row, slot.first, slot.second, factor, x);
       return;
