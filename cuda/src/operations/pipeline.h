@@ -94,10 +94,6 @@ struct PositionPlaces {
 struct PipelineCall : PipelineParams {
   PositionPlaces places = {0, 1, 0};
   int32_t blocks = 1;  // of the rotated part, which have their pairs in themselves; 1 where pairs are neighbours
-};
-
-// What is rare, behind what is not: the pipeline kernel's argument has none of it.
-struct PipelineCall : PipelineParams {
   Groups groups[kMaxOperands];
 
   ROPE_INLINE_MEMBER const Groups& groups_of(const PipelineOperand& o) const { return groups[&o - operands]; }
