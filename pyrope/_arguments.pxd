@@ -26,6 +26,9 @@ cdef int64_t as_integer(str name, object value) except? -1
 cdef int64_t as_positive(str name, object value) except -1
 cdef int32_t as_count(str name, object value, int64_t low, int64_t high) except? -1
 cdef double as_real(str name, object value) except? -1
+cdef bint is_scale(object x)
+cdef float as_scale(str name, object x) except? -1
+cdef int refuse_small(str name, object x) except -1
 cdef bint as_flag(str name, object value) except -1
 cdef int refuse(str name, object value, str reason) except -1
 cdef int require(str name, object value, str reason) except -1
@@ -42,6 +45,7 @@ cdef int read_elements(str name, object x, int32_t element, Call* c, View* v) ex
 cdef int32_t index_dtype(str name, object x, View* v) except -1
 cdef int refuse_dtype(str name, object x, str allowed) except -1
 cdef int refuse_read_only(str name, View* v) except -1
+cdef int64_t stored_units(int32_t out_dtype, int64_t dim) noexcept
 cdef void* read_index(str name, object x, int64_t* length, int32_t* dtype, Call* c) except? NULL
 cdef void* read_memory(str name, object x, ElementKind kind, int itemsize, int64_t* count, str shape, bint written,
                        Call* c) except? NULL

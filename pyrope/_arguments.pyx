@@ -107,6 +107,28 @@ cdef double as_real(str name, object value) except? -1:
     raise TypeError(f"{name}: {value!r}, must be a real number")
 
 
+cdef bint is_scale(object x):
+    """Whether x is a number rather than memory: a float in whatever form. An integer is an address."""
+    if type(x) is float:
+        return True
+    if type(x) is int or not hasattr(x, "__float__") or is_array(x):
+        return False
+    return not hasattr(x, "__index__") or getattr(getattr(x, "dtype", None), "kind", None) == "f"
+
+
+cdef float as_scale(str name, object x) except? -1:
+    cdef float scale = <float>as_real(name, x)
+    if not 0 < scale < 3.4028236e38 or 1.0 / scale > 3.4028236e38:
+        raise ValueError(f"{name}: {x!r}, must be above 0 and finite as a float32, as must its reciprocal")
+    return scale
+
+
+cdef int refuse_small(str name, object x) except -1:
+    if isinstance(x, int) and 0 < x < 4096:
+        raise TypeError(f"{name}: {x!r} is an integer, which would be an address; pass {float(x)!r}")
+    return 0
+
+
 cdef bint as_flag(str name, object value) except -1:
     if not isinstance(value, bool):
         raise TypeError(f"{name}: {value!r} is not a bool")
@@ -223,6 +245,15 @@ cdef int refuse_read_only(str name, View* v) except -1:
     if v.read_only:
         raise ValueError(f"{name}: the array is read-only")
     return 0
+
+
+cdef int64_t stored_units(int32_t out_dtype, int64_t dim) noexcept:
+    """What a row is counted in where it is stored: elements, or bytes of those that are not whole ones."""
+    if out_dtype == ROPE_OUT_E2M1:
+        return dim // 2
+    if out_dtype == ROPE_OUT_Q8_0:
+        return dim // 32 * 34
+    return dim // 32 * 18 if out_dtype == ROPE_OUT_Q4_0 else dim
 
 
 cdef void* read_index(str name, object x, int64_t* length, int32_t* dtype, Call* c) except? NULL:

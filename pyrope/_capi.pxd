@@ -132,6 +132,9 @@ cdef extern from "roperope/roperope.h" nogil:
         ROPE_OUT_F32
         ROPE_OUT_F16
         ROPE_OUT_BF16
+        ROPE_OUT_E2M1
+        ROPE_OUT_Q8_0
+        ROPE_OUT_Q4_0
     ctypedef int32_t rope_scale_kind
     enum:
         ROPE_SCALE_HOST
@@ -139,6 +142,7 @@ cdef extern from "roperope/roperope.h" nogil:
         ROPE_SCALE_HEAD
         ROPE_SCALE_TOKEN
         ROPE_SCALE_DYNAMIC
+        ROPE_SCALE_GROUP
 
     ctypedef struct rope_quantize:
         int32_t out_dtype
@@ -146,6 +150,23 @@ cdef extern from "roperope/roperope.h" nogil:
         float scale
         int32_t reserved
         float* scales
+
+    ctypedef int32_t rope_group_scale
+    enum:
+        ROPE_GROUP_SCALE_F32
+        ROPE_GROUP_SCALE_E8M0
+        ROPE_GROUP_SCALE_E4M3
+
+    ctypedef struct rope_groups:
+        int32_t size
+        int32_t scale_dtype
+        void* scales
+        int64_t page_stride
+        int64_t row_stride
+        int64_t head_stride
+        const float* tensor_scales
+        float tensor_scale
+        int32_t reserved
 
     ctypedef struct rope_norm:
         const void* q_weight
@@ -263,6 +284,9 @@ cdef extern from "roperope/roperope.h" nogil:
         const uint8_t* pair_streams
         int32_t num_blocks
         int32_t reserved_2
+        rope_groups q_groups
+        rope_groups k_groups
+        rope_groups v_groups
         int32_t skip_kind
         int32_t copy_skipped
         int64_t skip_position

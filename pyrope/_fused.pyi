@@ -169,6 +169,9 @@ class FusedRope(Rope):
         k_nope_strides: Strides | None = None,
         k_nope_out_strides: Strides | None = None,
         k_nope_cache: Memory | None = None,
+        q_tensor_scale: Scale | None = None,
+        k_tensor_scale: Scale | None = None,
+        v_tensor_scale: Scale | None = None,
         check: bool | None = None,
     ) -> None: ...
     def inverse(
@@ -230,6 +233,9 @@ class FusedRope(Rope):
         k_nope_strides: Strides | None = None,
         k_nope_out_strides: Strides | None = None,
         k_nope_cache: Memory | None = None,
+        q_tensor_scale: Scale | None = None,
+        k_tensor_scale: Scale | None = None,
+        v_tensor_scale: Scale | None = None,
         check: bool | None = None,
     ) -> None: ...
     def rotate_cache(
@@ -264,5 +270,6 @@ class FusedRope(Rope):
         num_sets: SupportsIndex | None = None,
         inverse: bool = False,
         stream: Stream | None = None,
+        k_tensor_scale: Scale | None = None,
         check: bool | None = None,
     ) -> None: ...

@@ -75,14 +75,17 @@ enable_pdl=False, positions_ready=False, skip=-1, out_layout=None, k_nope_dim=0)
         Likewise of ``k_nope``, which has ``num_k_heads``.
     norm : pyrope.RMSNorm, optional
         RMS norm of q and k.
-    q_out_dtype, k_out_dtype, v_out_dtype : {"float8_e4m3fn", "float8_e5m2", "int8"}, optional
-        Quantise: stored is ``round(x * (1 / scale))``, to nearest even, saturating. Or another dtype than ``dtype``:
-        ``float32``, ``float16``, ``bfloat16``, without a scale. ``q_out_dtype`` is that of ``q_nope`` too,
-        ``k_out_dtype`` of ``k_nope``. Default: stored as ``dtype``.
-    q_scale_kind, k_scale_kind, v_scale_kind : {"tensor", "head", "token", "dynamic"}, optional
+    q_out_dtype, k_out_dtype, v_out_dtype : {"float8_e4m3fn", "float8_e5m2", "int8", "float4_e2m1fn", "q8_0", "q4_0"}, \
+optional
+        Quantise: stored is ``round(x * (1 / scale))``, to nearest even, saturating. ``q_out_dtype`` is that of
+        ``q_nope`` too, ``k_out_dtype`` of ``k_nope``. ``float4_e2m1fn``, only with GroupScales: two in a byte, the
+        first in its low bits. ``q8_0``, ``q4_0``: GGUF's blocks of 32 elements, of 34 and 18 bytes, a float16 scale
+        first, laid out and rounded as ggml does. Rows and strides of these three count bytes. Or another dtype than
+        ``dtype``, without a scale. Default: stored as ``dtype``.
+    q_scale_kind, k_scale_kind, v_scale_kind : {"tensor", "head", "token", "dynamic"} or pyrope.GroupScales, optional
         Which scales, float32, a call gives as memory: one; one a head; one a token; or, ``dynamic``, one a token and
         head, which are computed (the head's largest magnitude over the type's largest value, 1 for a head of zeros)
-        and written. Default: ``tensor``, or a number in the call.
+        and written; GroupScales, the same for groups of its elements. Default: ``tensor``, or a number in the call.
     cache : pyrope.PagedCache, optional
         Append k and v to a KV cache instead of storing them, or besides where a call has ``k_out`` and ``v_out``.
     out_layout : {"neox", "gptj"}, optional
@@ -123,7 +126,7 @@ enable_pdl=False, positions_ready=False, skip=-1, out_layout=None, k_nope_dim=0)
     cdef readonly str out_layout  # type: Layout | None
     cdef readonly object norm  # type: RMSNorm | None
     cdef readonly str q_out_dtype, k_out_dtype, v_out_dtype  # type: OutDType | None
-    cdef readonly str q_scale_kind, k_scale_kind, v_scale_kind  # type: ScaleKind | None
+    cdef readonly object q_scale_kind, k_scale_kind, v_scale_kind  # type: ScaleKind | None
     cdef readonly object cache  # type: PagedCache | None
     cdef bint heads_first  # the cache's layout
 
@@ -176,9 +179,9 @@ enable_pdl=False, positions_ready=False, skip=-1, out_layout=None, k_nope_dim=0)
         if out_layout is not None:
             d.out_layout = ROPE_OUT_LAYOUT_NEOX + choose("out_layout", out_layout, LAYOUTS)
             self.out_layout = name_of(LAYOUTS, d.out_layout - ROPE_OUT_LAYOUT_NEOX)
-        self.q_out_dtype, self.q_scale_kind = set_quantize("q", q_out_dtype, q_scale_kind, &d.q_quantize)
-        self.k_out_dtype, self.k_scale_kind = set_quantize("k", k_out_dtype, k_scale_kind, &d.k_quantize)
-        self.v_out_dtype, self.v_scale_kind = set_quantize("v", v_out_dtype, v_scale_kind, &d.v_quantize)
+        self.q_out_dtype, self.q_scale_kind = set_quantize("q", q_out_dtype, q_scale_kind, d.head_dim, d)
+        self.k_out_dtype, self.k_scale_kind = set_quantize("k", k_out_dtype, k_scale_kind, d.head_dim, d)
+        self.v_out_dtype, self.v_scale_kind = set_quantize("v", v_out_dtype, v_scale_kind, self.v_head_dim, d)
         self.sections_interleaved = as_flag("sections_interleaved", sections_interleaved)
         d.num_blocks = self.blocks
         if self.blocks > 1 and sections is None and pair_streams is None:
@@ -254,7 +257,8 @@ enable_pdl=False, positions_ready=False, skip=-1, out_layout=None, k_nope_dim=0)
               sequence_length: SupportsIndex | None = None, skipped: Skipped = "leave", k_nope: Memory | None = None,
               k_nope_out: Memory | None = None, k_nope_strides: Strides | None = None,
               k_nope_out_strides: Strides | None = None, k_nope_cache: Memory | None = None,
-              check: bool | None = None) -> None:
+              q_tensor_scale: Scale | None = None, k_tensor_scale: Scale | None = None,
+              v_tensor_scale: Scale | None = None, check: bool | None = None) -> None:
         """Rotate q and k, and pass q, k and v through the stages.
 
         Memory is given as to :meth:`Rope.apply`: as a pointer, or as an array of the shape and dtype below. An array of
@@ -290,7 +294,12 @@ enable_pdl=False, positions_ready=False, skip=-1, out_layout=None, k_nope_dim=0)
         q_scale, k_scale, v_scale : float, pointer or array, optional
             Of a quantised tensor: a number above 0, or float32 memory as the tensor's ``scale_kind`` says: ``[1]``;
             ``[heads]``; ``[num_tokens]``; or, written, ``[num_tokens, heads]``, in a cache
-            ``[num_pages * page_size, heads]``. Default: 1.
+            ``[num_pages * page_size, heads]``; of GroupScales, of their dtype (8-bit ones of any dtype of one byte),
+            ``[num_tokens, heads, groups]``, in a cache ``[num_pages, page_size, heads, groups]`` or as its layout
+            says, where an array brings its strides. Default: 1.
+        q_tensor_scale, k_tensor_scale, v_tensor_scale : float, pointer or array, optional
+            With GroupScales of float8_e4m3fn (NVFP4): the scale of the tensor, a number or ``[1]`` float32; its largest
+            magnitude / (6 * 448) uses all of the scales' range. Default: 1.
         k_cache, v_cache : pointer or array
             With ``cache``: where k and v are appended, ``[num_pages, page_size, heads, dim]`` or as the layout says;
             with one head that dimension may be missing. An array brings its strides.
@@ -350,9 +359,11 @@ enable_pdl=False, positions_ready=False, skip=-1, out_layout=None, k_nope_dim=0)
         read_q_nope(q, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, self.q_nope_dim, &d, &c)
         read_k_nope(k, k_nope, k_nope_out, k_nope_strides, k_nope_out_strides, self.k_nope_dim, &d, &c)
         read_weights(q, k, q_weight, k_weight, self.norm, &d, &c)
-        read_scale("q_scale", q_scale, self.q_scale_kind, d.num_q_heads, False, &d.q_quantize, &d, &c)
-        read_scale("k_scale", k_scale, self.k_scale_kind, d.num_k_heads, d.cache.kind, &d.k_quantize, &d, &c)
-        read_scale("v_scale", v_scale, self.v_scale_kind, self.num_v_heads, d.cache.kind, &d.v_quantize, &d, &c)
+        read_scale("q_scale", q_scale, q_tensor_scale, self.q_scale_kind, d.num_q_heads, d.head_dim, False, &d, &c)
+        read_scale("k_scale", k_scale, k_tensor_scale, self.k_scale_kind, d.num_k_heads, d.head_dim, self.heads_first,
+                   &d, &c)
+        read_scale("v_scale", v_scale, v_tensor_scale, self.v_scale_kind, self.num_v_heads, self.v_head_dim,
+                   self.heads_first, &d, &c)
         read_cache(k, v, k_nope, k_cache, v_cache, k_nope_cache, slots, page_table, page_indptr, page_table_stride,
                    request_ids, cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
         read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d, &c)
@@ -376,12 +387,14 @@ enable_pdl=False, positions_ready=False, skip=-1, out_layout=None, k_nope_dim=0)
                      cos_sin_skipped: Memory | None = None, frequency_sets: Memory | None = None,
                      set_ids: Memory | None = None, set_ids_from: Memory | None = None,
                      set_factors: Memory | None = None, num_sets: SupportsIndex | None = None, inverse: bool = False,
-                     stream: Stream | None = None, check: bool | None = None) -> None:
+                     stream: Stream | None = None, k_tensor_scale: Scale | None = None,
+                     check: bool | None = None) -> None:
         """Rotate keys where they lie in the cache: a context that shifts, a prefix used elsewhere, other frequencies.
 
         The keys of every token are found as they were appended, turned, and stored back in the same place: those of
         ``dtype`` with one rounding, and only what is rotated is read and written; those of ``k_out_dtype`` with the
-        scale they have. Dynamic scales are computed anew, for which the whole row is read and written.
+        scale they have. Dynamic scales, and those of groups and blocks, are computed anew, for which the whole row is
+        read and written.
 
         Parameters
         ----------
@@ -397,8 +410,8 @@ enable_pdl=False, positions_ready=False, skip=-1, out_layout=None, k_nope_dim=0)
             difference. Default: they were stored without a rotation. Not allowed with ``sections``.
         slots, page_table, page_indptr, page_table_stride, request_ids, cache_positions, cache_skipped, check
             As for :meth:`apply`: where the keys are.
-        k_scale : float, pointer or array, optional
-            As for :meth:`apply`: what the keys were stored with; of dynamic scales read and written.
+        k_scale, k_tensor_scale : float, pointer or array, optional
+            As for :meth:`apply`: what the keys were stored with; of dynamic scales and GroupScales read and written.
         cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped
             As for :meth:`apply`.
         frequency_sets, set_ids, set_ids_from, set_factors, num_sets
@@ -413,6 +426,11 @@ enable_pdl=False, positions_ready=False, skip=-1, out_layout=None, k_nope_dim=0)
         -----
         ``attention_factor`` and ``set_factors`` multiply here as in :meth:`apply` with ``positions_from``. Keys that
         were stored rotated have theirs already: move them with an object whose ``attention_factor`` is 1.
+
+        Each move rounds, and a turn of less than half a step of the stored type is lost every time: keys of variance 1
+        moved by -8 64 times are off by up to 1.1 (int8, dynamic scales) and 6.6 (e4m3, scale 1), by -512 once by 0.034
+        and 0.42. What does not wear: moves that are added up and made as one. A context that drops its oldest tokens
+        need not move at all: attention sees differences of positions only, and angles are exact at every position.
 
         Raises
         ------
@@ -441,7 +459,8 @@ enable_pdl=False, positions_ready=False, skip=-1, out_layout=None, k_nope_dim=0)
         read_num_tokens(slots, cache_positions, &c)
         d.num_tokens = c.num_tokens
         read_all_positions(positions, offset, indptr, offsets, num_requests, positions_stride, positions_from, &d, &c)
-        read_scale("k_scale", k_scale, self.k_scale_kind, d.num_k_heads, True, &d.k_quantize, &d, &c)
+        read_scale("k_scale", k_scale, k_tensor_scale, self.k_scale_kind, d.num_k_heads, d.head_dim, self.heads_first,
+                   &d, &c)
         read_cache(k_cache, None, None, k_cache, None, None, slots, page_table, page_indptr, page_table_stride,
                    request_ids, cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
         read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d, &c)

@@ -5,7 +5,7 @@ from libc.stdint cimport INT32_MAX, int32_t, int64_t
 from libc.string cimport memset
 
 from pyrope._arguments cimport (
-    ONE_BYTE, Call, as_count, as_integer, choose, read_elements, refuse_read_only, require, shape_of,
+    ONE_BYTE, Call, as_count, as_integer, choose, read_elements, refuse_read_only, require, shape_of, stored_units,
 )
 from pyrope._capi cimport *
 from pyrope._view cimport View, is_array, is_immutable, read_pointer
@@ -139,7 +139,7 @@ cdef int read_tensor(str name, object x, object strides, int64_t heads, int64_t 
 
 
 cdef int32_t stored_element(int32_t out_dtype, int32_t dtype) noexcept:
-    if out_dtype >= ROPE_OUT_F32:
+    if ROPE_OUT_F32 <= out_dtype <= ROPE_OUT_BF16:
         return out_dtype - ROPE_OUT_F32
     return dtype if out_dtype == ROPE_OUT_SAME else ONE_BYTE
 
@@ -155,8 +155,8 @@ cdef int read_pair(str name, str out_name, object x, object strides, object out,
     if out is not None:
         if x is None:
             raise ValueError(f"{out_name}: given without {name}")
-        read_tensor(out_name, out, out_strides, heads, dim, stored_element(out_dtype, dtype), True, c, out_tensor,
-                    out_steps)
+        read_tensor(out_name, out, out_strides, heads, stored_units(out_dtype, dim), stored_element(out_dtype, dtype),
+                    True, c, out_tensor, out_steps)
     elif out_strides is not None:
         raise ValueError(f"{out_name}_strides: given without {out_name}")
     return 0

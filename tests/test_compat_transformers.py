@@ -19,6 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 import hf_probe  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb  # noqa: E402
 
 import pyrope  # noqa: E402
 import pyrope.compat.transformers as compat  # noqa: E402
@@ -175,6 +176,10 @@ def test_refusals(device):
         (ValueError, "unsqueeze_dim: 1, must name the heads", (q[0, 0], q[0, 0], cos, cos)),
         (ValueError, r"cos: shape \(2, 4, 16\), must have a row for each of 2 x 5 tokens", (q, q, short, short)),
         (ValueError, "cos: 16 elements of a head turn, of q's 8", (q[..., :8], q[..., :8], cos, cos)),
+        (ValueError, r"k: shape \(2, 3, 4, 16\), must have the tokens of q", (q, q[:, :, 1:], cos, cos)),
+        (ValueError, "sin: ", (q, q, cos, short)),
+        (ValueError, "sin: ", (q, q, cos, cos[..., :8])),
+        (TypeError, "sin: ", (q, q, cos, cos.half())),
         (RuntimeError, "cos: requires grad", (q, q, cos.clone().requires_grad_(), cos)),
         (ValueError, "dtype: torch.float64", (q.double(), q.double(), cos, cos)),
     ):  # fmt: skip
@@ -306,6 +311,37 @@ def test_one_part_that_is_not_known():
     assert "forward" not in vars(model.rotary_emb)
 
 
+class OwnAttention(torch.nn.Module):
+    """Not of transformers, but it calls a function of Llama's module."""
+
+    def forward(self, q, cos):
+        return apply_rotary_pos_emb(q, q, cos, cos)[0]
+
+
+def hidden(f):
+    """A decorator that has what it decorates elsewhere than by itself in its closure."""
+    kept = [f]
+    return functools.wraps(f)(lambda *arguments: kept[0](*arguments))
+
+
+class HiddenAttention(torch.nn.Module):
+    forward = hidden(OwnAttention.forward)
+
+
+def test_other_modules_that_call_a_known_function(monkeypatch):
+    q, cos = torch.randn(1, 2, SEQ, DIM), torch.randn(1, SEQ, DIM)
+    model = OwnAttention()
+    want = compat.apply_rotary_pos_emb(q, q, cos, cos)[0]
+    compat.patch(model)
+    monkeypatch.setitem(globals(), "apply_rotary_pos_emb", None)
+    assert torch.equal(model(q, cos), want)
+
+
+def test_decorators_that_are_not_known():
+    with pytest.raises(pyrope.UnsupportedError, match="its decorator calls it in a way that is not known"):
+        compat.patch(HiddenAttention())
+
+
 def test_patches_one_model_alone_and_its_copies():
     model, other = (small_model("llama", num_hidden_layers=1) for _ in "ab")
     compat.patch(compat.patch(model))
@@ -319,11 +355,37 @@ def test_patches_one_model_alone_and_its_copies():
         assert "forward" not in vars(again.layers[0].self_attn) and "forward" in vars(model.layers[0].self_attn)
 
 
-def test_exact_far_away():
+def test_vision_and_language(monkeypatch):
+    """One model with both: tokens of an image have three positions each, its patches two."""
+    text = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text |= {"num_key_value_heads": 2, "vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    text |= {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}}
+    vision = {"depth": 2, "hidden_size": 64, "out_hidden_size": 64, "num_heads": 2, "intermediate_size": 32}
+    vision |= {"patch_size": 4, "fullatt_block_indexes": [1], "window_size": 16}
+    tokens = {"image_token_id": 60, "video_token_id": 61, "vision_start_token_id": 62, "vision_end_token_id": 63}
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens)
+    torch.manual_seed(0)
+    model = transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
+    ids = torch.tensor([[5, 62, 60, 60, 60, 60, 63, 7, 8, 9]])
+    inputs = {"input_ids": ids, "mm_token_type_ids": (ids == 60).int(), "image_grid_thw": torch.tensor([[1, 4, 4]])}
+    inputs["pixel_values"] = torch.randn(16, 3 * 2 * 4 * 4)
+    with torch.no_grad():
+        want = model(**inputs).logits
+        for angle in ("exact", "cos_sin"):
+            compat.patch(model, angle)
+            assert "forward" in vars(model.model.visual.blocks[0].attn)
+            assert ("forward" in vars(model.model.language_model.rotary_emb)) == (angle == "exact")
+            with monkeypatch.context() as context:
+                poison(context, model)
+                torch.testing.assert_close(model(**inputs).logits, want, rtol=1e-5, atol=1e-5)
+
+
+def test_exact_far_away(device):
     """Attention depends on distances alone: at positions in the millions too, where cos and sin of float32 angles do
     not know them any more."""
-    model = small_model("llama", num_hidden_layers=2)
-    ids, far = torch.arange(8)[None], 5_000_000 + torch.arange(8)[None]
+    model = small_model("llama", num_hidden_layers=2).to(on(device))
+    ids = torch.arange(8, device=model.device)[None]
+    far = 5_000_000 + ids
 
     def difference():
         with torch.no_grad():
@@ -375,3 +437,13 @@ def test_compiled_in_one_graph():
     want, got = turn(q, rows), compiled(q, rows)
     assert torch.equal(got, want)
     assert torch.equal(*(torch.autograd.grad(out.sum(), q)[0] for out in (want, got)))
+
+
+@pytest.mark.parametrize("angle", ["exact", "cos_sin"])
+def test_compiled_model(angle):
+    torch._dynamo.reset()
+    model = compat.patch(small_model("llama", num_hidden_layers=1), angle)
+    ids = torch.arange(6)[None]
+    with torch.no_grad():
+        got = torch.compile(model, backend="aot_eager", fullgraph=True)(ids, use_cache=False)[0]
+        assert torch.equal(got, model(ids, use_cache=False)[0])

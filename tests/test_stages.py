@@ -20,8 +20,8 @@ FACTORS = cases.FACTORS | {
         "before across",
         "after across q",
     ],
-    "q_out": ["same", "other", *QUANTISED],
-    "kv_out": ["same", "other", *QUANTISED],
+    "q_out": ["same", "other", *QUANTISED, *cases.GROUPED],
+    "kv_out": ["same", "other", *QUANTISED, *cases.GROUPED],
     "cache": ["none", *cases.FACTORS["cache"]],
     "v": ["none", "as k", "own"],
     "q_nope": [False, "q", "k"],
@@ -33,7 +33,7 @@ FACTORS = cases.FACTORS | {
     "kept": [False, True],
     "out_layout": ["same", "other"],
 }
-STORED = ["other", *QUANTISED]
+STORED = ["other", *QUANTISED, *cases.GROUPED]
 STILL = {"rotary": ["none"]}
 OF_Q = ["before bias q", "after across q"]
 REFUSED = [
@@ -51,13 +51,26 @@ REFUSED = [
 ]
 # One scale for the two parts of q or k, of which each operand knows one: see test_stages_values.py.
 APART = [
-    {"q_nope": ["q"], "q_out": QUANTISED, "scale": ["dynamic"]},
-    {"q_nope": ["k"], "kv_out": QUANTISED, "scale": ["dynamic"]},
+    {"q_nope": ["q"], "q_out": QUANTISED, "scale": ["dynamic", "groups"]},
+    {"q_nope": ["k"], "kv_out": QUANTISED, "scale": ["dynamic", "groups"]},
+]
+# v of 40 elements, the nope parts of 24; and what groups and blocks are not stored with: see test_tensors.py.
+UNEVEN = [
+    *cases.not_grouped("q_out"),
+    *cases.not_grouped("kv_out"),
+    {"v": ["own"], "kv_out": cases.GROUPED},
+    {"v": ["own"], "scale": ["groups"]},
+    {"q_nope": ["q"], "q_out": cases.GROUPED},
+    {"q_nope": ["k"], "kv_out": cases.GROUPED},
+    *({out: cases.GROUPED, "memory": ["spread"]} for out in ("q_out", "kv_out")),
+    *({out: cases.GROUPED, "out_layout": ["other"]} for out in ("q_out", "kv_out")),
+    {"scale": ["groups"], "memory": ["spread"]},
+    {"scale": ["groups"], "out_layout": ["other"]},
 ]
 # Refused by the constructor: see test_stages_refusals.py.
 TURNED = {"angle": ["cos_sin"], "positions": cases.SECTIONS, "xpos": ["plain", "centered"], "out_layout": ["other"]}
 CONSTRUCTOR = [cases.SHARED, *(STILL | {name: values} for name, values in TURNED.items())]
-ROWS = Rows(FACTORS, [*(rule for _, rule in REFUSED), *APART, *CONSTRUCTOR], seed=1)
+ROWS = Rows(FACTORS, [*(rule for _, rule in REFUSED), *APART, *CONSTRUCTOR, *UNEVEN], seed=1)
 
 
 def test_every_pair_is_covered():

@@ -24,8 +24,9 @@ WRITTEN = (
     "q_out", "k_out", "v_out", "q_nope_out", "k_nope_out", "k_cache", "v_cache", "k_nope_cache", "q_scale", "k_scale",
     "v_scale", "cache_skipped", "cos_sin_skipped",
 )  # fmt: skip
-ALSO_READ = ("slots", "page_table", "page_indptr", "request_ids", "cache_positions")
-NUMBERS = ("q_scale", "k_scale", "v_scale")  # or tensors
+TENSOR_SCALES = ("q_tensor_scale", "k_tensor_scale", "v_tensor_scale")
+ALSO_READ = ("slots", "page_table", "page_indptr", "request_ids", "cache_positions", *TENSOR_SCALES)
+NUMBERS = ("q_scale", "k_scale", "v_scale", *TENSOR_SCALES)  # or tensors
 REST = "SymInt offset, bool inverse, str layout, str rope"
 EFFECTS = frozenset((*WRITTEN, *ALSO_READ))  # an argument that makes a call one with side effects
 OPTIONS = frozenset((*READ, *EFFECTS))

@@ -22,6 +22,8 @@ def may_skip(rope: pyrope.Rope, options: Options) -> bool:
 def quantised(rope: pyrope.FusedRope, name: str) -> torch.dtype | None:
     """What a tensor is quantised to."""
     dtype = getattr(rope, f"{name[0]}_out_dtype")
+    if dtype in ("float4_e2m1fn", "q8_0", "q4_0"):
+        raise ValueError(f"{name}_out: required with {name[0]}_out_dtype={dtype!r}, whose rows are bytes")
     return None if dtype is None else getattr(torch, dtype)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pyrope
 from kit import reference as ref
 from kit.blocks import Block, cache_block, call, same_on_both, sequences_block
-from kit.checks import SCALES, Checked, Output
+from kit.checks import GROUPED, SCALES, Checked, Output
 
 Q_HEADS, K_HEADS = 3, 2
 THETAS = (10000.0, 500000.0, 100.0)
@@ -22,7 +22,7 @@ FACTORS = {
     "layout": ["neox", "gptj"],
     "angle": ["exact", "fp32", "cos_sin"],
     "positions": ["offset", "ids32", "ids64", "ragged32", "ragged64", "ids float", *SECTIONS],
-    "scale": ["host", "tensor", "head", "token", "dynamic"],
+    "scale": ["host", "tensor", "head", "token", "dynamic", "groups"],
     "cache": ["slots32", "slots64", "indptr32", "indptr64", "stride32", "stride64"],
     "cache_layout": ["NHD", "HND"],
     "memory": ["dense", "padded", "odd"],
@@ -50,6 +50,18 @@ SHARED = {"angle": ["cos_sin"], "xpos": ["plain", "centered"]}
 def wide(positions):
     """As Python's numbers are."""
     return positions.astype(np.float64 if positions.dtype == np.float32 else np.int64)
+
+
+# Stored types that have groups or blocks whatever the scale; and what groups, and a block, do not divide.
+
+
+def not_grouped(out):
+    """Rules for the factor of a stored type."""
+    return [
+        {"scale": ["groups"], "head_dim": [20, 6]},
+        {out: GROUPED, "head_dim": [20, 6]},
+        {out: ["q8_0"], "head_dim": [80]},
+    ]
 
 
 class Case(Checked):
@@ -384,6 +396,7 @@ class Case(Checked):
         if out == "other":
             self.options[f"{name[0]}_out_dtype"] = form
         o = Output(name if in_place else f"{name}_out", name, form)
+        width = self.choose_groups(o, d)
         o.tokens, count = np.flatnonzero(self.live), self.tokens
         o.rows, o.scale_rows = self.rows_of(o.tokens), o.tokens
         cached = self.slots is not None and name in ("k", "v", "k_nope")
@@ -391,16 +404,18 @@ class Case(Checked):
             self.place_kept(name, value, values.shape, in_place)
         if cached:
             o.where, count = f"{name}_cache", self.num_pages * self.page_size
-            self.blocks[o.where] = cache_block(o.format, self.num_pages, self.page_size, heads, d,
+            self.blocks[o.where] = cache_block(o.format, self.num_pages, self.page_size, heads, width,
                                                row["cache_layout"])  # fmt: skip
             o.tokens = np.flatnonzero(self.slots >= 0)
             o.scale_rows = self.slots[o.tokens]
             o.rows = tuple(np.divmod(o.scale_rows, self.page_size))
         elif not in_place:
-            self.blocks[o.where] = sequences_block(o.format, self.sequences, values.shape, row["memory"])
+            self.blocks[o.where] = sequences_block(o.format, self.sequences, (self.tokens, heads, width), row["memory"])
             o.copies = row.get("skipped") == "copy" and o.format == dtype
         o.value = tuple(part[o.tokens] for part in value)
-        if o.format in SCALES and name in "qkv":
+        if o.groups:
+            self.make_groups(o, heads, d)
+        elif o.format in SCALES and name in "qkv":
             self.make_scale(o, heads, count)
         self.outputs[name] = o
 

@@ -25,6 +25,7 @@ FORMATS = {  # mantissa bits, least exponent of a normal number, largest finite 
     "float8_e4m3fn": (3, -6, 448.0, ml_dtypes.float8_e4m3fn),
     "float8_e5m2": (2, -14, 57344.0, ml_dtypes.float8_e5m2),
     "int8": (None, None, 127.0, np.int8),
+    "float4_e2m1fn": (1, 0, 6.0, np.uint8),
 }
 DTYPES = {name: FORMATS[name][3] for name in ("float32", "float16", "bfloat16")}
 QUANTISED = ("float8_e4m3fn", "float8_e5m2", "int8")
@@ -56,7 +57,7 @@ def round_to(x, name):
     exponent = np.maximum(np.frexp(x)[1] - 1, least)
     unit = np.ldexp(1.0, exponent - mantissa)
     rounded = np.rint(x / unit) * unit
-    return np.clip(rounded, -largest, largest) if name in QUANTISED else rounded
+    return rounded if name in DTYPES else np.clip(rounded, -largest, largest)
 
 
 def within(stored, value, name):

@@ -1,6 +1,9 @@
 #include "source.h"
 
+#include <algorithm>
 #include <cmath>
+
+#include "groups.h"
 
 namespace rope::api {
 namespace {
@@ -8,7 +11,7 @@ namespace {
 rope_status read_quantize(const rope_apply_desc& d, const Source& s, Quantize* q) {
   const rope_quantize& from = *s.quantize;
   const char* name = s.names->quantize;
-  ROPE_TRY(check_range(name, from.out_dtype, ROPE_OUT_SAME, ROPE_OUT_BF16));
+  ROPE_TRY(check_out_dtype(name, from.out_dtype));
   if (from.out_dtype == ROPE_OUT_SAME || is_dtype(OutType(from.out_dtype))) {
     if (from.scale_kind || from.scale != 0 || from.scales)
       return fail(ROPE_ERR_INVALID_ARG, "%s: scales are only allowed with a quantised out_dtype", name);
@@ -19,7 +22,13 @@ rope_status read_quantize(const rope_apply_desc& d, const Source& s, Quantize* q
     *q = {same ? OutType::kSame : OutType(from.out_dtype), ScaleKind::kHost, 1.0f, 1.0f, nullptr};
     return ROPE_OK;
   }
-  ROPE_TRY(check_range(name, from.scale_kind, ROPE_SCALE_HOST, ROPE_SCALE_DYNAMIC));
+  ROPE_TRY(check_range(name, from.scale_kind, ROPE_SCALE_HOST, ROPE_SCALE_GROUP));
+  if (has_groups(from)) {
+    if (from.scale != 0 || from.scales)
+      return fail(ROPE_ERR_INVALID_ARG, "%s: scale and scales are not allowed with groups and blocks", name);
+    *q = {OutType(from.out_dtype), ScaleKind::kGroup, 1.0f, 1.0f, nullptr};
+    return ROPE_OK;
+  }
   const float scale = from.scale == 0 ? 1.0f : from.scale;
   *q = {OutType(from.out_dtype), ScaleKind(from.scale_kind), 1.0f / scale, scale, from.scales};
   if (from.scale_kind == ROPE_SCALE_HOST) {
@@ -37,7 +46,9 @@ int64_t gap_of(const Rows& x, int64_t element_bytes) {
   return x.element.count > 1 ? x.element.stride - element_bytes : 0;
 }
 
-rope_status read_cache_rows(const rope_apply_desc& d, Source& s, int64_t element_bytes, PipelineOperand* o) {
+// units: strides and the row count them, of `element_bytes` each.
+rope_status read_cache_rows(const rope_apply_desc& d, Source& s, int64_t units, int64_t element_bytes,
+                            PipelineOperand* o) {
   const rope_cache_tensor& c = *s.cache;
   ROPE_TRY(require_pointer(d.backend, s.names->cache, c.data, element_bytes, "with a cache"));
   const struct {
@@ -47,20 +58,21 @@ rope_status read_cache_rows(const rope_apply_desc& d, Source& s, int64_t element
               {"entry", c.entry_stride, d.cache.page_size},
               {"head", c.head_stride, s.heads}};
   for (const auto& dim : dims)
-    if (dim.count > 1 && (dim.stride < s.dim || dim.stride > INT64_MAX / 64 / dim.count))
-      return fail(ROPE_ERR_INVALID_ARG, "%s.%s_stride: %lld, must be at least a row, %d elements", s.names->cache,
-                  dim.what, static_cast<long long>(dim.stride), s.dim);
+    if (dim.count > 1 && (dim.stride < units || dim.stride > INT64_MAX / 64 / dim.count))
+      return fail(ROPE_ERR_INVALID_ARG, "%s.%s_stride: %lld, must be at least a row, %lld %s", s.names->cache, dim.what,
+                  static_cast<long long>(dim.stride), static_cast<long long>(units),
+                  units == s.dim ? "elements" : "bytes");
   o->out = static_cast<char*>(c.data);
   o->out_page_stride = c.page_stride * element_bytes;
   o->out_token_stride = c.entry_stride * element_bytes;
   o->out_head_stride = c.head_stride * element_bytes;
   o->cached = true;
-  int64_t end = s.dim;
+  int64_t end = units;
   for (const auto& dim : dims) end += (dim.count - 1) * (dim.count > 1 ? dim.stride : 0);
   s.cached = true;
   s.written_name = s.names->cache;
   s.written = {o->out, {1, 0}, {1, 0}, {1, 0}, {1, 0}, end * element_bytes};
-  s.written_row = s.dim * element_bytes;
+  s.written_row = units * element_bytes;
   return ROPE_OK;
 }
 
@@ -86,9 +98,8 @@ rope_status read_written(const rope_apply_desc& d, const Source& s, const Shape&
 
 // Where s is written that does not go into a cache.
 rope_status read_output(const rope_apply_desc& d, const PipelineCall& p, Source& s, const Shape& shape,
-                        PipelineOperand* o, OperandExtras* x) {
+                        int64_t element_bytes, PipelineOperand* o, OperandExtras* x) {
   const bool other = o->quantize.type != OutType::kSame, moved = s.rotated && p.out_layout != p.layout;
-  const int64_t element_bytes = stored_bytes(o->quantize.type, dtype_bytes(d.dtype), 1);
   if (!s.out->data && (other || moved || !(s.rotated || s.weight)))
     return fail(ROPE_ERR_INVALID_ARG, "%s: NULL, required %s", s.names->out,
                 other   ? "where the output is quantised or of another dtype"
@@ -106,6 +117,8 @@ rope_status read_output(const rope_apply_desc& d, const PipelineCall& p, Source&
   o->whole = !in_place || s.weight;
   x->out_sequence_stride = s.written.sequence.stride;
   x->out_gap = gap_of(s.written, element_bytes);
+  if (x->out_gap && o->quantize.kind == ScaleKind::kGroup)
+    return fail(ROPE_ERR_UNSUPPORTED, "%s: elements apart, must be neighbours in groups and blocks", s.names->out);
   x->copies = d.copy_skipped && !in_place && !other;
   return ROPE_OK;
 }
@@ -140,7 +153,7 @@ rope_status check_apart(const char* x_name, const Rows& x, const char* y_name, c
 }
 
 rope_status read_operand(const rope_apply_desc& d, const PipelineCall& p, Source& s, PipelineOperand* o,
-                         OperandExtras* x) {
+                         OperandExtras* x, Groups* groups) {
   const bool in_cache = d.flags & ROPE_FLAG_IN_CACHE;
   const int64_t bytes = dtype_bytes(d.dtype), length = d.sequence_length ? d.sequence_length : d.num_tokens;
   const Shape shape = {d.num_tokens / length, length, s.heads, s.dim};
@@ -153,6 +166,11 @@ rope_status read_operand(const rope_apply_desc& d, const PipelineCall& p, Source
     ROPE_TRY(check_device_pointer(d.backend, s.names->in, s.in->data));
   }
   ROPE_TRY(read_quantize(d, s, &o->quantize));
+  const bool cached = s.cache && d.cache.kind != ROPE_CACHE_NONE;
+  const GroupedTensor grouped{s.names->quantize, s.names->groups, *s.quantize, *s.groups, s.heads, s.dim, cached};
+  ROPE_TRY(read_groups(d, grouped, groups));
+  s.scales = groups->scales ? scale_rows(d, grouped, *groups) : Rows{};
+  s.scales_row = groups->scales ? scale_row_bytes(grouped, *groups) : 0;
   o->in = s.read.data;
   o->in_token_stride = s.read.token.stride;
   o->in_head_stride = s.read.head.stride;
@@ -164,13 +182,19 @@ rope_status read_operand(const rope_apply_desc& d, const PipelineCall& p, Source
   o->whole = true;
   x->in_sequence_stride = s.read.sequence.stride;
   x->in_gap = gap_of(s.read, bytes);
-  if (!s.cache || d.cache.kind == ROPE_CACHE_NONE) return read_output(d, p, s, shape, o, x);
-  ROPE_TRY(read_cache_rows(d, s, stored_bytes(o->quantize.type, bytes, 1), o));
+  // What strides count: elements, of fewer than 8 bits or in blocks bytes.
+  const int64_t out_bytes = std::max<int64_t>(stored_bytes(o->quantize.type, bytes, 1), 1);
+  const int64_t units = stored_bytes(o->quantize.type, bytes, s.dim) / out_bytes;
+  if (o->quantize.kind == ScaleKind::kGroup && s.rotated && p.out_layout != p.layout)
+    return fail(ROPE_ERR_UNSUPPORTED, "out_layout: must be that of layout with groups and blocks of %s",
+                s.names->quantize);
+  if (!cached) return read_output(d, p, s, {shape.sequences, shape.tokens, s.heads, units}, out_bytes, o, x);
+  ROPE_TRY(read_cache_rows(d, s, units, out_bytes, o));
   if (!in_cache) {
     ROPE_TRY(read_kept(d, p, s, shape, x));
     return check_apart(s.names->cache, s.written, s.names->in, s.read);
   }
-  o->whole = o->quantize.kind == ScaleKind::kDynamic;
+  o->whole = o->quantize.kind == ScaleKind::kDynamic || o->quantize.kind == ScaleKind::kGroup;
   s.read = s.written;
   return ROPE_OK;
 }

@@ -7,14 +7,15 @@ namespace rope::api {
 
 // What the fields of a tensor are called.
 struct Names {
-  const char *in, *out, *cache, *quantize, *heads, *dim;
+  const char *in, *out, *cache, *quantize, *groups, *heads, *dim;
 };
 
-inline constexpr Names kQ = {"q", "q_out", "", "q_quantize", "num_q_heads", "head_dim"},
-                       kK = {"k", "k_out", "cache.k", "k_quantize", "num_k_heads", "head_dim"},
-                       kV = {"v", "v_out", "cache.v", "v_quantize", "num_v_heads", "v_head_dim"},
-                       kQNope = {"q_nope", "q_nope_out", "", "q_quantize", "num_q_heads", "q_nope_dim"},
-                       kKNope = {"k_nope", "k_nope_out", "cache_k_nope", "k_quantize", "num_k_heads", "k_nope_dim"};
+inline constexpr Names kQ = {"q", "q_out", "", "q_quantize", "q_groups", "num_q_heads", "head_dim"},
+                       kK = {"k", "k_out", "cache.k", "k_quantize", "k_groups", "num_k_heads", "head_dim"},
+                       kV = {"v", "v_out", "cache.v", "v_quantize", "v_groups", "num_v_heads", "v_head_dim"},
+                       kQNope = {"q_nope", "q_nope_out", "", "q_quantize", "q_groups", "num_q_heads", "q_nope_dim"},
+                       kKNope = {"k_nope",   "k_nope_out",  "cache_k_nope", "k_quantize",
+                                 "k_groups", "num_k_heads", "k_nope_dim"};
 
 // What the descriptor has of a tensor.
 struct Tensor {
@@ -22,6 +23,7 @@ struct Tensor {
   const rope_tensor *in, *out;
   const rope_steps *in_steps, *out_steps;
   const rope_quantize* quantize;
+  const rope_groups* groups;
   const rope_cache_tensor* cache;  // null: never cached
   int32_t heads, dim;
   const void* weight;
@@ -37,11 +39,13 @@ struct Source : Tensor {
   int64_t written_row;  // bytes, in a cache
   bool kept;            // it is stored outside the cache too
   Rows kept_rows;
+  Rows scales;         // of groups
+  int64_t scales_row;  // bytes of them for a row
 };
 
 // Reads one into an operand and its extras. The options are in p.
 rope_status read_operand(const rope_apply_desc& d, const PipelineCall& p, Source& s, PipelineOperand* o,
-                         OperandExtras* x);
+                         OperandExtras* x, Groups* groups);
 
 // Fails where two tensors share memory.
 rope_status check_apart(const char* x_name, const Rows& x, const char* y_name, const Rows& y);

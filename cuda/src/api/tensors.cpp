@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <initializer_list>
 
+#include "groups.h"
 #include "source.h"
 
 namespace rope::api {
@@ -61,7 +62,7 @@ rope_status check_sources_apart(const Source& x, const Source& y) {
 class Inputs {
  public:
   Inputs(const rope_apply_desc& d, const PipelineCall& p) {
-    const int64_t tokens = d.num_tokens, index = index_bytes(d.position_dtype);
+    const int64_t index = index_bytes(d.position_dtype);
     const Sections& sections = p.positions.sections;
     const int64_t places = extent(p.places, p.num_tokens);
     add("positions", d.positions, (places + std::max(sections.streams - 1, 0) * sections.stride) * index);
@@ -120,13 +121,34 @@ class Inputs {
   Extent extents_[16];
 };
 
+// The scales of groups of `of` are apart from what `s` reads and writes. In a cache they may lie in the rows of a
+// tensor of it, as the tensors may lie side by side: there only the rows themselves are compared.
+rope_status check_group_scales_apart(const Source& of, const Source& s) {
+  if (!of.scales.data) return ROPE_OK;
+  const int64_t delta = of.scales.data - s.written.data;
+  const bool apart = of.cached && s.cached ? (delta < 0 ? -delta >= of.scales_row : delta >= s.written_row)
+                                           : are_apart(s.written, of.scales);
+  if (!apart)
+    return fail(ROPE_ERR_INVALID_ARG, "%s.scales: overlap %s in memory; must be memory that is apart", of.names->groups,
+                s.written_name);
+  if (s.kept && !are_apart(s.kept_rows, of.scales))
+    return fail(ROPE_ERR_INVALID_ARG, "%s.scales: overlap %s in memory; must be memory that is apart", of.names->groups,
+                s.names->out);
+  if (s.cached && same_rows(s.written, s.read)) return ROPE_OK;
+  if (!are_apart(s.read, of.scales))
+    return fail(ROPE_ERR_INVALID_ARG, "%s.scales: overlap %s in memory; must be memory that is apart", of.names->groups,
+                s.names->in);
+  return ROPE_OK;
+}
+
 // The scales of `of` are apart from what `s` writes and, where they are computed, from what it reads.
 rope_status check_scales_apart(const rope_apply_desc& d, const Source& of, const Source& s) {
   const rope_quantize& q = *of.quantize;
+  ROPE_TRY(check_group_scales_apart(of, s));
   if (!q.scales) return ROPE_OK;
   const int64_t rows = of.cached ? d.cache.num_pages * d.cache.page_size : d.num_tokens;
   const int64_t computed = std::min(rows, INT64_MAX / 4 / of.heads) * of.heads;
-  const int64_t counts[] = {0, 1, of.heads, d.num_tokens, computed};  // by scale_kind
+  const int64_t counts[] = {0, 1, of.heads, d.num_tokens, computed, 0};  // by scale_kind
   const Extent scales{of.names->quantize, q.scales, counts[q.scale_kind] * 4};
   ROPE_TRY(for_written(s, [&](const Written& w) { return check_apart(w.name, w.rows, scales); }));
   return q.scale_kind == ROPE_SCALE_DYNAMIC ? check_apart(s.names->in, s.read, scales) : ROPE_OK;
@@ -250,19 +272,23 @@ bool is_rare(const rope_apply_desc& d, const PipelineCall& p) {
 rope_status read_tensors(const rope_apply_desc& d, PipelineCall* p) {
   const bool in_cache = d.flags & ROPE_FLAG_IN_CACHE;
   if (in_cache) ROPE_TRY(check_in_cache(d));
+  if (d.q_nope.data && d.q_quantize.scale_kind == ROPE_SCALE_GROUP)
+    return fail(ROPE_ERR_UNSUPPORTED, "q_nope: not with scales of groups, which q_groups has for q alone");
   const int32_t v_heads = d.num_v_heads ? d.num_v_heads : d.num_k_heads,
                 v_dim = d.v_head_dim ? d.v_head_dim : d.head_dim;
   const bool turns = !(d.flags & ROPE_FLAG_NO_ROTATION);
-  const Tensor tensors[] = {{&kQ, &d.q, &d.q_out, &d.q_steps, &d.q_out_steps, &d.q_quantize, nullptr, d.num_q_heads,
-                             d.head_dim, d.norm.q_weight, turns, 1},
-                            {&kK, &d.k, &d.k_out, &d.k_steps, &d.k_out_steps, &d.k_quantize, &d.cache.k, d.num_k_heads,
-                             d.head_dim, d.norm.k_weight, turns, -1},
-                            {&kV, &d.v, &d.v_out, &d.v_steps, &d.v_out_steps, &d.v_quantize, &d.cache.v, v_heads, v_dim,
-                             nullptr, false, 0},
+  const Tensor tensors[] = {{&kQ, &d.q, &d.q_out, &d.q_steps, &d.q_out_steps, &d.q_quantize, &d.q_groups, nullptr,
+                             d.num_q_heads, d.head_dim, d.norm.q_weight, turns, 1},
+                            {&kK, &d.k, &d.k_out, &d.k_steps, &d.k_out_steps, &d.k_quantize, &d.k_groups, &d.cache.k,
+                             d.num_k_heads, d.head_dim, d.norm.k_weight, turns, -1},
+                            {&kV, &d.v, &d.v_out, &d.v_steps, &d.v_out_steps, &d.v_quantize, &d.v_groups, &d.cache.v,
+                             v_heads, v_dim, nullptr, false, 0},
                             {&kQNope, &d.q_nope, &d.q_nope_out, &d.q_nope_steps, &d.q_nope_out_steps, &d.q_quantize,
-                             nullptr, d.num_q_heads, d.q_nope_dim, nullptr, false, 0},
+                             &d.q_groups, nullptr, d.num_q_heads, d.q_nope_dim, nullptr, false, 0},
                             {&kKNope, &d.k_nope, &d.k_nope_out, &d.k_nope_steps, &d.k_nope_out_steps, &d.k_quantize,
-                             &d.cache_k_nope, d.num_k_heads, d.k_nope_dim, nullptr, false, 0}};
+                             &d.k_groups, &d.cache_k_nope, d.num_k_heads, d.k_nope_dim, nullptr, false, 0}};
+  if (d.k_nope.data && d.k_quantize.scale_kind == ROPE_SCALE_GROUP)
+    return fail(ROPE_ERR_UNSUPPORTED, "k_nope: not with scales of groups, which k_groups has for k alone");
   if (d.q_nope.data && d.k_nope.data)
     return fail(ROPE_ERR_UNSUPPORTED, "k_nope: not with q_nope, a call has one of them");
   Source sources[kMaxOperands];  // those that are there
@@ -279,7 +305,7 @@ rope_status read_tensors(const rope_apply_desc& d, PipelineCall* p) {
     s.cached = s.kept = false;
     const int32_t i = p->num_operands++;
     PipelineOperand* o = &p->operands[i];
-    ROPE_TRY(read_operand(d, *p, s, o, &p->extras[i]));
+    ROPE_TRY(read_operand(d, *p, s, o, &p->extras[i], &p->groups[i]));
     p->dynamic |= o->quantize.type != OutType::kSame && o->quantize.kind == ScaleKind::kDynamic;
   }
   if (!p->num_operands) return fail(ROPE_ERR_INVALID_ARG, "q: NULL and k: NULL, at least one must be given");

@@ -128,6 +128,30 @@ struct TokenWork {
   const float *cos, *sin;
 };
 
+// In another type than the call's.
+void store_other(const PipelineCall& p, const PipelineOperand& o, const OperandExtras& extras, const TokenWork& w,
+                 int32_t head, const float* x, char* out) {
+  if (is_dtype(o.quantize.type)) {
+    for_dtype(o.quantize.type, [&](auto other) {
+      const auto y = elements<typename decltype(other)::Storage>(out, extras.out_gap);
+      for (int32_t i = 0; i < o.dim; ++i) y[i] = other.narrow(x[i]);
+    });
+    return;
+  }
+  const CachePlace place = w.place ? *w.place : CachePlace{};
+  if (const Groups& groups = p.groups_of(o); groups.size) {
+    char* const scales = group_scales(groups, o, w.token, head, place);
+    for (int32_t n = 0; n < o.dim / groups.size; ++n)
+      encode_group(o.quantize.type, groups, n, [&](int32_t i) { return x[i]; }, out, scales);
+    return;
+  }
+  const float factor = quantize_factor(p, o, w.token, head, place, x);
+  const auto y = elements<uint8_t>(out, extras.out_gap);
+  for_code(o.quantize.type, [&](auto code) {
+    for (int32_t i = 0; i < o.dim; ++i) y[i] = uint8_t(code.encode2(x[i] * factor, 0.0f));
+  });
+}
+
 template <class D, Layout kLayout>
 void one_head(const PipelineCall& p, const PipelineOperand& o, const OperandExtras& extras, const TokenWork& w,
               int32_t head, const float* across) {
@@ -156,17 +180,8 @@ void one_head(const PipelineCall& p, const PipelineOperand& o, const OperandExtr
                                         : out_offset(o, extras, w.at, head));
     if (o.quantize.type == OutType::kSame) {
       store(elements<Storage>(out, extras.out_gap), o.whole);
-    } else if (is_dtype(o.quantize.type)) {
-      for_dtype(o.quantize.type, [&](auto other) {
-        const auto y = elements<typename decltype(other)::Storage>(out, extras.out_gap);
-        for (int32_t i = 0; i < o.dim; ++i) y[i] = other.narrow(x[i]);
-      });
     } else {
-      const float factor = quantize_factor(p, o, w.token, head, w.place ? *w.place : CachePlace{}, x);
-      const auto y = elements<uint8_t>(out, extras.out_gap);
-      for_code(o.quantize.type, [&](auto code) {
-        for (int32_t i = 0; i < o.dim; ++i) y[i] = uint8_t(code.encode2(x[i] * factor, 0.0f));
-      });
+      store_other(p, o, extras, w, head, x, out);
     }
   }
   if (extras.kept)

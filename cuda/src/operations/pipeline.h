@@ -3,7 +3,7 @@
 // operand that reads where it writes.
 #pragma once
 
-#include "../math/codes.h"
+#include "../math/groups.h"
 #include "call.h"
 
 namespace rope {
@@ -12,11 +12,11 @@ inline constexpr int kMaxOperands = 4;        // q, k, v, the nope part of q
 inline constexpr int kMaxPipelineDim = 4096;  // of a head
 inline constexpr int kMaxNormHeads = 1024;    // that are normalised together
 
-enum class ScaleKind : int32_t { kHost = 0, kTensor = 1, kHead = 2, kToken = 3, kDynamic = 4 };
+enum class ScaleKind : int32_t { kHost = 0, kTensor = 1, kHead = 2, kToken = 3, kDynamic = 4, kGroup = 5 };
 
 struct Quantize {
   OutType type;
-  ScaleKind kind;
+  ScaleKind kind;       // kGroup: of blocks too
   float factor, scale;  // kHost: 1 / scale, scale
   float* scales;
 };
@@ -110,6 +110,9 @@ struct PipelineCall : PipelineParams {
   bool slot_skips = false;      // a token with a negative slot is left alone as a whole
   int32_t sequence_length = 0;  // of operands with a stride between sequences; 0: none has
   OperandExtras extras[kMaxOperands] = {};
+  Groups groups[kMaxOperands];
+
+  ROPE_INLINE_MEMBER const Groups& groups_of(const PipelineOperand& o) const { return groups[&o - operands]; }
 };
 
 // Whether q and k are rotated, by the call's own frequencies, and nothing else is done.

@@ -11,8 +11,6 @@ from pyrope.torch._layouts import Layout
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 Table: TypeAlias = torch.Tensor | Angles
-
-
 Take = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -55,12 +53,21 @@ class Form(NamedTuple):
         rotary_dim, dim = 2 * cos.shape[-1], x.shape[-1]
         if rotary_dim > dim or (rotary_dim < dim and not self.rest):
             raise ValueError(f"cos: {rotary_dim} elements of a head turn, of q's {dim}")
+        heads = -3 if layout == "bhsd" else -2
+        for other in xs:
+            if other is not None and tokens_of(other, heads) != tokens_of(x, heads):
+                raise ValueError(f"k: shape {tuple(other.shape)}, must have the tokens of q, {tuple(x.shape)}")
         batched = tuple(x[None] if x is not None and x.ndim < len(layout) else x for x in xs)
         outs = rotate(
             batched, cos, sin, layout, places, pairing=self.pairing, inverse=self.backward,
             rotary_offset=dim - rotary_dim if self.last else 0,
         )  # fmt: skip
         return [y if y is None or x is None else y.view(x.shape) for x, y in zip(xs, outs, strict=True)]
+
+
+def tokens_of(x: torch.Tensor, heads: int) -> list[int]:
+    """Batch, if there is one, and sequence."""
+    return [n for i, n in enumerate(x.shape[:-1], -x.ndim) if i != heads]
 
 
 def layout_of(x: torch.Tensor, cos: torch.Tensor, unsqueeze_dim: int) -> Layout:

@@ -95,7 +95,8 @@ class Scope:
     """Globals with pyrope's functions among them, and the functions of that module that call them over again."""
 
     def __init__(self, original: dict[str, Any]) -> None:
-        self.values = dict(original)
+        # Without a name: by that, dynamo looks for globals in the module.
+        self.values = {name: value for name, value in original.items() if name != "__name__"}
         self.turning = {name for name in original if TURNS.match(name) and callable(original[name])}
         for name in self.turning:
             module = getattr(inspect.unwrap(original[name]), "__module__", None) or original["__name__"]
@@ -142,10 +143,12 @@ def _over(f: FunctionType, scope: Scope) -> FunctionType:
     """f with the globals of a scope, and its decorators around."""
     inner, closure, values = getattr(f, "__wrapped__", None), f.__closure__, scope.values
     if inner is not None:
-        new = _over(inner, scope)
-        closure = tuple(CellType(new) if c.cell_contents is inner else c for c in f.__closure__ or ())
+        new, cells = _over(inner, scope), f.__closure__ or ()
+        closure = tuple(CellType(new) if c.cell_contents is inner else c for c in cells)
         values = f.__globals__
+        if closure == cells:
+            raise UnsupportedError(f"model: {f.__qualname__}, its decorator calls it in a way that is not known")
     made = FunctionType(f.__code__, values, f.__name__, f.__defaults__, closure)
-    made.__kwdefaults__ = f.__kwdefaults__
+    made.__kwdefaults__, made.__module__ = f.__kwdefaults__, f.__module__
     vars(made).update({**vars(f), MARK: True} | ({"__wrapped__": new} if inner is not None else {}))
     return made

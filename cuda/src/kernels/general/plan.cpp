@@ -36,7 +36,7 @@ int widest_access(const PipelineCall& p, int element_bytes) {
     const OperandExtras& x = p.extras[i];
     if (x.in_gap | x.out_gap | x.kept_gap) return element_bytes;
     a.add_bytes(x.in_sequence_stride);
-    a.add_bytes(x.out_sequence_stride, stored_bytes(o.quantize.type, element_bytes, 1));
+    if (!is_grouped(o)) a.add_bytes(x.out_sequence_stride, stored_bytes(o.quantize.type, element_bytes, 1));
     a.add_address(x.kept);
     a.add_bytes(x.kept_sequence_stride | x.kept_token_stride | x.kept_head_stride);
   }
@@ -47,6 +47,9 @@ int widest_access(const PipelineCall& p, int element_bytes) {
 const char* check_heads(const PipelineParams& p, int32_t slots) {
   static_assert(2 * 16 * kMaxBlock == 4096 && 2 * kMaxBlock == 256);
   if (!reduces(p) || slots <= kMaxBlock) return nullptr;
+  if (is_grouped(p))
+    return "groups and blocks: heads of up to 4096 bytes where pointers and strides that are read, and dimensions, are "
+           "multiples of 16 bytes, else of up to 256 elements";
   return p.norm.on ? "norm: heads of up to 4096 bytes where pointers, strides and head_dim are multiples of 16 bytes, "
                      "else of up to 256 elements"
                    : "dynamic scales: heads of up to 4096 bytes where pointers, strides and head_dim are multiples of "
@@ -58,8 +61,8 @@ const char* check_heads(const PipelineParams& p, int32_t slots) {
 GeneralPlan plan_general(const PipelineCall& p, int element_bytes) {
   GeneralPlan plan = {};
   const int widest = widest_access(p, element_bytes);
-  plan.code = {widest, reduces(p)};
-  if (widest == 8 && !reduces(p)) plan.code.access_bytes = element_bytes;
+  plan.code = {widest, reduces(p), is_grouped(p)};
+  if (widest == 8 && (!reduces(p) || is_grouped(p))) plan.code.access_bytes = element_bytes;
   const int vec = plan.code.access_bytes / element_bytes;
   int32_t slots = 1;
   for (int i = 0; i < p.num_operands; ++i) slots = std::max(slots, slots_of(p, p.operands[i], p.operands[i].dim, vec));

@@ -5,6 +5,7 @@
 #include "../../operations/general.h"
 #include "../parts/chunk.h"
 #include "../parts/codes.cuh"
+#include "../parts/groups.cuh"
 #include "../parts/launch.h"
 #include "../parts/rows.cuh"
 #include "../parts/slot.h"
@@ -24,7 +25,7 @@ struct GeneralArgs {
   alignas(16) uint64_t words[kMaxRotaryDim / 2];
 };
 
-template <class D, int kVec, bool kReduce>
+template <class D, int kVec, bool kReduce, bool kGrouped>
 struct GeneralThread {
   using C = Chunk<D, kVec>;
 
@@ -37,6 +38,7 @@ struct GeneralThread {
   const bool inside;     // there is a token and a slot here
   const bool across;     // the norm is over all heads of a token, which go round twice
   const bool quantised;  // this operand is, or it is stored in another dtype
+  const bool grouped;    // in groups or blocks
   const Slot slot;
   const SequencePlace sequence;
 
@@ -56,6 +58,7 @@ struct GeneralThread {
         inside(at.row_token < plan.tokens && at.token < p.num_tokens && at.slot < plan.slots),
         across(kReduce && o.weight && p.norm.across_heads),
         quantised(o.quantize.type != OutType::kSame),
+        grouped(kGrouped && o.quantize.kind == ScaleKind::kGroup),
         slot(own_slot(p.layout)),
         sequence(place_in_sequence(at.token, p.sequence_length)),
         head(at.head),
@@ -144,6 +147,33 @@ struct GeneralThread {
     return kVec == 1 && p.rare && moves ? own_slot(p.out_layout) : slot;
   }
 
+  __device__ __forceinline__ char* out_row() const {
+    char* const row =
+        o.out + (o.cached ? head * o.out_head_stride + place.page * o.out_page_stride + place.entry * o.out_token_stride
+                          : out_offset(o, extras, sequence, head));
+    assume_global(row);
+    return row;
+  }
+
+  // All threads of the block.
+  __device__ __forceinline__ void store_groups(const float* x, bool stores) const {
+    using Rows = GroupRows<kVec>;
+    __shared__ float shared[Rows::kFloats];
+    const Groups& groups = p.groups_of(o);
+    Rows{plan.lanes,
+         at.lane,
+         plan.rows_in_warps,
+         slot,
+         shared + at.row * Rows::floats(plan.lanes),
+         o.quantize.type,
+         groups,
+         o.dim / groups.size,
+         stores && moves && found,
+         out_row(),
+         group_scales(groups, o, at.token, head, place)}
+        .store(x);
+  }
+
   __device__ __forceinline__ void store_chunks(char* row, int64_t gap, const C& a, const C& b) const {
     assume_global(row);
     const Slot to = out_slot();
@@ -153,7 +183,6 @@ struct GeneralThread {
   }
 
   __device__ __forceinline__ void store_other(char* row, float factor, const float* x) const {
-    assume_global(row);
     const Slot to = out_slot();
     if (is_dtype(o.quantize.type)) {
       store_dtype<kVec>(o.quantize.type, row, to.first, to.second, extras.out_gap, x);
@@ -163,21 +192,18 @@ struct GeneralThread {
     }
   }
 
-  // A token that is left alone is stored as it came.
+  // A token that is left alone is stored as it came. Groups are stored before.
   __device__ __forceinline__ void store_head(C& a, C& b, const float* x, float factor) const {
-    char* const row =
-        o.out + (o.cached ? head * o.out_head_stride + place.page * o.out_page_stride + place.entry * o.out_token_stride
-                          : out_offset(o, extras, sequence, head));
     const bool changes = slot.rotated || (kReduce && o.weight);  // else a copy, bit for bit
     if (moves && changes) {
       a.narrow(x);
       b.narrow(x + kVec);
     }
-    if (!o.cached || found) {
+    if (!grouped && (!o.cached || found)) {
       if (quantised) {
-        store_other(row, factor, x);
+        store_other(out_row(), factor, x);
       } else {
-        store_chunks(row, extras.out_gap, a, b);
+        store_chunks(out_row(), extras.out_gap, a, b);
       }
     }
     if (extras.kept && (changes || extras.kept_whole))
