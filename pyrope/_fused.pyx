@@ -68,11 +68,9 @@ enable_pdl=False, positions_ready=False, skip=-1, out_layout=None, k_nope_dim=0)
         ``angle="cos_sin"`` is not allowed.
     num_v_heads, v_head_dim : int, optional
         Shape of v, which is stored and not rotated. Default: ``num_k_heads``, ``head_dim``.
-    q_nope_dim : int
-        Elements of a head of ``q_nope``, the part of q that is stored and not rotated (multi-head latent attention,
-        arXiv:2405.04434).
-    k_nope_dim : int
-        Likewise of ``k_nope``, which has ``num_k_heads``.
+    q_nope_dim, k_nope_dim : int
+        Elements of a head of ``q_nope`` and of ``k_nope``, the parts that are stored and not rotated (multi-head latent
+        attention, arXiv:2405.04434).
     norm : pyrope.RMSNorm, optional
         RMS norm of q and k.
     q_out_dtype, k_out_dtype, v_out_dtype : {"float8_e4m3fn", "float8_e5m2", "int8", "float4_e2m1fn", "q8_0", "q4_0"}, \
@@ -93,17 +91,14 @@ optional
         halves (DeepSeek), or the other way. Not in place, nor with a norm behind it. Default: ``layout``.
     rotary_dim : int, optional
         As for :class:`Rope`, or 0: nothing turns; what is not normalised or quantised is copied, bit for bit.
-    rotary_offset, theta, scaling, inv_freq, attention_factor, layout, dtype, device
-        As for :class:`Rope`.
-    position_dtype, num_threads, enable_pdl, positions_ready, skip
+    rotary_offset, theta, scaling, inv_freq, attention_factor, layout, dtype, device, position_dtype, num_threads, \
+enable_pdl, positions_ready, skip
         As for :class:`Rope`.
 
     Raises
     ------
-    ValueError, TypeError
-        An argument is not allowed; the text names it.
-    pyrope.UnsupportedError
-        This build has no such kernel.
+    ValueError, TypeError, pyrope.UnsupportedError
+        As for :class:`Rope`.
 
     Examples
     --------
@@ -266,7 +261,7 @@ optional
 
         Parameters
         ----------
-        q, k, num_tokens, offset, indptr, offsets, num_requests, inverse, stream, sequence_length, skipped
+        q, k, num_tokens, offset, indptr, offsets, num_requests, inverse, stream, sequence_length, skipped and strides
             As for :meth:`Rope.apply`. ``offset`` and ``indptr`` are not allowed with ``sections``, and ``inverse``
             leaves the other stages as they are.
         q_out, k_out : pointer or array, optional
@@ -286,8 +281,6 @@ optional
         q_nope, q_nope_out, k_nope, k_nope_out, k_nope_cache : pointer or array, optional
             ``[num_tokens, num_q_heads, q_nope_dim]`` or ``[num_tokens, num_k_heads, k_nope_dim]``, one of them,
             likewise; k_nope_cache: where k_nope is appended.
-        q_strides, k_strides, v_strides, q_nope_strides, k_nope_strides and those of the outputs : optional
-            As for :meth:`Rope.apply`.
         q_weight, k_weight : pointer or array, optional
             With ``norm``: ``[head_dim]``, or ``[num_heads, head_dim]`` across heads, in one dimension or two, of its
             ``weight_dtype``. One left out leaves its tensor as it is.
@@ -325,7 +318,7 @@ optional
         cos_sin_rows, cos_sin_stride : int
             With pointers: the number of rows, and elements between them. Default: contiguous.
         cos_sin_skipped : pointer or array, optional
-            ``[1]`` int64, incremented for every token whose position is no row.
+            ``[1]`` int64, incremented for every such token.
         frequency_sets, set_ids : pointer or array, optional
             Frequencies for every token: ``frequency_sets`` ``[num_sets, rotary_dim / 2]`` uint64, rows from
             :attr:`Rope.frequencies` of Ropes with the same ``angle``, and ``set_ids`` ``[num_tokens]`` int32. A token
@@ -341,12 +334,8 @@ optional
 
         Raises
         ------
-        ValueError, TypeError
-            An argument is not allowed, or one is missing; the text names it. Nothing is written.
-        pyrope.UnsupportedError
-            This build does not serve the combination.
-        pyrope.CudaError
-            There is no CUDA device, or the launch failed.
+        ValueError, TypeError, pyrope.UnsupportedError, pyrope.CudaError
+            As for :meth:`Rope.apply`; an argument is missing, or this build does not serve the combination.
         """
         cdef rope_apply_desc d
         cdef Call c
@@ -412,15 +401,12 @@ optional
             As for :meth:`apply`: where the keys are.
         k_scale, k_tensor_scale : float, pointer or array, optional
             As for :meth:`apply`: what the keys were stored with; of dynamic scales and GroupScales read and written.
-        cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped
+        cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, stream
             As for :meth:`apply`.
         frequency_sets, set_ids, set_ids_from, set_factors, num_sets
-            As for :meth:`apply`. ``set_ids_from`` and ``set_ids`` with equal positions go from one of LongRoPE's
-            sets to another.
+            As for :meth:`apply`; with equal positions, from one of LongRoPE's sets to another.
         inverse : bool
             The transposed rotation: without ``positions_from``, back to what was not rotated.
-        stream : int or object, optional
-            As for :meth:`apply`.
 
         Notes
         -----
@@ -434,13 +420,8 @@ optional
 
         Raises
         ------
-        ValueError, TypeError
-            An argument is not allowed, or one is missing; the text names it. Nothing is written. Among them: ``norm``
-            with ``after=True``, behind which keys cannot be turned.
-        pyrope.UnsupportedError
-            This build does not serve the combination.
-        pyrope.CudaError
-            There is no CUDA device, or the launch failed.
+        ValueError, TypeError, pyrope.UnsupportedError, pyrope.CudaError
+            As for :meth:`apply`. Among them: ``norm`` with ``after=True``, behind which keys cannot be turned.
         """
         cdef rope_apply_desc d
         cdef Call c

@@ -54,7 +54,7 @@ APART = [
     {"q_nope": ["q"], "q_out": QUANTISED, "scale": ["dynamic", "groups"]},
     {"q_nope": ["k"], "kv_out": QUANTISED, "scale": ["dynamic", "groups"]},
 ]
-# v of 40 elements, the nope parts of 24; and what groups and blocks are not stored with: see test_tensors.py.
+# v of 40 elements, the nope parts of 24; and what groups and blocks are not stored with: see test_stages_refusals.py.
 UNEVEN = [
     *cases.not_grouped("q_out"),
     *cases.not_grouped("kv_out"),

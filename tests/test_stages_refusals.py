@@ -218,6 +218,10 @@ CALLS = rows(
     ("another dtype in place", {"q_out_dtype": "bfloat16"}, lambda p: {}, (V, T), "q_out: required with q_out_dtype"),
     ("another dtype with a scale", {"q_out_dtype": "bfloat16"}, lambda p: {"q_out": p.q_out, "q_scale": 1.0}, V,
      "q_scale: only allowed with q and a quantised q_out_dtype"),
+    ("blocks laid out otherwise", GPTJ | {"q_out_dtype": "q8_0"}, lambda p: {"q_out": p.q_out},
+     pyrope.UnsupportedError, "out_layout: must be that of layout with groups and blocks of q_quantize"),
+    ("blocks apart", {"q_out_dtype": "q8_0"}, lambda p: {"q_out": p.q_out, "q_out_strides": (1, 272, 136, 2)},
+     pyrope.UnsupportedError, "q_out: elements apart, must be neighbours in groups and blocks"),
     # the nope part of k
     ("k_nope without k_nope_dim", {}, lambda p: {"k_nope": p.v, "k_nope_out": p.v_out}, V, "k_nope: only allowed with"),
     ("k_nope without k_nope_out", {"k_nope_dim": 8}, lambda p: {"k_nope": p.v}, (V, T), "k_nope_out: required"),

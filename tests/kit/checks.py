@@ -81,13 +81,15 @@ class Checked:
 
     def check_groups(self, name, o, rest):
         """What is stored, with its scales, is the value; the rest of both is what it was."""
-        stored = {x: rest.pop(x) for x in (o.where, f"{name}_scale") if x in rest}
-        parts = [self.blocks[x].view(flat)[o.rows] for x, flat in stored.items()]
+        scale = f"{name}_scale"
+        rows = {o.where: o.rows, scale: o.rows if o.where.endswith("_cache") else (o.tokens,)}
+        stored = {x: rest.pop(x) for x in rows if x in rest}
+        parts = [self.blocks[x].view(flat)[rows[x]] for x, flat in stored.items()]
         groups.check_value(parts[0], parts[1] if len(parts) > 1 else None, o.groups, o.value,
                            self.scalars.get(f"{name}_tensor_scale", 1.0))  # fmt: skip
         for x, flat in stored.items():
             block, others = self.blocks[x], flat.copy()
-            block.view(others)[o.rows] = block.view()[o.rows]
+            block.view(others)[rows[x]] = block.view()[rows[x]]
             np.testing.assert_array_equal(others, block.flat, err_msg=x)
 
     def check_dynamic(self, name, o, flat):
