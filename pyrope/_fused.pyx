@@ -137,9 +137,10 @@ enable_pdl, positions_ready, skip
                  rotary_dim: SupportsIndex | None = None, rotary_offset: SupportsIndex = 0,
                  theta: SupportsFloat = 10000.0, scaling: Scaling | None = None, inv_freq: Numbers | None = None,
                  attention_factor: SupportsFloat | None = None, layout: Layout = "neox", dtype: DTypeLike = "bfloat16",
-                 device: DeviceLike = "cuda", position_dtype: PositionDTypeLike = "int64", num_threads: SupportsIndex = 0,
-                 enable_pdl: bool = False, positions_ready: bool = False, skip: SupportsIndex | None = -1,
-                 out_layout: Layout | None = None, k_nope_dim: SupportsIndex = 0) -> None:
+                 device: DeviceLike = "cuda", position_dtype: PositionDTypeLike = "int64",
+                 num_threads: SupportsIndex = 0, enable_pdl: bool = False, positions_ready: bool = False,
+                 skip: SupportsIndex | None = -1, out_layout: Layout | None = None,
+                 k_nope_dim: SupportsIndex = 0) -> None:
         cdef rope_apply_desc* d = &self.base
         cdef bint given_cos_sin = choose("angle", angle, _ANGLES) == ROPE_ANGLE_COS_SIN
         if given_cos_sin and (theta != 10000.0 or scaling is not None or inv_freq is not None):
@@ -163,7 +164,6 @@ enable_pdl, positions_ready, skip
         self.cos_sin_dtype = name_of(DTYPES, d.cos_sin.dtype)
         if given_cos_sin:
             d.angle, self.angle, self.theta, self.inv_freqs = ROPE_ANGLE_COS_SIN, "cos_sin", None, ()
-
         self.num_v_heads, self.v_head_dim = d.num_k_heads, d.head_dim
         if num_v_heads is not None:
             self.num_v_heads = as_count("num_v_heads", num_v_heads, 1, ROPE_MAX_HEADS)
@@ -265,7 +265,7 @@ enable_pdl, positions_ready, skip
             As for :meth:`Rope.apply`. ``offset`` and ``indptr`` are not allowed with ``sections``, and ``inverse``
             leaves the other stages as they are.
         q_out, k_out : pointer or array, optional
-            As for :meth:`Rope.apply`. Required where quantised. Beside a cache ``k_out`` has ``dtype``, and may be ``k``.
+            As for :meth:`Rope.apply`. Required where quantised. Beside a cache ``k_out`` has ``dtype``; it may be k.
         positions : pointer or array, optional
             As for :meth:`Rope.apply`; where tokens have several, with sections, streams or blocks, required and
             ``[streams, num_tokens]``, or ``[streams, batch, tokens]``. float32 is not allowed with ``angle="cos_sin"``,
@@ -317,7 +317,7 @@ enable_pdl, positions_ready, skip
             ``[rows, rotary_dim]``, cosines before sines. A token whose position is no row is left alone.
         cos_sin_rows, cos_sin_stride : int
             With pointers: the number of rows, and elements between them. Default: contiguous.
-        cos_sin_skipped : pointer or array, optional
+        cos_sin_skipped : optional
             ``[1]`` int64, incremented for every such token.
         frequency_sets, set_ids : pointer or array, optional
             Frequencies for every token: ``frequency_sets`` ``[num_sets, rotary_dim / 2]`` uint64, rows from
