@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Angle",
+    "CosSinColumns",
     "DType",
     "DTypeLike",
     "Device",
@@ -70,7 +71,8 @@ PairStreams: TypeAlias = "tuple[SupportsIndex, ...] | list[int] | np.ndarray[Any
 
 Layout: TypeAlias = Literal["neox", "gptj"]
 Angle: TypeAlias = Literal["exact", "fp32"]
-FusedAngle: TypeAlias = Literal["exact", "fp32", "cos_sin"]
+FusedAngle: TypeAlias = Literal["exact", "fp32", "cos_sin", "radians"]
+CosSinColumns: TypeAlias = Literal["pairs", "elements"]
 Device: TypeAlias = Literal["cuda", "cpu"]
 ScaleKind: TypeAlias = Literal["tensor", "head", "token", "dynamic"]
 

@@ -106,7 +106,7 @@ FIELD(rope_xpos, scale_base, 0, 8);
 FIELD(rope_xpos, gamma, 8, 8);
 FIELD(rope_xpos, center, 16, 8);
 
-CHECK(sizeof(rope_apply_desc) == 792);
+CHECK(sizeof(rope_apply_desc) == 840);
 FIELD(rope_apply_desc, struct_size, 0, 4);
 FIELD(rope_apply_desc, flags, 4, 4);
 FIELD(rope_apply_desc, backend, 8, 4);
@@ -158,7 +158,8 @@ FIELD(rope_apply_desc, position_stride, 760, 8);
 FIELD(rope_apply_desc, position_sequence_stride, 768, 8);
 FIELD(rope_apply_desc, pair_streams, 776, 8);
 FIELD(rope_apply_desc, num_blocks, 784, 4);
-FIELD(rope_apply_desc, reserved_2, 788, 4);
+FIELD(rope_apply_desc, table_flags, 788, 4);
+FIELD(rope_apply_desc, k_cos_sin, 792, 48);
 
 CHECK(sizeof(rope_build_cos_sin_desc) == 120);
 FIELD(rope_build_cos_sin_desc, struct_size, 0, 4);
@@ -238,6 +239,8 @@ CHECK(ROPE_SCALING_PROPORTIONAL == 9);
 CHECK(ROPE_MAX_ROTARY_DIM == 2048);
 CHECK(ROPE_MAX_XPOS_DIM == 512);
 CHECK(ROPE_MAX_FLOAT32_ROTARY_DIM == 1024);
+CHECK(ROPE_TABLE_RADIANS == 1);
+CHECK(ROPE_TABLE_ELEMENTS == 2);
 CHECK(ROPE_BROADCAST == INT64_MIN);
 CHECK(ROPE_MAX_STREAMS == 4);
 CHECK(ROPE_MAX_PAIR_STREAMS == 8);

@@ -9,7 +9,7 @@ rope_status check_shape(rope_apply_desc* d) {
   ROPE_TRY(check_flags(d->flags, ROPE_FLAG_INVERSE | ROPE_FLAG_PDL | ROPE_FLAG_POSITIONS_READY | ROPE_FLAG_IN_CACHE));
   const int32_t reserved = d->reserved | d->norm.reserved | d->q_quantize.reserved | d->k_quantize.reserved |
                            d->v_quantize.reserved | d->cache.reserved | d->cos_sin.reserved |
-                           d->frequency_sets.reserved | d->reserved_2;
+                           d->frequency_sets.reserved | d->k_cos_sin.reserved;
   ROPE_TRY(check_range("reserved", reserved, 0, 0));
   ROPE_TRY(check_range("head_dim", d->head_dim, 2, ROPE_MAX_HEAD_DIM));
   if (d->rotary_dim == 0) d->rotary_dim = d->head_dim;
