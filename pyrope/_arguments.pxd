@@ -44,6 +44,7 @@ cdef int32_t index_dtype(str name, object x, View* v) except -1
 cdef int refuse_dtype(str name, object x, str allowed) except -1
 cdef int refuse_read_only(str name, View* v) except -1
 cdef int64_t stored_units(int32_t out_dtype, int64_t dim) noexcept
+cdef int64_t fold_tokens(str name, View* v, int leading, int64_t* stride) except -1
 cdef int read_pair(str name, str out_name, object x, object strides, object out, object out_strides, int64_t heads,
                    int64_t dim, int32_t dtype, int32_t out_dtype, bint in_place, Call* c, rope_tensor* tensor,
                    rope_tensor* out_tensor) except -1

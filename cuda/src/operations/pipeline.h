@@ -90,9 +90,19 @@ struct PositionPlaces {
   int64_t stride, sequence_stride;  // elements between tokens, and between sequences; 0: they share theirs
 };
 
+// What rows of kCosSin hold beside cosines and sines of pairs.
+struct TableForm {
+  bool radians;     // float32 angles, in the place of the cosines
+  bool elements;    // a column for each element of the rotated part
+  bool transposed;  // elements: the rotation is
+};
+
 // What is rare, behind what is not: the pipeline kernel's argument has none of it.
 struct PipelineCall : PipelineParams {
   PositionPlaces places = {0, 1, 0};
+  TableForm table;
+  CosSinRows k_rows;  // of k, if it has its own; cos null: as the others
+  int32_t k_operand;
   int32_t blocks = 1;  // of the rotated part, which have their pairs in themselves; 1 where pairs are neighbours
   Groups groups[kMaxOperands];
 

@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
 
   Chunk<D, kVec> a, b;
   t.load_head(a, b);
-  CosSin angle[kVec] = {};
+  PairTurn angle[kVec] = {};
   t.take_place(angle);
   if (!kReduce && !t.moves) return;
 

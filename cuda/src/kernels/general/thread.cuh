@@ -31,6 +31,7 @@ struct GeneralThread {
 
   const GeneralArgs& args;
   const PipelineCall& p;
+  const int32_t which;  // operand
   const PipelineOperand& o;
   const GeneralOperand& plan;
   const GeneralPlace at;
@@ -48,6 +49,7 @@ struct GeneralThread {
   __device__ __forceinline__ GeneralThread(const GeneralArgs& args, int which)
       : args(args),
         p(args.params),
+        which(which),
         o(p.operands[which]),
         plan(args.plans[which]),
         at(plan.place(blockIdx.x - args.first_block[which], blockIdx.z, threadIdx.x)),
@@ -70,7 +72,7 @@ struct GeneralThread {
   __device__ __forceinline__ bool live() const { return inside && head < o.heads; }
 
   // Where the token stands, and the angles of the slot's pairs.
-  __device__ __forceinline__ void take_place(CosSin* angle) {
+  __device__ __forceinline__ void take_place(PairTurn* angle) {
     const bool reports = plan.reports && at.head == 0 && at.slot == 0;
     moves = moves && token_state(p, at.token, reports, &state);
     if (o.cached) moves = moves && cache_place<true>(p.cache, cache_index(p.cache, at.token), reports, &place);
@@ -80,7 +82,8 @@ struct GeneralThread {
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
       const int32_t pair = p.layout == Layout::kGptj ? gptj.pair(j) : neox.pair(j);
-      angle[j] = pair_angle(p, {as_memory(args.words), &args.xpos, as_memory(args.streams)}, o.xpos_sign, state, pair);
+      angle[j] = pair_turn(p, {as_memory(args.words), &args.xpos, as_memory(args.streams)}, o.xpos_sign,
+                           rows_of(p, which), state, pair);
     }
   }
 
@@ -102,7 +105,7 @@ struct GeneralThread {
     for (int j = 0; j < 2 * kVec; ++j) x[j] = x[j] * r * weight[j];
   }
 
-  __device__ __forceinline__ void rotate_head(const CosSin* angle, float* x) const {
+  __device__ __forceinline__ void rotate_head(const PairTurn* angle, float* x) const {
     if (slot.rotated) turn_pairs<kVec>(p.layout, angle, x);
   }
 
