@@ -20,7 +20,7 @@ except ModuleNotFoundError:
     raise ImportError("pyrope's compiled modules are missing; install it: `pip install .` in the checkout") from None
 from pyrope.errors import CudaError, RopeError, UnsupportedError
 from pyrope.scaling import NTK, DynamicNTK, Linear, Llama3, LongRoPE, PairFactors, Proportional, Scaling, YaRN
-from pyrope.stages import PagedCache, RMSNorm, XPos
+from pyrope.stages import GroupScales, PagedCache, RMSNorm, XPos
 
 __version__ = version()
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "CudaError",
     "DynamicNTK",
     "FusedRope",
+    "GroupScales",
     "Linear",
     "Llama3",
     "LongRoPE",

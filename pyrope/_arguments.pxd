@@ -24,6 +24,9 @@ cdef int64_t as_integer(str name, object value) except? -1
 cdef int64_t as_positive(str name, object value) except -1
 cdef int32_t as_count(str name, object value, int64_t low, int64_t high) except? -1
 cdef double as_real(str name, object value) except? -1
+cdef bint is_scale(object x)
+cdef float as_scale(str name, object x) except? -1
+cdef int refuse_small(str name, object x) except -1
 cdef bint as_flag(str name, object value) except -1
 cdef int refuse(str name, object value, str reason) except -1
 cdef int require(str name, object value, str reason) except -1
@@ -40,8 +43,10 @@ cdef int read_elements(str name, object x, int32_t element, Call* c, View* v) ex
 cdef int32_t index_dtype(str name, object x, View* v) except -1
 cdef int refuse_dtype(str name, object x, str allowed) except -1
 cdef int refuse_read_only(str name, View* v) except -1
+cdef int64_t stored_units(int32_t out_dtype, int64_t dim) noexcept
+cdef int64_t fold_tokens(str name, View* v, int leading, int64_t* stride) except -1
 cdef int read_pair(str name, str out_name, object x, object strides, object out, object out_strides, int64_t heads,
-                   int64_t dim, int32_t dtype, bint quantised, bint in_place, Call* c, rope_tensor* tensor,
+                   int64_t dim, int32_t dtype, int32_t out_dtype, bint in_place, Call* c, rope_tensor* tensor,
                    rope_tensor* out_tensor) except -1
 cdef void* read_index(str name, object x, int64_t* length, int32_t* dtype, Call* c) except? NULL
 cdef void* read_memory(str name, object x, ElementKind kind, int itemsize, int64_t* count, str shape, bint written,

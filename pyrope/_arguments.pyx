@@ -107,6 +107,28 @@ cdef double as_real(str name, object value) except? -1:
     raise TypeError(f"{name}: {value!r}, must be a real number")
 
 
+cdef bint is_scale(object x):
+    """Whether x is a number rather than memory: a float in whatever form. An integer is an address."""
+    if type(x) is float:
+        return True
+    if type(x) is int or not hasattr(x, "__float__") or is_array(x):
+        return False
+    return not hasattr(x, "__index__") or getattr(getattr(x, "dtype", None), "kind", None) == "f"
+
+
+cdef float as_scale(str name, object x) except? -1:
+    cdef float scale = <float>as_real(name, x)
+    if not 0 < scale < 3.4028236e38 or 1.0 / scale > 3.4028236e38:
+        raise ValueError(f"{name}: {x!r}, must be above 0 and finite as a float32, as must its reciprocal")
+    return scale
+
+
+cdef int refuse_small(str name, object x) except -1:
+    if isinstance(x, int) and 0 < x < 4096:
+        raise TypeError(f"{name}: {x!r} is an integer, which would be an address; pass {float(x)!r}")
+    return 0
+
+
 cdef bint as_flag(str name, object value) except -1:
     if not isinstance(value, bool):
         raise TypeError(f"{name}: {value!r} is not a bool")
@@ -293,8 +315,17 @@ cdef int read_tensor(str name, object x, object strides, int64_t heads, int64_t 
     return 0
 
 
+cdef int64_t stored_units(int32_t out_dtype, int64_t dim) noexcept:
+    """What a row is counted in where it is stored: elements, or bytes of those that are not whole ones."""
+    if out_dtype == ROPE_OUT_E2M1:
+        return dim // 2
+    if out_dtype == ROPE_OUT_Q8_0:
+        return dim // 32 * 34
+    return dim // 32 * 18 if out_dtype == ROPE_OUT_Q4_0 else dim
+
+
 cdef int read_pair(str name, str out_name, object x, object strides, object out, object out_strides, int64_t heads,
-                   int64_t dim, int32_t dtype, bint quantised, bint in_place, Call* c, rope_tensor* tensor,
+                   int64_t dim, int32_t dtype, int32_t out_dtype, bint in_place, Call* c, rope_tensor* tensor,
                    rope_tensor* out_tensor) except -1:
     """A tensor and its output; in_place: without one it is written itself."""
     if x is not None:
@@ -304,7 +335,8 @@ cdef int read_pair(str name, str out_name, object x, object strides, object out,
     if out is not None:
         if x is None:
             raise ValueError(f"{out_name}: given without {name}")
-        read_tensor(out_name, out, out_strides, heads, dim, ONE_BYTE if quantised else dtype, True, c, out_tensor)
+        read_tensor(out_name, out, out_strides, heads, stored_units(out_dtype, dim), ONE_BYTE if out_dtype else dtype,
+                    True, c, out_tensor)
     elif out_strides is not None:
         raise ValueError(f"{out_name}_strides: given without {out_name}")
     return 0

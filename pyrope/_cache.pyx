@@ -6,7 +6,7 @@ from libc.string cimport memset
 
 from pyrope._arguments cimport (
     INDEX_DTYPES, ONE_BYTE, Call, as_count, as_flag, as_integer, as_positive, choose, read_array, read_elements,
-    read_index, read_memory, refuse, refuse_dtype, refuse_read_only, require, shape_of,
+    read_index, read_memory, refuse, refuse_dtype, refuse_read_only, require, shape_of, stored_units,
 )
 from pyrope._capi cimport *
 from pyrope._view cimport KIND_INT, View, is_array, read_pointer
@@ -24,8 +24,10 @@ cdef bint set_cache(cache, int num_v_heads, int v_head_dim, rope_apply_desc* d) 
     d.cache.num_pages = as_positive("num_pages", cache.num_pages)
     d.cache.index_dtype = choose("index_dtype", cache.index_dtype, INDEX_DTYPES)
     cdef bint heads_first = choose("layout", cache.layout, _LAYOUTS)
-    set_strides("k_strides", cache.k_strides, d.num_k_heads, d.head_dim, heads_first, d.cache.page_size, &d.cache.k)
-    set_strides("v_strides", cache.v_strides, num_v_heads, v_head_dim, heads_first, d.cache.page_size, &d.cache.v)
+    cdef int64_t k_row = stored_units(d.k_quantize.out_dtype, d.head_dim)
+    cdef int64_t v_row = stored_units(d.v_quantize.out_dtype, v_head_dim)
+    set_strides("k_strides", cache.k_strides, d.num_k_heads, k_row, heads_first, d.cache.page_size, &d.cache.k)
+    set_strides("v_strides", cache.v_strides, num_v_heads, v_row, heads_first, d.cache.page_size, &d.cache.v)
     return heads_first
 
 
@@ -43,7 +45,7 @@ cdef int set_strides(str name, strides, int64_t heads, int64_t dim, bint heads_f
     pages.head_stride = as_integer(name, strides[2])
     for stride in strides:
         if stride < dim:
-            raise ValueError(f"{name}: {tuple(strides)!r}, each must be at least the elements of a head, {dim}")
+            raise ValueError(f"{name}: {tuple(strides)!r}, each must be at least a row of a head, {dim}")
     return 0
 
 
@@ -107,16 +109,25 @@ cdef int read_cache(k, v, k_cache, v_cache, slots, page_table, page_indptr, page
     return 0
 
 
-cdef int read_pages(str name, object x, int64_t heads, int64_t dim, bint quantised, bint heads_first,
+cdef int read_pages(str name, object x, int64_t heads, int64_t dim, int32_t out_dtype, bint heads_first,
                     rope_cache_tensor* pages, rope_apply_desc* d, Call* c) except -1:
     cdef View v
+    dim = stored_units(out_dtype, dim)
     if heads == 0:
         raise ValueError(f"{name}: given, but the Rope has num_{name[0]}_heads=0")
     if not is_array(x):
         pages.data = <void*>read_pointer(x, name, c.num_tokens == 0)
         return 0
-    read_elements(name, x, ONE_BYTE if quantised else d.dtype, c, &v)
+    read_elements(name, x, ONE_BYTE if out_dtype else d.dtype, c, &v)
     refuse_read_only(name, &v)
+    read_paged(name, &v, heads, dim, heads_first, pages, d)
+    pages.data = v.data
+    return 0
+
+
+cdef int read_paged(str name, View* v, int64_t heads, int64_t dim, bint heads_first, rope_cache_tensor* pages,
+                    rope_apply_desc* d) except -1:
+    """The strides of [num_pages, page_size, heads, dim], or with heads first; that of one head may be missing."""
     cdef int entry = 2 if heads_first and v.ndim == 4 else 1, head = 3 - entry
     cdef int last = v.ndim - 1
     cdef bint right = v.ndim == 4 and v.shape[head] == heads or v.ndim == 3 and heads == 1
@@ -125,7 +136,7 @@ cdef int read_pages(str name, object x, int64_t heads, int64_t dim, bint quantis
         shape = [d.cache.num_pages, d.cache.page_size, heads, dim]
         if heads_first:
             shape[1:3] = heads, d.cache.page_size
-        raise ValueError(f"{name}: shape {shape_of(&v)}, must be {shape}")
+        raise ValueError(f"{name}: shape {shape_of(v)}, must be {shape}")
     if v.strides[last] != 1 and dim > 1:
         raise ValueError(f"{name}: the last dimension has stride {v.strides[last]}, must be contiguous (1)")
     # A stride means nothing in a dimension of one.
@@ -135,7 +146,6 @@ cdef int read_pages(str name, object x, int64_t heads, int64_t dim, bint quantis
         pages.entry_stride = v.strides[entry]
     if heads > 1:
         pages.head_stride = v.strides[head]
-    pages.data = v.data
     return 0
 
 

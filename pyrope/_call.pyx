@@ -12,9 +12,9 @@ cdef int read_rotated(q, k, q_out, k_out, q_strides, k_strides, q_out_strides, k
     if q is None and k is None:
         raise TypeError("q and k: both None, at least one must be given")
     read_pair("q", "q_out", q, q_strides, q_out, q_out_strides, d.num_q_heads, d.head_dim, d.dtype,
-              d.q_quantize.out_dtype != ROPE_OUT_SAME, True, c, &d.q, &d.q_out)
+              d.q_quantize.out_dtype, True, c, &d.q, &d.q_out)
     read_pair("k", "k_out", k, k_strides, k_out, k_out_strides, d.num_k_heads, d.head_dim, d.dtype,
-              d.k_quantize.out_dtype != ROPE_OUT_SAME, d.cache.kind == ROPE_CACHE_NONE, c, &d.k, &d.k_out)
+              d.k_quantize.out_dtype, d.cache.kind == ROPE_CACHE_NONE, c, &d.k, &d.k_out)
     if c.num_tokens < 0:
         raise TypeError("num_tokens: required with pointers")
     d.num_tokens = c.num_tokens

@@ -114,6 +114,9 @@ cdef extern from "roperope/roperope.h" nogil:
         ROPE_OUT_E4M3
         ROPE_OUT_E5M2
         ROPE_OUT_INT8
+        ROPE_OUT_E2M1
+        ROPE_OUT_Q8_0
+        ROPE_OUT_Q4_0
     ctypedef int32_t rope_scale_kind
     enum:
         ROPE_SCALE_HOST
@@ -121,6 +124,7 @@ cdef extern from "roperope/roperope.h" nogil:
         ROPE_SCALE_HEAD
         ROPE_SCALE_TOKEN
         ROPE_SCALE_DYNAMIC
+        ROPE_SCALE_GROUP
 
     ctypedef struct rope_quantize:
         int32_t out_dtype
@@ -128,6 +132,23 @@ cdef extern from "roperope/roperope.h" nogil:
         float scale
         int32_t reserved
         float* scales
+
+    ctypedef int32_t rope_group_scale
+    enum:
+        ROPE_GROUP_SCALE_F32
+        ROPE_GROUP_SCALE_E8M0
+        ROPE_GROUP_SCALE_E4M3
+
+    ctypedef struct rope_groups:
+        int32_t size
+        int32_t scale_dtype
+        void* scales
+        int64_t page_stride
+        int64_t row_stride
+        int64_t head_stride
+        const float* tensor_scales
+        float tensor_scale
+        int32_t reserved
 
     ctypedef struct rope_norm:
         const void* q_weight
@@ -178,6 +199,10 @@ cdef extern from "roperope/roperope.h" nogil:
         int64_t num_rows
         int64_t row_stride
         int64_t* num_skipped
+
+    enum:
+        ROPE_TABLE_RADIANS
+        ROPE_TABLE_ELEMENTS
 
     ctypedef struct rope_frequency_sets:
         const uint64_t* words
@@ -244,7 +269,11 @@ cdef extern from "roperope/roperope.h" nogil:
         int64_t position_sequence_stride
         const uint8_t* pair_streams
         int32_t num_blocks
-        int32_t reserved_2
+        uint32_t table_flags
+        rope_groups q_groups
+        rope_groups k_groups
+        rope_groups v_groups
+        rope_cos_sin k_cos_sin
 
     void rope_frequencies_desc_init(rope_frequencies_desc* desc)
     void rope_apply_desc_init(rope_apply_desc* desc)

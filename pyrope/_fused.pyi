@@ -7,6 +7,7 @@ from pyrope._rope import Rope
 from pyrope.scaling import Scaling
 from pyrope.stages import PagedCache, RMSNorm, XPos
 from pyrope.typing import (
+    CosSinColumns,
     DeviceLike,
     DType,
     DTypeLike,
@@ -29,6 +30,8 @@ from pyrope.typing import (
 class FusedRope(Rope):
     @property
     def cos_sin_dtype(self) -> DType: ...
+    @property
+    def cos_sin_columns(self) -> CosSinColumns: ...
     @property
     def sections(self) -> tuple[int, ...] | None: ...
     @property
@@ -67,6 +70,7 @@ class FusedRope(Rope):
         *,
         angle: FusedAngle = "exact",
         cos_sin_dtype: DTypeLike = "float32",
+        cos_sin_columns: CosSinColumns = "pairs",
         sections: Sections | None = None,
         sections_interleaved: bool = False,
         pair_streams: PairStreams | None = None,
@@ -146,6 +150,10 @@ class FusedRope(Rope):
         cache_skipped: Memory | None = None,
         cos: Memory | None = None,
         sin: Memory | None = None,
+        angles: Memory | None = None,
+        k_cos: Memory | None = None,
+        k_sin: Memory | None = None,
+        k_angles: Memory | None = None,
         cos_sin_rows: SupportsIndex | None = None,
         cos_sin_stride: SupportsIndex | None = None,
         cos_sin_skipped: Memory | None = None,
@@ -154,6 +162,9 @@ class FusedRope(Rope):
         set_ids_from: Memory | None = None,
         set_factors: Memory | None = None,
         num_sets: SupportsIndex | None = None,
+        q_tensor_scale: Scale | None = None,
+        k_tensor_scale: Scale | None = None,
+        v_tensor_scale: Scale | None = None,
         check: bool | None = None,
     ) -> None: ...
     def inverse(
@@ -200,6 +211,10 @@ class FusedRope(Rope):
         cache_skipped: Memory | None = None,
         cos: Memory | None = None,
         sin: Memory | None = None,
+        angles: Memory | None = None,
+        k_cos: Memory | None = None,
+        k_sin: Memory | None = None,
+        k_angles: Memory | None = None,
         cos_sin_rows: SupportsIndex | None = None,
         cos_sin_stride: SupportsIndex | None = None,
         cos_sin_skipped: Memory | None = None,
@@ -208,6 +223,9 @@ class FusedRope(Rope):
         set_ids_from: Memory | None = None,
         set_factors: Memory | None = None,
         num_sets: SupportsIndex | None = None,
+        q_tensor_scale: Scale | None = None,
+        k_tensor_scale: Scale | None = None,
+        v_tensor_scale: Scale | None = None,
         check: bool | None = None,
     ) -> None: ...
     def rotate_cache(
@@ -242,5 +260,6 @@ class FusedRope(Rope):
         num_sets: SupportsIndex | None = None,
         inverse: bool = False,
         stream: Stream | None = None,
+        k_tensor_scale: Scale | None = None,
         check: bool | None = None,
     ) -> None: ...

@@ -2,9 +2,9 @@
 from libc.stdint cimport int64_t, uint8_t
 
 from pyrope._arguments cimport Call
-from pyrope._capi cimport rope_apply_desc, rope_quantize
+from pyrope._capi cimport rope_apply_desc
 
-cdef tuple set_quantize(str x, out_dtype, scale_kind, rope_quantize* z)
+cdef tuple set_quantize(str x, out_dtype, scale_kind, int64_t dim, rope_apply_desc* d)
 cdef tuple set_sections(sections, bint interleaved, pair_streams, uint8_t* streams, rope_apply_desc* d)
 cdef int set_xpos(xpos, rope_apply_desc* d) except -1
 cdef int set_norm(norm, str dtype, rope_apply_desc* d) except -1
@@ -13,7 +13,7 @@ cdef int read_v(v, v_out, v_strides, v_out_strides, int heads, int dim, rope_app
 cdef int read_q_nope(q, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, int dim, rope_apply_desc* d,
                      Call* c) except -1
 cdef int read_weights(q, k, q_weight, k_weight, norm, rope_apply_desc* d, Call* c) except -1
-cdef int read_scale(str name, object x, str kind, int64_t heads, bint in_cache, rope_quantize* z,
+cdef int read_scale(str name, object x, object tensor_scale, object kind, int64_t heads, int64_t dim, bint heads_first,
                     rope_apply_desc* d, Call* c) except -1
 cdef int read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from,
                              rope_apply_desc* d, Call* c) except -1

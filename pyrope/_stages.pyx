@@ -3,17 +3,22 @@
 
 from libc.math cimport isfinite
 from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint64_t
+from libc.string cimport memset
 
 from pyrope._arguments cimport (
-    Call, as_count, as_flag, as_integer, as_real, choose, is_contiguous, name_of, read_elements, read_memory, read_pair,
-    refuse, require, shape_of,
+    Call, as_count, as_flag, as_integer, as_real, as_scale, choose, is_contiguous, is_scale, name_of, read_elements,
+    read_memory, read_pair, refuse, refuse_small, require, shape_of,
 )
 from pyrope._capi cimport *
+from pyrope._groups cimport read_groups, set_groups
 from pyrope._view cimport KIND_FLOAT, KIND_INT, KIND_UINT, View, is_array, read_pointer
 
-from pyrope.stages import RMSNorm, XPos
+from pyrope.stages import GroupScales, RMSNorm, XPos
 
-_OUT_DTYPES = {"float8_e4m3fn": ROPE_OUT_E4M3, "float8_e5m2": ROPE_OUT_E5M2, "int8": ROPE_OUT_INT8}
+_OUT_DTYPES = {
+    "float8_e4m3fn": ROPE_OUT_E4M3, "float8_e5m2": ROPE_OUT_E5M2, "int8": ROPE_OUT_INT8,
+    "float4_e2m1fn": ROPE_OUT_E2M1, "q8_0": ROPE_OUT_Q8_0, "q4_0": ROPE_OUT_Q4_0,
+}
 _SCALE_KINDS = {
     "tensor": ROPE_SCALE_TENSOR, "head": ROPE_SCALE_HEAD, "token": ROPE_SCALE_TOKEN, "dynamic": ROPE_SCALE_DYNAMIC,
 }
@@ -21,14 +26,35 @@ _SCALE_KINDS = {
 # ---- the constructor's
 
 
-cdef tuple set_quantize(str x, out_dtype, scale_kind, rope_quantize* z):
-    """The names of both."""
+cdef rope_quantize* quantize_of(str x, rope_apply_desc* d) noexcept:
+    return &d.q_quantize if x[0] == "q" else &d.k_quantize if x[0] == "k" else &d.v_quantize
+
+
+cdef rope_groups* groups_of(str x, rope_apply_desc* d) noexcept:
+    return &d.q_groups if x[0] == "q" else &d.k_groups if x[0] == "k" else &d.v_groups
+
+
+cdef tuple set_quantize(str x, out_dtype, scale_kind, int64_t dim, rope_apply_desc* d):
+    """The names of both. dim: elements of a head."""
+    cdef rope_quantize* z = quantize_of(x, d)
     if out_dtype is None:
         refuse(f"{x}_scale_kind", scale_kind, f"only allowed with {x}_out_dtype")
         return None, None
     z.out_dtype = choose(f"{x}_out_dtype", out_dtype, _OUT_DTYPES)
+    name = name_of(_OUT_DTYPES, z.out_dtype)
+    if z.out_dtype in (ROPE_OUT_Q8_0, ROPE_OUT_Q4_0):
+        refuse(f"{x}_scale_kind", scale_kind, f"not allowed with {name!r}, whose blocks have scales of their own")
+        if dim % 32:
+            raise ValueError(f"{x}_out_dtype: {name!r} has blocks of 32 elements, which do not divide a head of {dim}")
+        return name, None
+    if isinstance(scale_kind, GroupScales):
+        set_groups(x, scale_kind, dim, groups_of(x, d))
+        z.scale_kind = ROPE_SCALE_GROUP
+        return name, scale_kind
+    if z.out_dtype == ROPE_OUT_E2M1:
+        raise ValueError(f"{x}_scale_kind: {scale_kind!r}, must be a pyrope.GroupScales with {name!r}")
     z.scale_kind = choose(f"{x}_scale_kind", "tensor" if scale_kind is None else scale_kind, _SCALE_KINDS)
-    return name_of(_OUT_DTYPES, z.out_dtype), None if scale_kind is None else name_of(_SCALE_KINDS, z.scale_kind)
+    return name, None if scale_kind is None else name_of(_SCALE_KINDS, z.scale_kind)
 
 
 cdef tuple set_sections(sections, bint interleaved, pair_streams, uint8_t* streams, rope_apply_desc* d):
@@ -124,7 +150,7 @@ cdef int read_v(v, v_out, v_strides, v_out_strides, int heads, int dim, rope_app
         if not d.cache.kind:
             require("v_out", v_out, "with v where there is no cache")
     return read_pair("v", "v_out", v, v_strides, v_out, v_out_strides, heads, dim, d.dtype,
-                     d.v_quantize.out_dtype != ROPE_OUT_SAME, False, c, &d.v, &d.v_out)
+                     d.v_quantize.out_dtype, False, c, &d.v, &d.v_out)
 
 
 cdef int read_q_nope(q, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, int dim, rope_apply_desc* d,
@@ -136,7 +162,7 @@ cdef int read_q_nope(q, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, 
         require("q_nope_out", q_nope_out, "with q_nope")
         d.q_nope_dim = dim
     return read_pair("q_nope", "q_nope_out", q_nope, q_nope_strides, q_nope_out, q_nope_out_strides, d.num_q_heads, dim,
-                     d.dtype, d.q_quantize.out_dtype != ROPE_OUT_SAME, False, c, &d.q_nope, &d.q_nope_out)
+                     d.dtype, d.q_quantize.out_dtype, False, c, &d.q_nope, &d.q_nope_out)
 
 
 cdef int read_weights(q, k, q_weight, k_weight, norm, rope_apply_desc* d, Call* c) except -1:
@@ -154,15 +180,6 @@ cdef int read_weights(q, k, q_weight, k_weight, norm, rope_apply_desc* d, Call* 
     return 0
 
 
-cdef bint is_scale(object x):
-    """Whether x is a number rather than memory: a float in whatever form. An integer is an address."""
-    if type(x) is float:
-        return True
-    if type(x) is int or not hasattr(x, "__float__") or is_array(x):
-        return False
-    return not hasattr(x, "__index__") or getattr(getattr(x, "dtype", None), "kind", None) == "f"
-
-
 cdef void* read_weight(str name, object x, int64_t heads, rope_apply_desc* d, Call* c) except? NULL:
     if not is_array(x):
         return <void*>read_pointer(x, name, c.num_tokens == 0)
@@ -176,13 +193,24 @@ cdef void* read_weight(str name, object x, int64_t heads, rope_apply_desc* d, Ca
     return v.data
 
 
-cdef int read_scale(str name, object x, str kind, int64_t heads, bint in_cache, rope_quantize* z,
+cdef int read_scale(str name, object x, object tensor_scale, object kind, int64_t heads, int64_t dim, bint heads_first,
                     rope_apply_desc* d, Call* c) except -1:
+    cdef rope_quantize* z = quantize_of(name, d)
+    cdef rope_groups* g = groups_of(name, d)
+    cdef bint in_cache = d.cache.kind and name[0] != "q"
     cdef int64_t count = 1
     cdef str shape = "[1]"
+    if not z.out_dtype and x is not None:
+        raise ValueError(f"{name}: only allowed with {name[0]} and {name[0]}_out_dtype")
+    if z.scale_kind == ROPE_SCALE_GROUP:
+        require(name, x, f"with {name}_kind={kind!r}")
+        return read_groups(name, x, tensor_scale, kind.strides, heads, dim, in_cache, heads_first, g, d, c)
+    memset(g, 0, sizeof(g[0]))
+    refuse(f"{name[0]}_tensor_scale", tensor_scale, "only allowed with GroupScales of float8_e4m3fn")
+    if z.out_dtype in (ROPE_OUT_Q8_0, ROPE_OUT_Q4_0):
+        return refuse(name, x, f"not allowed with {name[0]}_out_dtype={name_of(_OUT_DTYPES, z.out_dtype)!r}, whose "
+                               "blocks have scales of their own")
     if not z.out_dtype:
-        if x is not None:
-            raise ValueError(f"{name}: only allowed with {name[0]} and {name[0]}_out_dtype")
         return 0
     if x is None:
         if kind is not None:
@@ -193,9 +221,7 @@ cdef int read_scale(str name, object x, str kind, int64_t heads, bint in_cache, 
         if z.scale_kind == ROPE_SCALE_DYNAMIC:
             raise TypeError(f"{name}: {x!r}, must be memory that the scales are written to ({name}_kind='dynamic')")
         z.scale_kind = ROPE_SCALE_HOST
-        z.scale = <float>as_real(name, x)
-        if not 0 < z.scale < 3.4028236e38 or 1.0 / z.scale > 3.4028236e38:
-            raise ValueError(f"{name}: {x!r}, must be above 0 and finite as a float32, as must its reciprocal")
+        z.scale = as_scale(name, x)
         return 0
     if z.scale_kind == ROPE_SCALE_HEAD:
         count, shape = heads, "[heads]"
@@ -204,8 +230,7 @@ cdef int read_scale(str name, object x, str kind, int64_t heads, bint in_cache, 
     elif z.scale_kind == ROPE_SCALE_DYNAMIC:
         count = heads * (d.cache.num_pages * d.cache.page_size if in_cache else c.num_tokens)
         shape = "[num_pages * page_size, heads]" if in_cache else "[num_tokens, heads]"
-    if isinstance(x, int) and 0 < x < 4096:
-        raise TypeError(f"{name}: {x!r} is an integer, which would be an address; pass {float(x)!r}")
+    refuse_small(name, x)
     z.scales = <float*>read_memory(name, x, KIND_FLOAT, 4, &count, shape, z.scale_kind == ROPE_SCALE_DYNAMIC, c)
     return 0
 

@@ -2,7 +2,7 @@
 
 from pyrope._frozen import Frozen
 
-__all__ = ["PagedCache", "RMSNorm", "XPos"]
+__all__ = ["GroupScales", "PagedCache", "RMSNorm", "XPos"]
 
 
 class RMSNorm(Frozen):
@@ -44,6 +44,41 @@ class RMSNorm(Frozen):
         )
 
 
+class GroupScales(Frozen):
+    """Scales for groups of the elements of a row, computed from what is stored and written beside it.
+
+    ========  ======================  ==========================================================
+    name      ``out_dtype``           scales
+    ========  ======================  ==========================================================
+    DeepSeek  ``"float8_e4m3fn"``     ``GroupScales(128)``, ``GroupScales(64)``
+    MXFP8     ``"float8_e4m3fn"``     ``GroupScales(32, "float8_e8m0fnu")``
+    MXFP4     ``"float4_e2m1fn"``     ``GroupScales(32, "float8_e8m0fnu")``
+    NVFP4     ``"float4_e2m1fn"``     ``GroupScales(16, "float8_e4m3fn")``
+    ========  ======================  ==========================================================
+
+    Parameters
+    ----------
+    size : {16, 32, 64, 128}
+        Elements of a group, which lie one behind the other; it divides those of a head.
+    dtype : {"float32", "float8_e8m0fnu", "float8_e4m3fn"}
+        Of the scales. With ``x`` the largest magnitude of a group and ``m`` the largest value of the element type,
+        ``float32``: ``x / m``, 1 for a group of zeros. ``float8_e8m0fnu``, of MXFP8 and MXFP4 (OCP Microscaling formats
+        v1.0): the least power of two that nothing saturates with, as FlashInfer has it; the specification's example
+        takes the power of two below, and saturates. ``float8_e4m3fn``, of NVFP4: ``x / (m * tensor_scale)``, rounded,
+        with a scale of the whole tensor that comes with the call; an element is its code times both.
+    strides : tuple of int, optional
+        For scales given as pointers: strides of a page, an entry (a token's place in it) and a head in a cache, of a
+        token and a head elsewhere, in elements of the scales. Default: contiguous, as ``[rows, heads, groups]``.
+    """
+
+    size: int
+    dtype: str
+    strides: tuple[int, ...] | None
+
+    def __init__(self, size: int, dtype: str = "float32", strides: tuple[int, ...] | None = None) -> None:
+        vars(self).update(size=size, dtype=dtype, strides=strides)
+
+
 class PagedCache(Frozen):
     """Shape of a KV cache in pages, which k and v are appended to.
 
@@ -58,9 +93,9 @@ class PagedCache(Frozen):
     index_dtype : {"int64", "int32"}
         Of ``slots`` and ``cache_positions`` given as pointers; arrays bring their own.
     k_strides, v_strides : (int, int, int), optional
-        Strides of a page, of an entry (a token's place in it) and of a head, in elements of the stored type, for
-        caches given as pointers. Default: contiguous in the layout. With multi-head latent attention both lie in one
-        row, and their strides are those of the row.
+        Strides of a page, of an entry (a token's place in it) and of a head, in elements of the stored type (of
+        float4_e2m1fn, q8_0 and q4_0 in bytes), for caches given as pointers. Default: contiguous in the layout. With
+        multi-head latent attention both lie in one row, and their strides are those of the row.
     """
 
     page_size: int

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsFloat, Support
 if TYPE_CHECKING:
     import numpy as np
 
+    from pyrope.stages import GroupScales
+
 __all__ = [
     "Angle",
+    "CosSinColumns",
     "DType",
     "DTypeLike",
     "Device",
@@ -80,17 +83,18 @@ PairStreams: TypeAlias = "tuple[SupportsIndex, ...] | list[int] | np.ndarray[Any
 
 Layout: TypeAlias = Literal["neox", "gptj"]
 Angle: TypeAlias = Literal["exact", "fp32"]
-FusedAngle: TypeAlias = Literal["exact", "fp32", "cos_sin"]
+FusedAngle: TypeAlias = Literal["exact", "fp32", "cos_sin", "radians"]
+CosSinColumns: TypeAlias = Literal["pairs", "elements"]
 Device: TypeAlias = Literal["cuda", "cpu"]
 _Numbered: TypeAlias = Literal["cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:4", "cuda:5", "cuda:6", "cuda:7"]
 DeviceLike: TypeAlias = Device | _Numbered | HasDeviceType
-ScaleKind: TypeAlias = Literal["tensor", "head", "token", "dynamic"]
+ScaleKind: TypeAlias = 'Literal["tensor", "head", "token", "dynamic"] | GroupScales'
 
 # A dtype is given by its name or as an object of NumPy, torch, ... that has it.
 DType: TypeAlias = Literal["float32", "float16", "bfloat16"]
 IndexDType: TypeAlias = Literal["int64", "int32"]
 PositionDType: TypeAlias = Literal["int64", "int32", "float32"]
-OutDType: TypeAlias = Literal["float8_e4m3fn", "float8_e5m2", "int8"]
+OutDType: TypeAlias = Literal["float8_e4m3fn", "float8_e5m2", "int8", "float4_e2m1fn", "q8_0", "q4_0"]
 DTypeLike: TypeAlias = "DType | type[Any] | np.dtype[Any]"
 IndexDTypeLike: TypeAlias = "IndexDType | type[Any] | np.dtype[Any]"
 PositionDTypeLike: TypeAlias = "PositionDType | type[Any] | np.dtype[Any]"

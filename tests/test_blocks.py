@@ -128,7 +128,7 @@ def test_blocks_between_stages(head_dim, rotary_dim, norm, rng):
         if rotary_dim // 2 % blocks:
             continue
         options = {"head_dim": head_dim, "rotary_dim": rotary_dim, "num_blocks": blocks, "norm": pyrope.RMSNorm(**norm)}
-        weight = normal_block(rng, dtype, (3 * head_dim if "across_heads" in norm else head_dim,))
+        weight = index(rng.standard_normal(3 * head_dim if "across_heads" in norm else head_dim), dtype)
         operands = {"q": normal_block(rng, dtype, (TOKENS, 3, head_dim)), "q_weight": weight}
         operands["positions"] = index(rng.integers(0, 5000, (blocks, TOKENS)))
         same_on_both(lambda device: make(device, dtype, fused=True, **options), operands, TOKENS)  # noqa: B023

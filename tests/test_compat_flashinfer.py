@@ -169,6 +169,52 @@ def test_table_of_pyrope(device):
     assert torch.equal(q, want[0]) and torch.equal(k, want[1])
 
 
+def test_left_alone(device):
+    """Positions of no row, and -1 without a table: FlashInfer would read outside, or turn backwards."""
+    where = on(device)
+    q, k, table = randn(where, 3, 128), randn(where, 3, 64), randn(where, ROWS, 64)
+    before = q.clone(), k.clone()
+    ids = torch.tensor([ROWS, 7, -1], device=where)
+    outs = flashinfer.apply_rope_with_cos_sin_cache(ids, q, k, 64, table)
+    flashinfer.apply_rope_with_cos_sin_cache_inplace(ids, q, k, 64, table)
+    for out, x, old in zip(outs, (q, k), before, strict=True):
+        assert torch.equal(out, x) and torch.equal(x[::2], old[::2])
+        check(x[1:2], by_table(old[1:2].unflatten(1, (-1, 64)), table, [7]))
+    q, k = (x.unflatten(1, (-1, 64)) for x in before)
+    out, _ = flashinfer.apply_rope_pos_ids(q, k, ids)
+    assert torch.equal(out[2], q[2])
+    check(out[:2], by_theta(q[:2], [ROWS, 7], 64))
+
+
+def test_gradient(device):
+    """Out of place there is one, the rotation backwards."""
+    where = on(device)
+    q, k = randn(where, TOKENS, 2, 64).requires_grad_(), randn(where, TOKENS, 1, 64).requires_grad_()
+    ids, table = torch.arange(TOKENS, device=where), randn(where, ROWS, 64)
+    ones = [torch.ones_like(x) for x in (q, k)]
+    for got, one in zip(torch.autograd.grad(flashinfer.apply_rope_pos_ids(q, k, ids), (q, k), ones), ones, strict=True):
+        check(got, by_theta(one, [-i for i in range(TOKENS)], 64))
+    flat = q.detach().view(TOKENS, 128).requires_grad_()
+    out, _ = flashinfer.apply_rope_with_cos_sin_cache(ids, flat, k.detach().view(TOKENS, 64), 64, table)
+    (got,) = torch.autograd.grad(out, flat, torch.ones_like(flat))
+    check(got, by_table(torch.ones_like(q), table, range(TOKENS), inverse=True))
+
+
+def test_numbers_in_memory(device):
+    """Integers that are tensors, of the device too."""
+    where = on(device)
+    q, k, ids = randn(where, TOKENS, 128), randn(where, TOKENS, 64), torch.arange(TOKENS, device=where)
+    table, number = randn(where, ROWS, 64), torch.tensor(64, device=where)
+    want = flashinfer.apply_rope_with_cos_sin_cache(ids, q, k, 64, table)
+    assert torch.equal(flashinfer.apply_rope_with_cos_sin_cache(ids, q, k, number, table)[0], want[0])
+    q, k = q.view(TOKENS, 2, 64), k.view(TOKENS, 1, 64)
+    want = flashinfer.apply_rope_pos_ids(q, k, ids, 32)
+    assert torch.equal(flashinfer.apply_rope_pos_ids(q, k, ids, number // 2)[0], want[0])
+    indptr = torch.tensor([0, TOKENS], device=where)
+    got = flashinfer.get_batch_indices_positions(indptr, indptr[1:], indptr[1])
+    assert got[1].tolist() == list(range(TOKENS))
+
+
 def test_no_tokens(device):
     where = on(device)
     q, k, ids = torch.empty(0, 2, 64, device=where), torch.empty(0, 1, 64, device=where), torch.empty(0, device=where)

@@ -13,7 +13,6 @@ import pkgutil
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -115,5 +114,5 @@ def test_links():
     assert links and [(str(page), target) for page, target in links if not (page.parent / target).exists()] == []
 
 
-def test_no_page_is_alone():
-    assert Path(ROOT / "README.md") in PAGES and all(page.read_text().startswith("# ") for page in PAGES)
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 180

@@ -5,16 +5,24 @@ import numpy as np
 import pytest
 
 import pyrope
-from kit import cases
+from kit import cases, groups
 from kit import reference as ref
 from kit.blocks import Block, cache_block, call
 from kit.cases import K_HEADS, SCALES, Case, Output
 from kit.memory import HostMemory, memory_of
 from kit.pairwise import Rows
 
-FACTORS = cases.FACTORS | {"form": ["same", *ref.QUANTISED], "pages": [(11, 5), (11, 8), (13, 16)]}
-REFUSED = [*cases.REFUSED, ("num_blocks", {"positions": cases.BLOCKS})]
-ROWS = Rows(FACTORS, [*(rule for _, rule in REFUSED), cases.SHARED], seed=2)
+FACTORS = cases.FACTORS | {
+    "table": ["pairs", "elements"],
+    "form": ["same", *ref.QUANTISED, *cases.GROUPED],
+    "pages": [(11, 5), (11, 8), (13, 16)],
+}
+REFUSED = [
+    *cases.REFUSED,
+    ("num_blocks", {"positions": cases.BLOCKS}),
+    ("angle", {"angle": ["cos_sin"], "table": ["elements"]}),
+]
+ROWS = Rows(FACTORS, [*(rule for _, rule in REFUSED), cases.SHARED, *cases.not_grouped("form")], seed=2)
 
 
 def finite_codes(form):
@@ -34,7 +42,7 @@ class CacheCase(Case):
     def make_tensors(self):
         row, d, form = self.row, self.head_dim, self.row["form"]
         o = self.outputs["k"] = Output("k_cache", "k", row["dtype"] if form == "same" else form)
-        shape = self.num_pages, self.page_size, K_HEADS, d
+        shape = self.num_pages, self.page_size, K_HEADS, self.choose_groups(o, d)
         block = cache_block(o.format, *shape, row["cache_layout"], row["memory"])
         cache = self.options["cache"]
         self.options["cache"] = pyrope.PagedCache(
@@ -47,6 +55,8 @@ class CacheCase(Case):
         if form == "same":
             block.view()[...] = self.rng.standard_normal(shape).astype(block.dtype)
             value = ref.exact(block.view()[o.rows])
+        elif o.groups:
+            value = self.make_grouped_keys(o, block, d)
         else:
             block.view().view(np.uint8)[...] = self.rng.choice(finite_codes(form), shape)
             self.make_scale(o, K_HEADS, self.num_pages * self.page_size)
@@ -59,9 +69,21 @@ class CacheCase(Case):
             value = value, ref.U * np.abs(value)  # one rounding of the product
         o.value = self.rotate(value, "k", o.tokens)
 
+    def make_grouped_keys(self, o, block, d):
+        """Keys of normal numbers; what they are once they are stored."""
+        self.make_groups(o, K_HEADS, d)
+        x = self.rng.standard_normal((self.num_pages, self.page_size, K_HEADS, d)).astype(np.float32)
+        tensor_scale = self.scalars.get("k_tensor_scale", 1.0)
+        codes, scales = groups.encode(x, o.groups, tensor_scale)
+        block.view()[...] = codes
+        if scales is not None:
+            self.blocks["k_scale"].view()[...] = scales
+        value = groups.decode(codes, scales, o.groups, tensor_scale)[o.rows]
+        return value, 2 * ref.U * np.abs(value)
+
     def check_rest(self, flats):
         """Unless the scale changes, what is not rotated keeps its bits."""
-        if self.row["form"] != "same" and self.row["scale"] == "dynamic":
+        if self.outputs["k"].groups or (self.row["form"] != "same" and self.row["scale"] == "dynamic"):
             return
         block = self.blocks["k_cache"]
         before, after = (block.view(f).view(f"u{block.dtype.itemsize}") for f in (block.flat, flats["k_cache"]))

@@ -108,3 +108,35 @@ def test_prefix_is_unrotated_and_rotated(device, rng):
     back = call(rope, ids | {"k_cache": cache, "inverse": True}, tokens, "rotate_cache")["k_cache"]
     # Two rotations, each within 3.5e-7 of a pair's length (kit/reference.py) and one more rounding.
     assert np.abs(cache.view(back) - cache.view(plain)).max() <= 8e-7 * np.abs(x).max() * 2**0.5
+
+
+@pytest.mark.parametrize(
+    ("form", "scale", "worn", "once"), [("int8", None, 1.1, 0.034), ("float8_e4m3fn", 1.0, 6.6, 0.42)]
+)
+def test_many_moves_wear_and_their_sum_does_not(device, form, scale, worn, once):
+    """What the docstring of rotate_cache warns of: 64 moves of -8, and one of -512; the largest errors, to 10%."""
+    tokens, heads, d = 256, 2, 128
+    x = np.random.default_rng(0).standard_normal((tokens, heads, d)).astype(np.float32)
+    kind = "dynamic" if scale is None else "tensor"
+    rope = pyrope.FusedRope(d, 0, heads, dtype="float32", device=device, k_out_dtype=form, k_scale_kind=kind,
+                            cache=pyrope.PagedCache(tokens, 1))  # fmt: skip
+    slots, positions = index(np.arange(tokens)), 1000 + np.arange(tokens)
+    turns = ref.phases(np.repeat(positions[:, None] - 512, d // 2, axis=1), "exact", d, 10000.0)
+    truth = ref.rotate(ref.exact(x), *ref.cos_sin_of_phases(turns), "neox", d, 0)[0]
+    for moves, largest in ((64, worn), (1, once)):
+        blocks = {"slots": slots, "k_cache": Block(form, (1, tokens, heads, d))}
+        scales = blocks["k_scale"] = Block(np.float32, (tokens, heads)) if scale is None else scale
+
+        def keep(flats, blocks=blocks):
+            for name in flats.keys() & {"k_cache", "k_scale"}:
+                blocks[name].flat = flats[name]
+
+        keep(
+            call(rope, blocks | {"positions": index(positions), "k": rows_block("float32", x.shape, values=x)}, tokens)
+        )
+        for move in range(moves):
+            at = [index(positions - 512 * n // moves) for n in (move, move + 1)]
+            keep(call(rope, blocks | {"positions_from": at[0], "positions": at[1]}, tokens, "rotate_cache"))
+        unit = scales.view()[..., None] if scale is None else scale
+        error = np.abs(ref.decode(blocks["k_cache"].view()[0]) * unit - truth).max()
+        assert abs(error - largest) <= 0.1 * largest

@@ -112,7 +112,7 @@ def pipeline_variants():
 
 VARIANTS = {
     "pipeline": lambda: list(pipeline_variants()),
-    "general": lambda: [(access, (reduce,)) for access, reduce in listed_codes("kGeneralCodes")],
+    "general": lambda: [(access, tuple(flags)) for access, *flags in listed_codes("kGeneralCodes")],
     "cos_sin": lambda: [(16, ()), ("element", ())],
 }
 
@@ -131,12 +131,12 @@ def test_every_instance_is_there(architecture, kind):
 
 
 def test_every_rotation_in_a_cache_is_there(architecture):
-    """Of each dtype with wide accesses and by elements; of codes, half as wide, also with dynamic scales."""
+    """Of each dtype with wide accesses and by elements; of codes, half as wide, also with dynamic scales and groups."""
     found = [k for k in kernels(architecture) if k.kind == "cache_rotation"]
-    expected = {(key[:2], ELEMENT_BYTES[key[0]], (1, 0)) for key in compiled_keys()}
-    expected |= {(key[:2], 16, (4, 0)) for key in compiled_keys()}
+    expected = {(key[:2], ELEMENT_BYTES[key[0]], (1, 0, 0)) for key in compiled_keys()}
+    expected |= {(key[:2], 16, (4, 0, 0)) for key in compiled_keys()}
     for layout in {key[1] for key in compiled_keys()}:
-        variants = [(8, (4, 0)), (8, (1, 1)), (1, (1, 0)), (1, (1, 1))]
+        variants = [(8, (4, 0, 0)), (8, (1, 1, 0)), (8, (1, 1, 1)), (1, (1, 0, 0)), (1, (1, 1, 0)), (1, (1, 1, 1))]
         expected |= {(("Codes", layout), *variant) for variant in variants}
     present = [(k.key[:2], k.access_bytes, k.variant) for k in found]
     assert sorted(present) == sorted(expected)
@@ -167,6 +167,8 @@ def test_accesses_are_as_wide_as_they_should_be(architecture):
     """
     for k in kernels(architecture):
         stores, loads = widths(k, "STG"), widths(k, "LDG")
+        if k.kind == "cache_rotation" and k.variant[2]:
+            continue  # groups and blocks: byte by byte
         rows = set() if k.kind == "cos_sin" else {k.access_bytes}
         assert k.access_bytes in stores and rows <= loads, k
         if k.kind == "cos_sin":

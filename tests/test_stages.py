@@ -20,20 +20,28 @@ FACTORS = cases.FACTORS | {
         "before across",
         "after across q",
     ],
-    "q_out": ["same", *QUANTISED],
-    "kv_out": ["same", *QUANTISED],
+    "q_out": ["same", *QUANTISED, *cases.GROUPED],
+    "kv_out": ["same", *QUANTISED, *cases.GROUPED],
     "cache": ["none", *cases.FACTORS["cache"]],
     "v": ["none", "as k", "own"],
     "q_nope": [False, True],
 }
 REFUSED = [
-    ("q_out", {"place": ["in", "q in"], "q_out": QUANTISED}),
-    ("k_out", {"place": ["in"], "kv_out": QUANTISED, "cache": ["none"]}),
+    ("q_out", {"place": ["in", "q in"], "q_out": [*QUANTISED, *cases.GROUPED]}),
+    ("k_out", {"place": ["in"], "kv_out": [*QUANTISED, *cases.GROUPED], "cache": ["none"]}),
     *cases.REFUSED,
 ]
 # One scale for the two parts of q, of which each operand knows one: see test_stages_values.py.
-APART = {"q_nope": [True], "q_out": QUANTISED, "scale": ["dynamic"]}
-ROWS = Rows(FACTORS, [*(rule for _, rule in REFUSED), APART, cases.SHARED], seed=1)
+APART = {"q_nope": [True], "q_out": QUANTISED, "scale": ["dynamic", "groups"]}
+# v of 40 elements, the nope part of q of 24.
+UNEVEN = [
+    *cases.not_grouped("q_out"),
+    *cases.not_grouped("kv_out"),
+    {"v": ["own"], "kv_out": cases.GROUPED},
+    {"v": ["own"], "scale": ["groups"]},
+    {"q_nope": [True], "q_out": cases.GROUPED},
+]
+ROWS = Rows(FACTORS, [*(rule for _, rule in REFUSED), APART, cases.SHARED, *UNEVEN], seed=1)
 
 
 def test_every_pair_is_covered():

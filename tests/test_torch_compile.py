@@ -12,7 +12,7 @@ from kit.torch_tensors import LAYOUTS, laid_out, on, require_torch
 
 torch = require_torch()
 import pyrope.torch as face  # noqa: E402
-from pyrope.torch._operators import ALSO_READ, READ, WRITTEN  # noqa: E402
+from pyrope.torch._operators import ALSO_READ, NUMBERS, READ, WRITTEN  # noqa: E402
 from pyrope.torch._specs import like, rope_of, spec_of  # noqa: E402
 
 BATCH, SEQ = 2, 5
@@ -228,7 +228,7 @@ def test_opcheck_functional(device, layout, grad):
 
 def test_opcheck_mutating(device):
     where, op = on(device), torch.ops.pyrope.apply_.default
-    names, numbers = (*READ, *WRITTEN, *ALSO_READ), (None, None, None)
+    names, numbers = (*READ, *WRITTEN, *ALSO_READ), (None,) * len(NUMBERS)
     q, k = (randn(where, heads) for heads in (Q_HEADS, K_HEADS))
     given = {"q": q, "k": k, "positions": positions_of(where)}
     torch.library.opcheck(op, (*operands(names, **given), *numbers, 0, False, "bshd", spec_of(make(device))))

@@ -81,6 +81,13 @@ def test_grad_of_tables(device, name):
         face.apply(rope, q_of(where), **tables)
 
 
+def test_rows_of_bytes_are_given(device):
+    """Of stored types whose rows have not as many elements as the tensor's, which torch has no dtype for."""
+    rope = make(device, fused=True, q_out_dtype="q8_0")
+    with pytest.raises(V, match=r"^q_out: required with q_out_dtype='q8_0', whose rows are bytes"):
+        face.apply(rope, q_of(on(device)), q_of(on(device), heads=K_HEADS))
+
+
 def test_grad_with_effects(device):
     where = on(device)
     rope = make(device, fused=True, q_out_dtype="int8")

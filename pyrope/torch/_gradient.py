@@ -14,7 +14,7 @@ import pyrope
 from pyrope.torch._launch import Options
 from pyrope.torch._layouts import ROWS
 from pyrope.torch._norms import norm_gradients
-from pyrope.torch._outputs import MAY_SKIP
+from pyrope.torch._outputs import MAY_SKIP, TABULATED
 from pyrope.torch._specs import marker_of, rotation_of
 
 WEIGHTS = ("q_weight", "k_weight")
@@ -87,7 +87,7 @@ def _moved(apply: Apply, rope: Any, layout: str, x: torch.Tensor, options: Optio
     Read off what the core writes, since it leaves tokens alone for reasons that are data on the device: of a pair of
     infinities that turns, one element at least is NaN; those of a token that is left alone are returned as they are.
     """
-    if rope.angle != "cos_sin" and not any(name in options for name in MAY_SKIP):
+    if rope.angle not in TABULATED and not any(name in options for name in MAY_SKIP):
         return None
     sizes = {"h": 1, "d": rope.rotary_dim}
     letters = layout if x.ndim == len(layout) else "td"

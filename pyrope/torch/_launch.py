@@ -88,7 +88,7 @@ def _sequences(rope: pyrope.Rope, layout: str, tensors: Options, options: Option
     rows = {name: x.transpose(1, 2) if layout == "bhsd" else x for name, x in tensors.items()}
     kinds = {f"{x}_scale": getattr(rope, f"{x}_scale_kind", None) for x in "qkv"}
     refused = [n for n in PER_TOKEN if n in options]
-    refused += [n for n, kind in kinds.items() if kind in ("token", "dynamic") and n in options]
+    refused += [n for n, kind in kinds.items() if kind not in (None, "tensor", "head") and n in options]
     if refused:
         apart = next(name for name, x in rows.items() if not fold(x))
         raise ValueError(

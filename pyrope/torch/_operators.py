@@ -16,16 +16,17 @@ from pyrope.torch._specs import rope_of, spec_of
 
 # Arguments of FusedRope.apply that are tensors. Of the functional operator, which returns its results:
 READ = (
-    *ROWS, "q_weight", "k_weight", "positions", "positions_from", "indptr", "offsets", "cos", "sin", "frequency_sets",
-    "set_ids", "set_ids_from", "set_factors",
+    *ROWS, "q_weight", "k_weight", "positions", "positions_from", "indptr", "offsets", "cos", "sin", "angles",
+    "k_cos", "k_sin", "k_angles", "frequency_sets", "set_ids", "set_ids_from", "set_factors",
 )  # fmt: skip
 # Besides, of the mutating one. Dynamic scales are written, others are not.
 WRITTEN = (
     "q_out", "k_out", "v_out", "q_nope_out", "k_cache", "v_cache", "q_scale", "k_scale", "v_scale", "cache_skipped",
     "cos_sin_skipped",
 )  # fmt: skip
-ALSO_READ = ("slots", "page_table", "page_indptr", "request_ids", "cache_positions")
-NUMBERS = ("q_scale", "k_scale", "v_scale")  # or tensors
+TENSOR_SCALES = ("q_tensor_scale", "k_tensor_scale", "v_tensor_scale")
+ALSO_READ = ("slots", "page_table", "page_indptr", "request_ids", "cache_positions", *TENSOR_SCALES)
+NUMBERS = ("q_scale", "k_scale", "v_scale", *TENSOR_SCALES)  # or tensors
 REST = "SymInt offset, bool inverse, str layout, str rope"
 EFFECTS = frozenset((*WRITTEN, *ALSO_READ))  # an argument that makes a call one with side effects
 OPTIONS = frozenset((*READ, *EFFECTS))

@@ -11,12 +11,15 @@ from pyrope.torch._layouts import addressable
 
 Launch = Callable[[Any, str, Any, Any, Options], None]
 
+TABULATED = ("cos_sin", "radians")  # angles that are read from rows, of which a token may have none
 MAY_SKIP = frozenset(("positions", "indptr", "set_ids"))  # with one of them, tokens may be left alone
 
 
 def quantised(rope: pyrope.FusedRope, name: str) -> torch.dtype | None:
     """What a tensor is quantised to."""
     dtype = getattr(rope, f"{name[0]}_out_dtype")
+    if dtype in ("float4_e2m1fn", "q8_0", "q4_0"):
+        raise ValueError(f"{name}_out: required with {name[0]}_out_dtype={dtype!r}, whose rows are bytes")
     return None if dtype is None else getattr(torch, dtype)
 
 
@@ -42,7 +45,7 @@ def compute(rope: Any, layout: str, rows: dict[str, Any], options: Options, laun
     copies of the inputs: such a token is returned as it is.
     """
     outs = outputs_like(rope, rows, options)
-    skips = not MAY_SKIP.isdisjoint(options) or rope.angle == "cos_sin"
+    skips = not MAY_SKIP.isdisjoint(options) or rope.angle in TABULATED
     call, sources = {**options}, {**rows}
     for name, out in outs.items():
         x = rows[name]

@@ -83,7 +83,7 @@ def call(rope, operands, tokens=None, method="apply", refused=None, error=REFUSA
         arguments[name] = memory.pointer(buffers[id(array)])
         if name in blocks:
             arguments[name] += x.offset * x.dtype.itemsize
-            if len(x.shape) == 3:
+            if len(x.shape) == 3 and not name.endswith("_scale"):
                 arguments[f"{name}_strides"] = x.strides[:2]
     function, first = getattr(rope, method), [arguments.pop(name, None) for name in OPERANDS[method]]
     if tokens is None:

@@ -3,6 +3,7 @@
 import numpy as np
 
 import pyrope
+from kit import groups
 from kit import reference as ref
 from kit.blocks import Block, cache_block, call, check_rows, rows_block, same_on_both
 
@@ -20,8 +21,9 @@ FACTORS = {
     "dtype": ["float32", "float16", "bfloat16"],
     "layout": ["neox", "gptj"],
     "angle": ["exact", "fp32", "cos_sin"],
+    "table": ["pairs", "elements", "radians"],  # with cos_sin
     "positions": ["offset", "ids32", "ids64", "ragged32", "ragged64", "ids float", *SECTIONS],
-    "scale": ["host", "tensor", "head", "token", "dynamic"],
+    "scale": ["host", "tensor", "head", "token", "dynamic", "groups"],
     "cache": ["slots32", "slots64", "indptr32", "indptr64", "stride32", "stride64"],
     "cache_layout": ["NHD", "HND"],
     "memory": ["dense", "padded", "odd"],
@@ -50,11 +52,24 @@ def wide(positions):
     return positions.astype(np.float64 if positions.dtype == np.float32 else np.int64)
 
 
+# Stored types that have groups or blocks whatever the scale; and what groups, and a block, do not divide.
+GROUPED = ["mx", "nvfp4", "q8_0"]
+
+
+def not_grouped(out):
+    """Rules for the factor of a stored type."""
+    return [
+        {"scale": ["groups"], "head_dim": [20, 6]},
+        {out: GROUPED, "head_dim": [20, 6]},
+        {out: ["q8_0"], "head_dim": [80]},
+    ]
+
+
 class Output:
     """Where an operand goes: the block's name and rows of it, for which tokens, in which format, with what scale."""
 
     def __init__(self, where, operand, form):
-        self.where, self.operand, self.format, self.scale = where, operand, form, None
+        self.where, self.operand, self.format, self.scale, self.groups = where, operand, form, None, None
 
 
 class Case:
@@ -79,7 +94,9 @@ class Case:
         positions = self.make_positions()
         factor = self.make_sets()
         cos, sin = self.make_table(positions) if row["angle"] == "cos_sin" else self.make_angles(positions)
-        self.cos, self.sin = factor * cos, factor * (-sin if row["inverse"] else sin)
+        if row["inverse"]:
+            sin = -sin if sin.ndim == 2 else -sin[::-1]
+        self.cos, self.sin = factor * cos, factor * sin
         self.magnitude = self.make_xpos(positions)
         self.make_norm()
         self.slots = self.make_cache()
@@ -218,10 +235,18 @@ class Case:
         dtype = ("float32", "float16", "bfloat16")[self.rng.integers(3)]
         merged = self.tokens == 3
         self.options["cos_sin_dtype"] = dtype
-        width = (2 if merged else 1) * self.pairs
-        stride = width + (5 if self.row["layout"] == "gptj" else 0)
-        values = self.rng.uniform(-1, 1, (TABLE_ROWS, 2 * self.pairs)).astype(ref.storage(dtype))
-        parts = {"cos": values} if merged else {"cos": values[:, : self.pairs], "sin": values[:, self.pairs :]}
+        kind = self.row["table"]
+        columns = self.pairs if kind == "pairs" else self.rotary_dim
+        if kind != "pairs":
+            self.options["cos_sin_columns"] = "elements"
+        if kind == "radians":
+            self.options |= {"angle": "radians", "cos_sin_dtype": "float32"}
+            values = self.rng.uniform(-1000, 1000, (TABLE_ROWS, columns)).astype(np.float32)
+            parts, merged, dtype = {"angles": values}, False, "float32"
+        else:
+            values = self.rng.uniform(-1, 1, (TABLE_ROWS, 2 * columns)).astype(ref.storage(dtype))
+            parts = {"cos": values} if merged else {"cos": values[:, :columns], "sin": values[:, columns:]}
+        stride = (2 if merged else 1) * columns + (5 if self.row["layout"] == "gptj" else 0)
         for name, part in parts.items():
             self.blocks[name] = Block(dtype, part.shape, (stride, 1), values=part)
         self.scalars |= {"cos_sin_rows": TABLE_ROWS, "cos_sin_stride": stride}
@@ -233,9 +258,14 @@ class Case:
         inside = ((positions >= 0) & (positions < TABLE_ROWS)).all(1)
         self.counter("cos_sin_skipped", (self.live & ~inside).sum())
         self.live &= inside
-        chosen, pairs = np.clip(positions, 0, TABLE_ROWS - 1).astype(np.int64), np.arange(self.pairs)
-        rows, sines = (values.astype(np.float64)[chosen, i] for i in (pairs, self.pairs + pairs))
-        return rows, sines
+        chosen, values = np.clip(positions, 0, TABLE_ROWS - 1).astype(np.int64), values.astype(np.float64)
+        if kind == "pairs":
+            elements = np.arange(self.pairs)
+        else:  # of the first and the second element of each pair
+            elements = np.array(ref.pair_indices(self.rotary_dim, self.row["layout"], self.num_blocks))[:, None]
+        if kind == "radians":
+            return np.cos(values[chosen, elements]), np.sin(values[chosen, elements])
+        return values[chosen, elements], values[chosen, columns + elements]
 
     def make_xpos(self, positions):
         """Magnitudes of q, [tokens, pairs]; those of k are the reciprocals."""
@@ -250,7 +280,7 @@ class Case:
 
     def rotate(self, value, name, tokens=slice(None)):
         """Rows of these tokens."""
-        cos, sin, relative = self.cos[tokens], self.sin[tokens], ref.ROTATION
+        cos, sin, relative = self.cos[..., tokens, :], self.sin[..., tokens, :], ref.ROTATION
         if self.magnitude is not None:
             magnitude = self.magnitude[tokens] if name == "q" else 1 / self.magnitude[tokens]
             cos, sin, relative = cos * magnitude, sin * magnitude, ref.ROTATION + ref.XPOS
@@ -357,21 +387,51 @@ class Case:
             value = self.rotate(value, name)
             value = self.norm(value, name, "after")
         o = Output(name if in_place else f"{name}_out", name, dtype if out == "same" else out)
+        width = self.choose_groups(o, d)
         o.tokens, count = np.flatnonzero(self.live), self.tokens
         o.rows, o.scale_rows = (o.tokens,), o.tokens
         if self.slots is not None and name in "kv":
             o.where, count = f"{name}_cache", self.num_pages * self.page_size
-            self.blocks[o.where] = cache_block(o.format, self.num_pages, self.page_size, heads, d,
+            self.blocks[o.where] = cache_block(o.format, self.num_pages, self.page_size, heads, width,
                                                row["cache_layout"])  # fmt: skip
             o.tokens = np.flatnonzero(self.slots >= 0)
             o.scale_rows = self.slots[o.tokens]
             o.rows = tuple(np.divmod(o.scale_rows, self.page_size))
         elif not in_place:
-            self.blocks[o.where] = rows_block(o.format, values.shape, row["memory"])
+            self.blocks[o.where] = rows_block(o.format, (self.tokens, heads, width), row["memory"])
         o.value = tuple(part[o.tokens] for part in value)
-        if o.format in SCALES and name != "q_nope":
+        if o.groups:
+            self.make_groups(o, heads, d)
+        elif o.format in SCALES and name != "q_nope":
             self.make_scale(o, heads, count)
         self.outputs[name] = o
+
+    def choose_groups(self, o, d):
+        """Whether the output has groups or blocks; elements, or bytes, of a row."""
+        if o.format in GROUPED:
+            o.groups = groups.PAIRED[o.format]
+        elif o.format in SCALES and self.row["scale"] == "groups":
+            o.groups = (o.format, *groups.PAIRED["groups"][1:])
+        if not o.groups:
+            return d
+        o.format = np.uint8
+        return groups.row_bytes(o.groups[0], d)
+
+    def make_groups(self, o, heads, d):
+        """Their scales, laid out as what is stored."""
+        (form, size, dtype), x = o.groups, o.operand
+        self.options[f"{x}_out_dtype"] = form
+        if not dtype:
+            return
+        self.options[f"{x}_scale_kind"] = pyrope.GroupScales(size, dtype)
+        storage = groups.SCALE_STORAGE[dtype]
+        if o.where.endswith("_cache"):
+            shape = self.num_pages, self.page_size, heads, d // size
+            self.blocks[f"{x}_scale"] = cache_block(storage, *shape, self.row["cache_layout"])
+        else:
+            self.blocks[f"{x}_scale"] = Block(storage, (self.tokens, heads, d // size))
+        if dtype == "float8_e4m3fn":
+            self.scalars[f"{x}_tensor_scale"] = 1 / 256
 
     def make_scale(self, o, heads, count):
         kind, size, name = self.row["scale"], SCALES[o.format], f"{o.operand}_scale"
@@ -397,6 +457,9 @@ class Case:
             assert rest.pop(name).view(np.int64)[0] == count, name
         for name, o in self.outputs.items():
             scale, value = o.scale, o.value
+            if o.groups:
+                self.check_groups(name, o, rest)
+                continue
             if name == "q_nope":
                 scale = self.outputs["q"].scale
             elif o.format in SCALES and self.row["scale"] == "dynamic":
@@ -405,6 +468,17 @@ class Case:
             check_rows(self.blocks[o.where], rest.pop(o.where), value, o.format, o.rows)
         for name, flat in rest.items():
             np.testing.assert_array_equal(flat, self.blocks[name].flat, err_msg=name)
+
+    def check_groups(self, name, o, rest):
+        """What is stored, with its scales, is the value; the rest of both is what it was."""
+        stored = {x: rest.pop(x) for x in (o.where, f"{name}_scale") if x in rest}
+        parts = [self.blocks[x].view(flat)[o.rows] for x, flat in stored.items()]
+        groups.check_value(parts[0], parts[1] if len(parts) > 1 else None, o.groups, o.value,
+                           self.scalars.get(f"{name}_tensor_scale", 1.0))  # fmt: skip
+        for x, flat in stored.items():
+            block, others = self.blocks[x], flat.copy()
+            block.view(others)[o.rows] = block.view()[o.rows]
+            np.testing.assert_array_equal(others, block.flat, err_msg=x)
 
     def check_dynamic(self, name, o, flat):
         """The scales written: [rows, heads, 1]."""

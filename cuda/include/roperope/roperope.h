@@ -4,7 +4,8 @@
  *   - A call takes one descriptor. Zero it (or use its _init function), set struct_size and the fields you need;
  *     zero means the default everywhere. Descriptors only grow at their end: an older, shorter one stays valid, and a
  *     longer one is accepted as long as what this library does not know of is zero.
- *   - Strides count elements, not bytes. Enumerations are int32_t.
+ *   - Strides count elements, not bytes; of what is stored as e2m1 or in blocks they count bytes. Enumerations are
+ *     int32_t.
  *   - The library keeps no state, allocates nothing, synchronises nothing and never changes the current device, so
  *     every call may be captured in a CUDA graph and made from any thread. Of the CPU backend threads are left, which
  *     sleep until a call needs them; they block all signals, a forked child starts its own, and dlclose() leaves the
@@ -172,8 +173,9 @@ typedef struct rope_tensor {
 
 /* ---- stages of rope_apply; all optional, zero switches them off. With any of them heads have at most
  * ROPE_MAX_FUSED_HEAD_DIM elements. A norm or dynamic scales on CUDA take heads of up to 4 KB where all pointers,
- * strides and dimensions are multiples of 16 bytes, of up to 256 elements where they are multiples of nothing; dynamic
- * scales with ROPE_FLAG_IN_CACHE heads of up to 2048 elements where all are multiples of 8, of up to 256 else. ---- */
+ * strides and dimensions are multiples of 16 bytes, of up to 256 elements where they are multiples of nothing, and so
+ * do scales of groups and blocks but for where they are stored; dynamic scales, groups and blocks with
+ * ROPE_FLAG_IN_CACHE heads of up to 2048 elements where all are multiples of 8, of up to 256 else. ---- */
 
 /* Element type of what is stored. */
 typedef int32_t rope_out_dtype;
@@ -181,18 +183,25 @@ enum {
   ROPE_OUT_SAME = 0, /* the descriptor's dtype */
   ROPE_OUT_E4M3 = 1, /* fp8, finite and NaN, largest 448 */
   ROPE_OUT_E5M2 = 2, /* fp8, largest finite 57344 */
-  ROPE_OUT_INT8 = 3  /* -128 to 127 */
+  ROPE_OUT_INT8 = 3, /* -128 to 127 */
+  /* 4 to 6: reserved */
+  ROPE_OUT_E2M1 = 7, /* fp4, largest 6, only with ROPE_SCALE_GROUP: two in a byte, the first in its low bits */
+  /* GGUF's blocks of 32 elements, each with a float16 scale d of its own in front, rounded as ggml rounds them; q and
+   * the rows are as ggml lays them out, and scale_kind is ROPE_SCALE_HOST with scale 0 */
+  ROPE_OUT_Q8_0 = 8, /* then 32 int8: q * d */
+  ROPE_OUT_Q4_0 = 9  /* then 16 bytes, elements 0 to 15 in their low bits, 16 to 31 in the high ones: (q - 8) * d */
 };
 
 /* Where the scale of a quantised tensor lies. stored = round(x * (1 / scale)), to nearest even, saturating. */
 typedef int32_t rope_scale_kind;
 enum {
-  ROPE_SCALE_HOST = 0,   /* the field `scale` */
-  ROPE_SCALE_TENSOR = 1, /* scales[0] */
-  ROPE_SCALE_HEAD = 2,   /* scales[head] */
-  ROPE_SCALE_TOKEN = 3,  /* scales[token] */
-  ROPE_SCALE_DYNAMIC = 4 /* computed: the row's largest magnitude / the type's largest value (1 for a row of zeros);
+  ROPE_SCALE_HOST = 0,    /* the field `scale` */
+  ROPE_SCALE_TENSOR = 1,  /* scales[0] */
+  ROPE_SCALE_HEAD = 2,    /* scales[head] */
+  ROPE_SCALE_TOKEN = 3,   /* scales[token] */
+  ROPE_SCALE_DYNAMIC = 4, /* computed: the row's largest magnitude / the type's largest value (1 for a row of zeros);
                             written to scales[row * heads + head], row: the token, in a cache the slot */
+  ROPE_SCALE_GROUP = 5    /* computed for each group of a row's elements; where, the tensor's rope_groups says */
 };
 
 typedef struct rope_quantize {
@@ -200,8 +209,31 @@ typedef struct rope_quantize {
   int32_t scale_kind; /* rope_scale_kind */
   float scale;        /* host; > 0, 0: 1 */
   int32_t reserved;   /* 0 */
-  float* scales;      /* memory of the backend; not with ROPE_SCALE_HOST */
+  float* scales;      /* memory of the backend; not with ROPE_SCALE_HOST and ROPE_SCALE_GROUP */
 } rope_quantize;
+
+/* Type of the scale of a group whose largest magnitude is x; m: the largest value of the element type. */
+typedef int32_t rope_group_scale;
+enum {
+  ROPE_GROUP_SCALE_F32 = 0,  /* x / m (1 for a group of zeros) */
+  ROPE_GROUP_SCALE_E8M0 = 1, /* the least power of two 2^(code - 127) with x <= m * it: MXFP8 and MXFP4, OCP
+                                Microscaling formats v1.0, rounded up as FlashInfer does */
+  ROPE_GROUP_SCALE_E4M3 = 2  /* NVFP4: x / (m * tensor scale), rounded; elements are code * scale * tensor scale */
+};
+
+/* With ROPE_SCALE_GROUP: groups of the elements of a row, which lie one behind the other. stored = round(x * (1 /
+ * scale)) with the scale as it is stored; 0 where that is 0. A NaN does not count for a scale. */
+typedef struct rope_groups {
+  int32_t size;        /* 16, 32, 64 or 128, which divides the row; 0: no groups */
+  int32_t scale_dtype; /* rope_group_scale */
+  void* scales; /* [rows, heads, row / size], memory of the backend, written; row: the token, in a cache the slot */
+  int64_t page_stride;        /* elements of scales: of a page, in a cache; 0: page_size * row_stride */
+  int64_t row_stride;         /* of a token, in a cache of an entry of a page; 0: heads * head_stride */
+  int64_t head_stride;        /* 0: row / size */
+  const float* tensor_scales; /* ROPE_GROUP_SCALE_E4M3: [1], memory of the backend; NULL: tensor_scale */
+  float tensor_scale;         /* host; > 0; 0: 1 */
+  int32_t reserved;           /* 0 */
+} rope_groups;
 
 /* RMS norm of q and k: x / sqrt(mean(x^2) + eps) * (weight + weight_bias), in float32. */
 typedef struct rope_norm {
@@ -232,10 +264,10 @@ typedef struct rope_cache_tensor {
 } rope_cache_tensor;
 
 /* Where k and v are appended. Or, with ROPE_FLAG_IN_CACHE, where each token's keys are read, turned to positions (from
- * positions_from, where that is given) and stored back: of a quantised cache with the scales they have; computed scales
- * are computed anew from the whole row. The call then has cache.k, num_k_heads and the k_quantize that the keys were
- * stored with, and neither q, k, v and their outputs nor a norm. No two tokens may have one slot. The attention factors
- * multiply here too: to move keys that have theirs, they must be 1. */
+ * positions_from, where that is given) and stored back: of a quantised cache with the scales they have; computed
+ * scales, those of groups and blocks too, are computed anew from the whole row. The call then has cache.k, num_k_heads
+ * and the k_quantize that the keys were stored with, and neither q, k, v and their outputs nor a norm. No two tokens
+ * may have one slot. The attention factors multiply here too: to move keys that have theirs, they must be 1. */
 typedef struct rope_cache {
   int32_t kind;                /* rope_cache_kind; k and v are then stored here, not in place and not in k_out, v_out */
   int32_t index_dtype;         /* rope_index_dtype of slots and cache_positions; the rest is int32 */
@@ -273,6 +305,14 @@ typedef struct rope_cos_sin {
   int64_t row_stride;   /* elements; 0: rotary_dim/2, or rotary_dim where sin is NULL */
   int64_t* num_skipped; /* memory of the backend, may be NULL: incremented for every such token */
 } rope_cos_sin;
+
+/* In place of the cosines and sines of pairs. */
+enum {
+  ROPE_TABLE_RADIANS = 1u, /* cos has float32 angles in radians, of which cosines and sines are within 1e-7 of the true
+                              ones, and NaN where an angle is not finite; sin is NULL */
+  ROPE_TABLE_ELEMENTS = 2u /* a column for each of the rotary_dim elements instead of each pair: of the pair (x, y) the
+                              first becomes x cos[x] - y sin[x], the second y cos[y] + x sin[y] */
+};
 
 /* A set of frequencies for each token: requests whose scalings differ in one launch. */
 typedef struct rope_frequency_sets {
@@ -370,7 +410,12 @@ typedef struct rope_apply_desc {
   const uint8_t* pair_streams; /* host, [rotary_dim/2], copied before the call returns */
   int32_t num_blocks;          /* the rotated part is so many blocks, each with its pairs, as layout says, in itself and
                                   behind those of the block before it; 1 to rotary_dim/2, which it divides; 0: 1 */
-  int32_t reserved_2;          /* 0 */
+  uint32_t table_flags;        /* ROPE_TABLE_*: what rows of cos_sin hold, but with ROPE_FLAG_IN_CACHE */
+  rope_groups q_groups;           /* of q_quantize; not with q_nope */
+  rope_groups k_groups;
+  rope_groups v_groups;
+  rope_cos_sin k_cos_sin;      /* rows for k, with k; num_rows is that of cos_sin, num_skipped NULL. cos NULL: those of
+                                  cos_sin are for k too */
 } rope_apply_desc;
 
 /* Zero, then struct_size. */

@@ -11,7 +11,7 @@ rope_status check_shape(rope_apply_desc* d) {
                                      ROPE_FLAG_CHECK_PLACES));
   const int32_t reserved = d->reserved | d->norm.reserved | d->q_quantize.reserved | d->k_quantize.reserved |
                            d->v_quantize.reserved | d->cache.reserved | d->cos_sin.reserved |
-                           d->frequency_sets.reserved | d->reserved_2;
+                           d->frequency_sets.reserved | d->k_cos_sin.reserved;
   ROPE_TRY(check_range("reserved", reserved, 0, 0));
   ROPE_TRY(check_range("head_dim", d->head_dim, 2, ROPE_MAX_HEAD_DIM));
   if (d->rotary_dim == 0) d->rotary_dim = d->head_dim;

@@ -39,12 +39,28 @@ void rotate_codes(const PipelineParams& p, uint8_t* codes, const ScalePlace& sca
   });
 }
 
+// The same of a head in groups or blocks.
+template <Layout kLayout>
+void rotate_groups(const PipelineCall& p, char* codes, char* scales, const typename Row<F32, kLayout>::Angles& angles) {
+  const PipelineOperand& keys = p.operands[0];
+  const Groups& groups = p.groups[0];
+  const OutType type = keys.quantize.type;
+  F32::Storage x[kMaxPipelineDim];
+  const int32_t count = keys.dim / groups.size;
+  for (int32_t n = 0; n < count; ++n)
+    decode_group(type, groups, n, codes, scales, [&](int32_t i, float y) { x[i] = bit_cast<F32::Storage>(y); });
+  Row<F32, kLayout>::rotate(x + p.rotary_offset, x + p.rotary_offset, p.rotary_dim / 2, angles);
+  for (int32_t n = 0; n < count; ++n)
+    encode_group(type, groups, n, [&](int32_t i) { return F32::widen(x[i]); }, codes, scales);
+}
+
 template <class Stored, Layout kLayout>
 void rotate_tokens(const void* context, int64_t begin, int64_t end) {
   constexpr bool kQuantised = std::is_same_v<Stored, Codes>;
   using Keys = Row<std::conditional_t<kQuantised, F32, Stored>, kLayout>;
   const auto& [p, pair_data] = *static_cast<const Job*>(context);
   const PipelineOperand& keys = p.operands[0];
+  const Groups& groups = p.groups[0];
   const int32_t pairs = p.rotary_dim / 2;
   alignas(64) float cos[kMaxRotaryDim / 2], sin[kMaxRotaryDim / 2];
   for (int32_t i = pairs; i % kAnglePadding; ++i) cos[i] = sin[i] = 0.0f;
@@ -55,7 +71,7 @@ void rotate_tokens(const void* context, int64_t begin, int64_t end) {
     if (!token_state(p, token, true, &state)) continue;
     if (!cache_place<true>(p.cache, cache_index(p.cache, token), true, &place)) continue;
     for (int32_t i = 0; i < pairs; ++i) {
-      const CosSin a = pair_angle(p, pair_data, keys.xpos_sign, state, i);
+      const CosSin a = pair_angle(p, pair_data, keys.xpos_sign, p.cos_sin, state, i);
       cos[i] = a.cos;
       sin[i] = a.sin;
     }
@@ -65,7 +81,12 @@ void rotate_tokens(const void* context, int64_t begin, int64_t end) {
     for (int32_t head = 0; head < keys.heads; ++head) {
       auto* const row = reinterpret_cast<typename Stored::Storage*>(rows + head * keys.out_head_stride);
       if constexpr (kQuantised) {
-        rotate_codes<kLayout>(p, row, scales, head, angles);
+        if (groups.size) {
+          rotate_groups<kLayout>(p, reinterpret_cast<char*>(row), group_scales(groups, keys, token, head, place),
+                                 angles);
+        } else {
+          rotate_codes<kLayout>(p, row, scales, head, angles);
+        }
       } else {
         Keys::rotate(row + p.rotary_offset, row + p.rotary_offset, pairs, angles);
       }

@@ -4,16 +4,18 @@
 //   kLargest          magnitude
 //   encode2(x, y)     the codes of two neighbours, the first in the low bits
 //   decode(code)      the number that a code stands for
+// Where a row's codes have one scale they are those of the first list; in groups of a row (groups.h) of the second too.
 #pragma once
 
 #include "annotate.h"
 #include "dtype.h"
 
 #define ROPE_FOR_EACH_CODE(X) X(E4M3) X(E5M2) X(Int8)
+#define ROPE_FOR_EACH_GROUPED_CODE(X) ROPE_FOR_EACH_CODE(X) X(E2M1)
 
 namespace rope {
 
-enum class OutType : int32_t { kSame = 0, kE4M3 = 1, kE5M2 = 2, kInt8 = 3 };
+enum class OutType : int32_t { kSame = 0, kE4M3 = 1, kE5M2 = 2, kInt8 = 3, kE2M1 = 7, kQ8_0 = 8, kQ4_0 = 9 };
 
 namespace detail {
 
@@ -101,6 +103,31 @@ struct Int8 {
   ROPE_INLINE_MEMBER static float decode(uint32_t code) { return float(int8_t(code)); }
 };
 
+// fp4 of the OCP Microscaling formats (MX v1.0, section 5.3.3): 0, 0.5, 1, 1.5, 2, 3, 4, 6. A NaN becomes 6, as PTX's
+// conversion has it.
+struct E2M1 {
+  static constexpr OutType kType = OutType::kE2M1;
+  static constexpr int kBits = 4;
+  static constexpr float kLargest = 6.0f;
+
+  ROPE_INLINE_MEMBER static uint32_t encode2(float first, float second) { return encode(second) << 4 | encode(first); }
+
+  ROPE_INLINE_MEMBER static float decode(uint32_t code) {
+    const float x = bit_cast<float>((code & 0x7u) << 22) * 0x1p126f;  // from float32's bias to this one's; 0.5 too
+    return bit_cast<float>(bit_cast<uint32_t>(x) | (code & 0x8u) << 28);
+  }
+
+ private:
+  // The middles between neighbours that a magnitude has passed; at one the even code is taken.
+  ROPE_INLINE_MEMBER static uint32_t encode(float x) {
+    const uint32_t bits = bit_cast<uint32_t>(x);
+    const float m = bit_cast<float>(bits & 0x7fffffffu);
+    const int passed =
+        !(m <= 0.25f) + !(m < 0.75f) + !(m <= 1.25f) + !(m < 1.75f) + !(m <= 2.5f) + !(m < 3.5f) + !(m <= 5.0f);
+    return uint32_t(passed) | (x == x ? bits >> 28 & 0x8u : 0u);
+  }
+};
+
 // Where a dtype may stand: bytes of codes, whose type a parameter says.
 struct Codes {
   using Storage = uint8_t;
@@ -119,13 +146,6 @@ ROPE_INLINE float largest(OutType type) {
   float largest = 0.0f;
   for_code(type, [&](auto code) { largest = code.kLargest; });
   return largest;
-}
-
-// Bytes of `elements` codes, or of as many elements of a dtype.
-ROPE_INLINE int64_t stored_bytes(OutType type, int64_t dtype_bytes, int64_t elements) {
-  int64_t bits = 8 * dtype_bytes;
-  for_code(type, [&](auto code) { bits = code.kBits; });
-  return elements * bits / 8;
 }
 
 }  // namespace rope

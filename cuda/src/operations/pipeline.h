@@ -3,7 +3,7 @@
 // operand that reads where it writes.
 #pragma once
 
-#include "../math/codes.h"
+#include "../math/groups.h"
 #include "call.h"
 
 namespace rope {
@@ -12,11 +12,11 @@ inline constexpr int kMaxOperands = 4;        // q, k, v, the nope part of q
 inline constexpr int kMaxPipelineDim = 4096;  // of a head
 inline constexpr int kMaxNormHeads = 1024;    // that are normalised together
 
-enum class ScaleKind : int32_t { kHost = 0, kTensor = 1, kHead = 2, kToken = 3, kDynamic = 4 };
+enum class ScaleKind : int32_t { kHost = 0, kTensor = 1, kHead = 2, kToken = 3, kDynamic = 4, kGroup = 5 };
 
 struct Quantize {
   OutType type;
-  ScaleKind kind;
+  ScaleKind kind;       // kGroup: of blocks too
   float factor, scale;  // kHost: 1 / scale, scale
   float* scales;
 };
@@ -90,10 +90,23 @@ struct PositionPlaces {
   int64_t stride, sequence_stride;  // elements between tokens, and between sequences; 0: they share theirs
 };
 
+// What rows of kCosSin hold beside cosines and sines of pairs.
+struct TableForm {
+  bool radians;     // float32 angles, in the place of the cosines
+  bool elements;    // a column for each element of the rotated part
+  bool transposed;  // elements: the rotation is
+};
+
 // What is rare, behind what is not: the pipeline kernel's argument has none of it.
 struct PipelineCall : PipelineParams {
   PositionPlaces places = {0, 1, 0};
+  TableForm table;
+  CosSinRows k_rows;  // of k, if it has its own; cos null: as the others
+  int32_t k_operand;
   int32_t blocks = 1;  // of the rotated part, which have their pairs in themselves; 1 where pairs are neighbours
+  Groups groups[kMaxOperands];
+
+  ROPE_INLINE_MEMBER const Groups& groups_of(const PipelineOperand& o) const { return groups[&o - operands]; }
 };
 
 // Whether q and k are rotated, by the call's own frequencies, and nothing else is done.

@@ -182,14 +182,15 @@ ROPE_INLINE ScalePlace stored_scales(const PipelineParams& p, const PipelineOper
   return {o.quantize.scales + scale_row(p, o, token, place) * o.heads, 1};
 }
 
-ROPE_INLINE float dynamic_scale(OutType type, float largest_magnitude) {
-  return largest_magnitude > 0.0f ? largest_magnitude / largest(type) : 1.0f;
+// Where the scales of a row's groups begin.
+ROPE_INLINE char* group_scales(const Groups& g, const PipelineOperand& o, int64_t token, int32_t head,
+                               const CachePlace& place) {
+  const int64_t row = o.cached ? place.page * g.page_stride + place.entry * g.row_stride : token * g.row_stride;
+  return g.scales + row + head * g.head_stride;
 }
 
-// fmaxf's rule for NaNs, which both backends would otherwise apply in their own way.
-ROPE_INLINE float larger_magnitude(float largest_so_far, float x) {
-  const float magnitude = bit_cast<float>(bit_cast<uint32_t>(x) & 0x7fffffffu);
-  return magnitude > largest_so_far ? magnitude : largest_so_far;
+ROPE_INLINE float dynamic_scale(OutType type, float largest_magnitude) {
+  return largest_magnitude > 0.0f ? largest_magnitude / largest(type) : 1.0f;
 }
 
 // The element of the weights that a head's begin with.

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <set>
+#include <tuple>
 
 #include "../../src/kernels/cache_rotation/plan.h"
 #include "check.h"
@@ -12,10 +13,12 @@ PipelineParams random_keys(Random& r, int element_bytes) {
   PipelineParams p = {};
   PipelineOperand& keys = p.operands[0];
   p.num_operands = 1;
-  p.dynamic = element_bytes == 1 && r.chance(0.5);
+  const bool computed = element_bytes == 1 && r.chance(0.5), grouped = computed && r.chance(0.5);
+  p.dynamic = computed && !grouped;
+  if (grouped) keys.quantize = {OutType::kE2M1, ScaleKind::kGroup, 1.0f, 1.0f, nullptr};
   keys.heads = int32_t(r.between(1, 40));
   keys.dim = r.chance(0.7) ? r.of({64, 128, 192, 576}) : int32_t(r.between(2, 2600));
-  keys.whole = p.dynamic;
+  keys.whole = computed;
   keys.cached = keys.rotated = true;
   p.rotary_dim = std::max(2, int32_t(r.chance(0.5) ? keys.dim : r.between(2, keys.dim)) / 2 * 2);
   p.rotary_dim = std::min(p.rotary_dim, kMaxRotaryDim);
@@ -34,7 +37,7 @@ PipelineParams random_keys(Random& r, int element_bytes) {
 
 void test_rotate_cache() {
   Random r(3);
-  std::set<std::pair<bool, bool>> met;
+  std::set<std::tuple<bool, bool, bool>> met;
   int unsupported = 0;
   for (int i = 0; i < 4000; ++i) {
     ++shape;
@@ -43,12 +46,12 @@ void test_rotate_cache() {
     const PipelineOperand& keys = p.operands[0];
     const CachePlan plan = plan_rotate_cache(p, element_bytes);
     CHECK(element_bytes == 1 ? is_compiled(kCodesCacheCodes, plan.code) : is_compiled(kDtypeCacheCodes, plan.code));
-    met.insert({plan.code.wide, plan.code.dynamic});
+    met.insert({plan.code.wide, plan.code.dynamic, plan.code.grouped});
     const int32_t vec = plan.code.vec(element_bytes);
     for (const int64_t at :
          {reinterpret_cast<int64_t>(keys.out), keys.out_head_stride, keys.out_token_stride, keys.out_page_stride})
-      CHECK(at % (vec * element_bytes) == 0);
-    CHECK((plan.unsupported != nullptr) == (p.dynamic && plan.grid_z > 1));
+      CHECK(plan.code.grouped || at % (vec * element_bytes) == 0);
+    CHECK((plan.unsupported != nullptr) == (keys.whole && plan.grid_z > 1));
     if (plan.unsupported) {
       CHECK(keys.dim > (vec > 1 ? 2048 : 256));
       ++unsupported;

@@ -1,6 +1,7 @@
 #include <set>
 
 #include "../../src/kernels/general/plan.h"
+#include "../../src/kernels/parts/operand.h"
 #include "shapes.h"
 
 namespace rope::cuda::test {
@@ -16,9 +17,10 @@ size_t index_of(const GeneralCode& code) {
 void check_alignment(const PipelineParams& p, const GeneralCode& code, int element_bytes, int32_t vec) {
   for (int32_t i = 0; i < p.num_operands; ++i) {
     const PipelineOperand& o = p.operands[i];
-    const int64_t out_bytes = stored_bytes(o.quantize.type, element_bytes, vec);
     for (const int64_t at : {reinterpret_cast<int64_t>(o.in), o.in_token_stride, o.in_head_stride})
       CHECK(at % code.access_bytes == 0);
+    if (is_grouped(o)) continue;
+    const int64_t out_bytes = stored_bytes(o.quantize.type, element_bytes, vec);
     for (const int64_t at :
          {reinterpret_cast<int64_t>(o.out), o.out_token_stride, o.out_head_stride, o.out_page_stride})
       CHECK(at % out_bytes == 0);
@@ -67,12 +69,12 @@ void test_general() {
     if (p.layout == Layout::kNeox && p.rotary_dim % 4 == 0 && r.chance(0.2)) p.blocks = 2;
     const GeneralPlan plan = plan_general(p, element_bytes);
     if (plan.unsupported) {
-      CHECK(p.norm.on || p.dynamic);
+      CHECK(reduces(p));
       ++unsupported;
       continue;
     }
     met[element_bytes == 4].insert(element_bytes == 2 ? index_of<2>(plan.code) : index_of<4>(plan.code));
-    CHECK(plan.code.reduce == (p.norm.on || p.dynamic) && plan.grid_z <= unsigned(kMaxGridY));
+    CHECK(plan.code.reduce == reduces(p) && plan.code.grouped == is_grouped(p) && plan.grid_z <= unsigned(kMaxGridY));
     slots_apart |= plan.grid_z > 1;
     const int32_t vec = plan.code.access_bytes / element_bytes;
     check_alignment(p, plan.code, element_bytes, vec);

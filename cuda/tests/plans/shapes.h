@@ -149,7 +149,13 @@ inline PipelineParams random_pipeline(Random& r, int element_bytes) {
   if (p.num_operands < kMaxOperands && r.chance(0.15)) add(q_heads, r.of({dim, 128, 512}), false, false);
   for (int32_t i = 0; xpos && i < p.num_operands; ++i) p.operands[i].xpos_sign = p.operands[i].rotated;
   if (r.chance(0.35)) add_norm(r, &p);
-  for (int32_t i = 0; i < p.num_operands; ++i) p.dynamic |= p.operands[i].quantize.kind == ScaleKind::kDynamic;
+  const bool grouped = codes && r.chance(0.15);
+  for (int32_t i = 0; i < p.num_operands; ++i) {
+    PipelineOperand& o = p.operands[i];
+    if (grouped && o.quantize.type != OutType::kSame && o.dim % 32 == 0)
+      o.quantize = {r.of({OutType::kE2M1, OutType::kQ8_0}), ScaleKind::kGroup, 1.0f, 1.0f, nullptr};
+    p.dynamic |= o.quantize.kind == ScaleKind::kDynamic;
+  }
   return p;
 }
 

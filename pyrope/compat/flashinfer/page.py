@@ -1,5 +1,7 @@
 """flashinfer.page: what appends, and what says where to."""
 
+from operator import index
+
 import torch
 
 from pyrope.compat._serving import check_dtype
@@ -38,6 +40,7 @@ def get_batch_indices_positions(
     -------
     (batch_indices, positions)
     """
+    nnz = index(nnz)
     for name, x in (("batch_indices", batch_indices), ("positions", positions)):
         if x is not None:
             check_dtype(name, x, torch.int32)

@@ -1,5 +1,6 @@
 """flashinfer.rope."""
 
+from operator import index
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def _rope(
         name, wrong = ("q", shape) if len(shape) != 3 else ("k", k_shape)
         raise ValueError(f"{name}: shape {tuple(wrong)}, must be [tokens, heads, head_dim]")
     return rope_of(
-        shape[2], shape[1], k_shape[1], shape[2] if rotary_dim is None else rotary_dim, not interleave, q.dtype,
+        shape[2], shape[1], k_shape[1], shape[2] if rotary_dim is None else index(rotary_dim), not interleave, q.dtype,
         q.device.type, theta=theta, scaling=scaling,
     )  # fmt: skip
 
@@ -228,6 +229,7 @@ def _flat(name: str, x: torch.Tensor) -> torch.Tensor:
 def _table_rope(
     query: torch.Tensor, key: torch.Tensor, head_size: int, cos_sin_cache: torch.Tensor, is_neox: bool
 ) -> pyrope.FusedRope:
+    head_size = index(head_size)
     q_heads, k_heads = heads_of("query", query.shape[1], head_size), heads_of("key", key.shape[1], head_size)
     rotary_dim = check_table(cos_sin_cache)
     dtype, device = query.dtype, query.device.type

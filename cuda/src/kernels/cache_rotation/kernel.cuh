@@ -1,8 +1,8 @@
 // The kernel that rotates keys where they lie in a cache (operations/pipeline.h).
 //
 // Blocks and threads as in the rotation kernel (../pipeline/kernel.cuh): a thread owns one slot of a head, forms its
-// cos and sin once and applies them to every head of its token that is its own. Of dynamic scales a head's slots, then
-// also those that are not rotated, are all in one block.
+// cos and sin once and applies them to every head of its token that is its own. Of scales that are computed a head's
+// slots, then also those that are not rotated, are all in one block. What is grouped is read an element at a time.
 #pragma once
 
 #include <type_traits>
@@ -10,6 +10,7 @@
 #include "../../operations/general.h"
 #include "../parts/chunk.h"
 #include "../parts/codes.cuh"
+#include "../parts/groups.cuh"
 #include "../parts/launch.h"
 #include "../parts/rows.cuh"
 #include "../parts/slot.h"
@@ -27,8 +28,24 @@ struct CacheRotationArgs {
   alignas(16) uint64_t words[kMaxRotaryDim / 2];
 };
 
+// Where the threads of a head meet that is in groups or blocks; `row` is where it is stored.
+template <int kVec>
+__device__ __forceinline__ GroupRows<kVec> group_rows(const PipelineCall& p, const Slot& slot, int32_t lane,
+                                                      int64_t token, int32_t head, const CachePlace& place, bool live,
+                                                      char* row) {
+  using Rows = GroupRows<kVec>;
+  __shared__ float shared[Rows::kFloats];
+  const PipelineOperand& keys = p.operands[0];
+  const Groups& groups = p.groups[0];
+  const int32_t lanes = blockDim.x, index = threadIdx.z * blockDim.y + threadIdx.y;
+  float* const own = shared + index * Rows::floats(lanes);
+  char* const scales = group_scales(groups, keys, token, head, place);
+  return {lanes, lane, 32 % lanes == 0, slot, own, keys.quantize.type, groups, keys.dim / groups.size,
+          live,  row,  scales};
+}
+
 // Stored: a dtype, or Codes, whose type is an argument.
-template <class Stored, Layout kLayout, int kVec, int kUnroll, bool kDynamic>
+template <class Stored, Layout kLayout, int kVec, int kUnroll, bool kDynamic, bool kGrouped>
 __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
     cache_rotation_kernel(const __grid_constant__ CacheRotationArgs args) {
   using C = Chunk<Stored, kVec>;
@@ -57,13 +74,16 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
   const ScalePlace scales = kQuantised ? stored_scales(p, keys, token, place) : ScalePlace{};
   const auto live = [&](int u) { return moves && head + u * step < keys.heads; };
   const auto row_of = [&](int u) { return rows + (head + u * step) * keys.out_head_stride; };
+  const auto groups_at = [&](int u) {
+    return group_rows<kVec>(p, slot, slot_index, token, head + u * step, place, live(u), row_of(u));
+  };
 
   C a[kUnroll], b[kUnroll];
   float scale[kUnroll] = {};
   const auto load_heads = [&] {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      if (!live(u)) continue;
+      if (kGrouped || !live(u)) continue;
       const auto* row = reinterpret_cast<const typename Stored::Storage*>(row_of(u));
       a[u] = *reinterpret_cast<const C*>(row + slot.first);
       b[u] = *reinterpret_cast<const C*>(row + slot.second);
@@ -76,13 +96,15 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
   if (moves && slot.rotated) {
 #pragma unroll
     for (int j = 0; j < kVec; ++j)
-      angle[j] = pair_angle(p, {as_memory(args.words), &args.xpos, as_memory(args.streams)}, keys.xpos_sign, state,
-                            map.pair(j));
+      angle[j] = pair_angle(p, {as_memory(args.words), &args.xpos, as_memory(args.streams)}, keys.xpos_sign, p.cos_sin,
+                            state, map.pair(j));
   }
 
   const auto turn_head = [&](int u) {
     float x[2 * kVec] = {}, factor = 1.0f;
-    if (live(u)) {
+    if constexpr (kGrouped) {
+      groups_at(u).load(x);
+    } else if (live(u)) {
       if constexpr (kQuantised) {
         widen_codes(keys.quantize.type, a[u], scale[u], x);
         widen_codes(keys.quantize.type, b[u], scale[u], x + kVec);
@@ -93,7 +115,9 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
       }
     }
     if (slot.rotated) turn_pairs<kLayout, kVec>(angle, x);
-    if constexpr (kDynamic) {
+    if constexpr (kGrouped) {
+      groups_at(u).store(x);
+    } else if constexpr (kDynamic) {
       __shared__ float largest_of[kMaxBlock];
       const int32_t lanes = blockDim.x, row = threadIdx.z * blockDim.y + threadIdx.y;
       float largest[1] = {};
@@ -104,7 +128,7 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
       factor = renew_scale(keys.quantize, scale_row(p, keys, token, place) * keys.heads + head + u * step, largest[0],
                            slot_index == 0 && live(u));
     }
-    if (!live(u)) return;
+    if (kGrouped || !live(u)) return;
     if constexpr (kQuantised) {
       store_codes<kVec>(keys.quantize.type, row_of(u), slot.first, slot.second, factor, x);
     } else {

@@ -27,7 +27,7 @@ Outcome rotate_stored(const PipelineCall& p, const PairData& pairs, const Execut
     const auto launch_code = [&](auto index) {
       constexpr CacheCode kCode = kCodes[index.value];
       return launch<kCode.dynamic>(cache_rotation_kernel<Stored, layout.value, kCode.vec(kElementBytes), kCode.unroll(),
-                                                         kCode.dynamic>,
+                                                         kCode.dynamic, kCode.grouped>,
                                    dim3{plan.grid_x, plan.grid_y, plan.grid_z},
                                    dim3{plan.block_x, plan.block_y, plan.block_z}, args, e.stream, e.dependent);
     };

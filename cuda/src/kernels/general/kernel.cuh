@@ -10,20 +10,20 @@
 
 namespace rope::cuda {
 
-template <class D, int kVec, bool kReduce>
+template <class D, int kVec, bool kReduce, bool kGrouped>
 __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
     general_kernel(const __grid_constant__ GeneralArgs args) {
   int which = 0;  // the operand that the block works on
 #pragma unroll
   for (int i = 1; i < kMaxOperands; ++i) which += blockIdx.x >= args.first_block[i];
-  GeneralThread<D, kVec, kReduce> t(args, which);
+  GeneralThread<D, kVec, kReduce, kGrouped> t(args, which);
   if (!kReduce && !t.inside) return;
   wait_for_previous();
   release_next();
 
   Chunk<D, kVec> a, b;
   t.load_head(a, b);
-  CosSin angle[kVec] = {};
+  PairTurn angle[kVec] = {};
   t.take_place(angle);
   if (!kReduce && !t.moves) return;
 
@@ -53,7 +53,9 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
     } else {
       t.rotate_head(angle, x);
     }
-    if (stores) {
+    if constexpr (kGrouped)
+      if (t.grouped && (summed || !t.across)) t.store_groups(x, stores);
+    if (stores && !t.grouped) {
       if (t.quantised && t.o.quantize.kind != ScaleKind::kDynamic) factor = t.given_factor();
       t.store_head(a, b, x, factor);
     }

@@ -23,7 +23,7 @@ Outcome general(const PipelineCall& p, const PairData& pairs, const Execution& e
   copy_words(pairs, word_rows(p) * p.rotary_dim / 2, args.words);
   const auto launch_code = [&](auto index) {
     constexpr GeneralCode kCode = kGeneralCodes<kElementBytes>[index.value];
-    return launch<kCode.reduce>(general_kernel<D, kCode.access_bytes / kElementBytes, kCode.reduce>,
+    return launch<kCode.reduce>(general_kernel<D, kCode.access_bytes / kElementBytes, kCode.reduce, kCode.grouped>,
                                 dim3{plan.grid_x, 1, plan.grid_z}, dim3{kMaxBlock, 1, 1}, args, e.stream, e.dependent);
   };
   return {for_compiled<kGeneralCodes<kElementBytes>>(plan.code, launch_code), nullptr};

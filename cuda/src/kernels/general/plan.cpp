@@ -29,6 +29,9 @@ GeneralOperand plan_operand(const PipelineParams& p, const PipelineOperand& o, i
 const char* check_heads(const PipelineParams& p, int32_t slots) {
   static_assert(2 * 16 * kMaxBlock == 4096 && 2 * kMaxBlock == 256);
   if (!reduces(p) || slots <= kMaxBlock) return nullptr;
+  if (is_grouped(p))
+    return "groups and blocks: heads of up to 4096 bytes where pointers and strides that are read, and dimensions, are "
+           "multiples of 16 bytes, else of up to 256 elements";
   return p.norm.on ? "norm: heads of up to 4096 bytes where pointers, strides and head_dim are multiples of 16 bytes, "
                      "else of up to 256 elements"
                    : "dynamic scales: heads of up to 4096 bytes where pointers, strides and head_dim are multiples of "
@@ -42,8 +45,8 @@ GeneralPlan plan_general(const PipelineCall& p, int element_bytes) {
   Alignment all = alignment(p, element_bytes);
   all.add_elements(p.rotary_dim / 2 / p.blocks);
   const int widest = all.widest(16);
-  plan.code = {widest, reduces(p)};
-  if (widest == 8 && !reduces(p)) plan.code.access_bytes = element_bytes;
+  plan.code = {widest, reduces(p), is_grouped(p)};
+  if (widest == 8 && (!reduces(p) || is_grouped(p))) plan.code.access_bytes = element_bytes;
   const int vec = plan.code.access_bytes / element_bytes;
   int32_t slots = 1;
   for (int i = 0; i < p.num_operands; ++i) slots = std::max(slots, slots_of(p, p.operands[i], p.operands[i].dim, vec));

@@ -10,17 +10,22 @@ namespace rope::cuda {
 struct GeneralCode {
   int access_bytes;  // of an input: 16 where everything is a multiple of it, or 8 to reduce, else one element
   bool reduce;       // a norm, or scales that are computed: of heads that a block can hold
+  bool grouped;      // some of them of groups
 
-  constexpr bool operator==(const GeneralCode& x) const { return access_bytes == x.access_bytes && reduce == x.reduce; }
+  constexpr bool operator==(const GeneralCode& x) const {
+    return access_bytes == x.access_bytes && reduce == x.reduce && grouped == x.grouped;
+  }
 };
 
 // All that are compiled.
 template <int kElementBytes>
-inline constexpr GeneralCode kGeneralCodes[] = {{kElementBytes, false},
-                                                {16, false},
-                                                {kElementBytes, true},
-                                                {8, true},
-                                                {16, true}};
+inline constexpr GeneralCode kGeneralCodes[] = {{kElementBytes, false, false},
+                                                {16, false, false},
+                                                {kElementBytes, true, false},
+                                                {8, true, false},
+                                                {16, true, false},
+                                                {kElementBytes, true, true},
+                                                {16, true, true}};
 
 // Where a thread of an operand's block works.
 struct GeneralPlace {

@@ -5,6 +5,7 @@
 #include "../../operations/general.h"
 #include "../parts/chunk.h"
 #include "../parts/codes.cuh"
+#include "../parts/groups.cuh"
 #include "../parts/launch.h"
 #include "../parts/rows.cuh"
 #include "../parts/slot.h"
@@ -24,18 +25,20 @@ struct GeneralArgs {
   alignas(16) uint64_t words[kMaxRotaryDim / 2];
 };
 
-template <class D, int kVec, bool kReduce>
+template <class D, int kVec, bool kReduce, bool kGrouped>
 struct GeneralThread {
   using C = Chunk<D, kVec>;
 
   const GeneralArgs& args;
   const PipelineCall& p;
+  const int32_t which;  // operand
   const PipelineOperand& o;
   const GeneralOperand& plan;
   const GeneralPlace at;
   const bool inside;     // there is a token and a slot here
   const bool across;     // the norm is over all heads of a token, which go round twice
   const bool quantised;  // this operand is
+  const bool grouped;    // in groups or blocks
   const Slot slot;
 
   int32_t head;
@@ -46,12 +49,14 @@ struct GeneralThread {
   __device__ __forceinline__ GeneralThread(const GeneralArgs& args, int which)
       : args(args),
         p(args.params),
+        which(which),
         o(p.operands[which]),
         plan(args.plans[which]),
         at(plan.place(blockIdx.x - args.first_block[which], blockIdx.z, threadIdx.x)),
         inside(at.row_token < plan.tokens && at.token < p.num_tokens && at.slot < plan.slots),
         across(kReduce && o.weight && p.norm.across_heads),
         quantised(o.quantize.type != OutType::kSame),
+        grouped(kGrouped && o.quantize.kind == ScaleKind::kGroup),
         slot(in_block(slot_of<kVec, true>(p.layout, o.rotated ? p.rotary_dim : 0, p.rotary_offset, o.dim,
                                           plan.stored_slots, at.slot))),
         head(at.head),
@@ -67,7 +72,7 @@ struct GeneralThread {
   __device__ __forceinline__ bool live() const { return inside && head < o.heads; }
 
   // Where the token stands, and the angles of the slot's pairs.
-  __device__ __forceinline__ void take_place(CosSin* angle) {
+  __device__ __forceinline__ void take_place(PairTurn* angle) {
     const bool reports = plan.reports && at.head == 0 && at.slot == 0;
     moves = moves && token_state(p, at.token, reports, &state);
     if (o.cached) moves = moves && cache_place<true>(p.cache, cache_index(p.cache, at.token), reports, &place);
@@ -77,7 +82,8 @@ struct GeneralThread {
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
       const int32_t pair = p.layout == Layout::kGptj ? gptj.pair(j) : neox.pair(j);
-      angle[j] = pair_angle(p, {as_memory(args.words), &args.xpos, as_memory(args.streams)}, o.xpos_sign, state, pair);
+      angle[j] = pair_turn(p, {as_memory(args.words), &args.xpos, as_memory(args.streams)}, o.xpos_sign,
+                           rows_of(p, which), state, pair);
     }
   }
 
@@ -99,7 +105,7 @@ struct GeneralThread {
     for (int j = 0; j < 2 * kVec; ++j) x[j] = x[j] * r * weight[j];
   }
 
-  __device__ __forceinline__ void rotate_head(const CosSin* angle, float* x) const {
+  __device__ __forceinline__ void rotate_head(const PairTurn* angle, float* x) const {
     if (slot.rotated) turn_pairs<kVec>(p.layout, angle, x);
   }
 
@@ -119,10 +125,34 @@ struct GeneralThread {
     return given.scales ? 1.0f / *given.scales : o.quantize.factor;
   }
 
-  __device__ __forceinline__ void store_head(C& a, C& b, const float* x, float factor) const {
+  __device__ __forceinline__ char* out_row() const {
     char* const row = o.out + head * o.out_head_stride + (o.cached ? 0 : at.token * o.out_token_stride) +
                       place.page * o.out_page_stride + place.entry * o.out_token_stride;
     assume_global(row);
+    return row;
+  }
+
+  // All threads of the block.
+  __device__ __forceinline__ void store_groups(const float* x, bool stores) const {
+    using Rows = GroupRows<kVec>;
+    __shared__ float shared[Rows::kFloats];
+    const Groups& groups = p.groups_of(o);
+    Rows{plan.lanes,
+         at.lane,
+         plan.rows_in_warps,
+         slot,
+         shared + at.row * Rows::floats(plan.lanes),
+         o.quantize.type,
+         groups,
+         o.dim / groups.size,
+         stores,
+         out_row(),
+         group_scales(groups, o, at.token, head, place)}
+        .store(x);
+  }
+
+  __device__ __forceinline__ void store_head(C& a, C& b, const float* x, float factor) const {
+    char* const row = out_row();
     if (quantised) {
       store_codes<kVec>(o.quantize.type, row, slot.first, slot.second, factor, x);
       return;
