@@ -218,6 +218,10 @@ cdef extern from "roperope/roperope.h" nogil:
         int64_t row_stride
         int64_t* num_skipped
 
+    enum:
+        ROPE_TABLE_RADIANS
+        ROPE_TABLE_ELEMENTS
+
     ctypedef struct rope_frequency_sets:
         const uint64_t* words
         const float* factors
@@ -283,10 +287,11 @@ cdef extern from "roperope/roperope.h" nogil:
         int64_t position_sequence_stride
         const uint8_t* pair_streams
         int32_t num_blocks
-        int32_t reserved_2
+        uint32_t table_flags
         rope_groups q_groups
         rope_groups k_groups
         rope_groups v_groups
+        rope_cos_sin k_cos_sin
         int32_t skip_kind
         int32_t copy_skipped
         int64_t skip_position

@@ -4,8 +4,8 @@
 from libc.stdint cimport INT32_MAX, int32_t, int64_t
 
 from pyrope._arguments cimport (
-    DTYPES, Call, as_count, as_integer, as_positive, begin_call, choose, element_name, holds, read_array, read_elements,
-    read_index, read_memory, refuse, refuse_dtype, refuse_read_only, require, shape_of,
+    DTYPES, Call, as_count, as_integer, as_positive, begin_call, choose, element_name, holds, name_of,
+    read_array, read_elements, read_index, read_memory, refuse, refuse_dtype, refuse_read_only, require, shape_of,
 )
 from pyrope._capi cimport *
 from pyrope._library cimport check
@@ -83,34 +83,99 @@ cdef int build_rows(cos, sin, num_rows, offset, positions, dtype, row_stride, st
     return check(status)
 
 
-cdef void* read_source(str name, object x, int64_t width, rope_apply_desc* d, Call* c) except? NULL:
-    """The first array sets the number of rows and their stride."""
+_COLUMNS = {"pairs": 0, "elements": ROPE_TABLE_ELEMENTS}
+
+
+cdef tuple set_table(dtype, columns, str angle, rope_apply_desc* d):
+    """The names of a FusedRope's dtype and columns."""
+    d.cos_sin.dtype = choose("cos_sin_dtype", dtype, DTYPES)
+    d.table_flags = choose("cos_sin_columns", columns, _COLUMNS)
+    names = name_of(DTYPES, d.cos_sin.dtype), name_of(_COLUMNS, d.table_flags)
+    if angle == "radians":
+        d.table_flags |= ROPE_TABLE_RADIANS
+        if d.cos_sin.dtype != ROPE_DTYPE_F32:
+            raise ValueError(f"cos_sin_dtype: {dtype!r}, must be 'float32' with angle='radians'")
+    elif angle != "cos_sin" and d.table_flags:
+        raise ValueError("cos_sin_columns: 'elements', only allowed with angle='cos_sin' or 'radians'")
+    return names
+
+
+cdef int64_t fold_rows(str name, View* v, int leading, int64_t* stride) except -1:
+    """How many rows the leading dimensions are, and the one stride between them."""
+    cdef int64_t rows = 1
+    cdef int i
+    stride[0] = 0
+    for i in range(leading - 1, -1, -1):
+        if v.shape[i] == 1:
+            continue
+        if rows == 1:
+            stride[0] = v.strides[i]
+        elif rows and v.strides[i] != stride[0] * rows:
+            raise ValueError(f"{name}: the leading dimensions do not fold into one dimension of rows")
+        rows *= v.shape[i]
+    return rows
+
+
+cdef void* read_source(str name, object x, int64_t width, rope_apply_desc* d, rope_cos_sin* table,
+                       Call* c) except? NULL:
+    """[rows, width], or rows of several dimensions that fold; the first array sets their number and their stride."""
+    cdef View v
+    cdef int last
+    cdef int64_t stride
     if not is_array(x):
         return <void*>read_pointer(x, name, c.num_tokens == 0)
-    cdef View v
-    read_elements(name, x, d.cos_sin.dtype, c, &v)
-    check_rows(name, &v, width, 1, &d.cos_sin.num_rows, &d.cos_sin.row_stride)
+    read_elements(name, x, table.dtype, c, &v)
+    if v.ndim > 2:
+        last = v.ndim - 1
+        if (v.ndim == 3 and v.shape[0] == 1 and v.shape[1] == c.inner_tokens
+                and not (d.positions or d.indptr or d.offset)):
+            d.sequence_length = c.inner_tokens  # rows of one sequence for all
+        v.shape[0] = fold_rows(name, &v, last, &stride)
+        v.strides[0], v.shape[1], v.strides[1], v.ndim = stride, v.shape[last], v.strides[last], 2
+    check_rows(name, &v, width, 1, &table.num_rows, &table.row_stride)
     return v.data
 
 
-cdef int read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, rope_apply_desc* d, Call* c) except -1:
+cdef int read_table(str prefix, cos, sin, angles, rope_apply_desc* d, rope_cos_sin* table, Call* c) except -1:
+    """What an operand turns by: cosines and sines, or angles."""
+    cdef int64_t width = d.rotary_dim if d.table_flags & ROPE_TABLE_ELEMENTS else d.rotary_dim // 2
+    if d.table_flags & ROPE_TABLE_RADIANS:
+        refuse(prefix + "cos", cos, "not allowed with angle='radians'")
+        refuse(prefix + "sin", sin, "not allowed with angle='radians'")
+        require(prefix + "angles", angles, "with angle='radians'")
+        table.cos = read_source(prefix + "angles", angles, width, d, table, c)
+        return 0
+    refuse(prefix + "angles", angles, "only allowed with angle='radians'")
+    require(prefix + "cos", cos, "with angle='cos_sin'")
+    table.cos = read_source(prefix + "cos", cos, width if sin is not None else 2 * width, d, table, c)
+    if sin is not None:
+        table.sin = read_source(prefix + "sin", sin, width, d, table, c)
+    return 0
+
+
+cdef int read_cos_sin(cos, sin, angles, k_cos, k_sin, k_angles, cos_sin_rows, cos_sin_stride, cos_sin_skipped,
+                      rope_apply_desc* d, Call* c) except -1:
     cdef int64_t count = 1
     if d.angle != ROPE_ANGLE_COS_SIN:
         d.cos_sin.dtype = 0
-        refuse("cos", cos, "only allowed with angle='cos_sin'")
-        refuse("sin", sin, "only allowed with angle='cos_sin'")
-        refuse("cos_sin_rows", cos_sin_rows, "only allowed with angle='cos_sin'")
-        refuse("cos_sin_stride", cos_sin_stride, "only allowed with angle='cos_sin'")
-        return refuse("cos_sin_skipped", cos_sin_skipped, "only allowed with angle='cos_sin'")
-    require("cos", cos, "with angle='cos_sin'")
+        for name, value in (("cos", cos), ("sin", sin), ("k_cos", k_cos), ("k_sin", k_sin),
+                            ("cos_sin_rows", cos_sin_rows), ("cos_sin_stride", cos_sin_stride),
+                            ("cos_sin_skipped", cos_sin_skipped)):
+            refuse(name, value, "only allowed with angle='cos_sin'")
+        refuse("angles", angles, "only allowed with angle='radians'")
+        return refuse("k_angles", k_angles, "only allowed with angle='radians'")
     d.cos_sin.num_rows = -1 if cos_sin_rows is None else as_positive("cos_sin_rows", cos_sin_rows)
     if cos_sin_stride is not None:
-        d.cos_sin.row_stride = read_row_stride("cos_sin_stride", cos_sin_stride, cos, sin)
-    d.cos_sin.cos = read_source("cos", cos, d.rotary_dim if sin is None else d.rotary_dim // 2, d, c)
-    if sin is not None:
-        d.cos_sin.sin = read_source("sin", sin, d.rotary_dim // 2, d, c)
+        d.cos_sin.row_stride = read_row_stride("cos_sin_stride", cos_sin_stride, cos if angles is None else angles, sin)
+    if k_cos is not None or k_sin is not None or k_angles is not None:
+        d.k_cos_sin.dtype, d.k_cos_sin.num_rows, d.k_cos_sin.row_stride = (
+            d.cos_sin.dtype, d.cos_sin.num_rows, d.cos_sin.row_stride)
+    read_table("", cos, sin, angles, d, &d.cos_sin, c)
     if d.cos_sin.num_rows < 0:
         raise TypeError("cos_sin_rows: required with pointers")
+    if k_cos is not None or k_sin is not None or k_angles is not None:
+        d.k_cos_sin.num_rows = d.cos_sin.num_rows
+        read_table("k_", k_cos, k_sin, k_angles, d, &d.k_cos_sin, c)
     if cos_sin_skipped is not None:
         d.cos_sin.num_skipped = <int64_t*>read_memory("cos_sin_skipped", cos_sin_skipped, KIND_INT, 8, &count, "[1]",
                                                       True, c)

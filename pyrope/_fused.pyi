@@ -7,6 +7,7 @@ from pyrope._rope import Rope
 from pyrope.scaling import Scaling
 from pyrope.stages import PagedCache, RMSNorm, XPos
 from pyrope.typing import (
+    CosSinColumns,
     DeviceLike,
     DType,
     DTypeLike,
@@ -30,6 +31,8 @@ from pyrope.typing import (
 class FusedRope(Rope):
     @property
     def cos_sin_dtype(self) -> DType: ...
+    @property
+    def cos_sin_columns(self) -> CosSinColumns: ...
     @property
     def sections(self) -> tuple[int, ...] | None: ...
     @property
@@ -72,6 +75,7 @@ class FusedRope(Rope):
         *,
         angle: FusedAngle = "exact",
         cos_sin_dtype: DTypeLike = "float32",
+        cos_sin_columns: CosSinColumns = "pairs",
         sections: Sections | None = None,
         sections_interleaved: bool = False,
         pair_streams: PairStreams | None = None,
@@ -154,6 +158,10 @@ class FusedRope(Rope):
         cache_skipped: Memory | None = None,
         cos: Memory | None = None,
         sin: Memory | None = None,
+        angles: Memory | None = None,
+        k_cos: Memory | None = None,
+        k_sin: Memory | None = None,
+        k_angles: Memory | None = None,
         cos_sin_rows: SupportsIndex | None = None,
         cos_sin_stride: SupportsIndex | None = None,
         cos_sin_skipped: Memory | None = None,
@@ -218,6 +226,10 @@ class FusedRope(Rope):
         cache_skipped: Memory | None = None,
         cos: Memory | None = None,
         sin: Memory | None = None,
+        angles: Memory | None = None,
+        k_cos: Memory | None = None,
+        k_sin: Memory | None = None,
+        k_angles: Memory | None = None,
         cos_sin_rows: SupportsIndex | None = None,
         cos_sin_stride: SupportsIndex | None = None,
         cos_sin_skipped: Memory | None = None,

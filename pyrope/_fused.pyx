@@ -5,12 +5,12 @@ from libc.stdint cimport uint8_t
 from libc.string cimport memset
 
 from pyrope._arguments cimport (
-    ANGLES, DTYPES, LAYOUTS, Call, as_count, as_flag, choose, name_of, require,
+    ANGLES, LAYOUTS, Call, as_count, as_flag, choose, name_of, require,
 )
 from pyrope._cache cimport read_cache, read_check, read_num_tokens, set_cache
 from pyrope._call cimport rotate
 from pyrope._capi cimport *
-from pyrope._cos_sin cimport read_cos_sin
+from pyrope._cos_sin cimport read_cos_sin, set_table
 from pyrope._positions cimport read_all_positions
 from pyrope._rope cimport Rope
 from pyrope._stages cimport (
@@ -19,16 +19,17 @@ from pyrope._stages cimport (
 from pyrope._tensors cimport begin_stages, read_k_nope, read_q_nope, read_rotated, read_sequences, read_v
 
 
-_ANGLES = ANGLES | {"cos_sin": ROPE_ANGLE_COS_SIN}
+_ANGLES = ANGLES | {"cos_sin": ROPE_ANGLE_COS_SIN, "radians": ROPE_ANGLE_COS_SIN + 1}
 
 
 cdef class FusedRope(Rope):
-    """FusedRope(head_dim, num_q_heads, num_k_heads, *, angle='exact', cos_sin_dtype='float32', sections=None, \
-sections_interleaved=False, pair_streams=None, num_blocks=1, xpos=None, num_v_heads=None, v_head_dim=None, \
-q_nope_dim=0, norm=None, q_out_dtype=None, k_out_dtype=None, v_out_dtype=None, q_scale_kind=None, k_scale_kind=None, \
-v_scale_kind=None, cache=None, rotary_dim=None, rotary_offset=0, theta=10000.0, scaling=None, inv_freq=None, \
-attention_factor=None, layout='neox', dtype='bfloat16', device='cuda', position_dtype='int64', num_threads=0, \
-enable_pdl=False, positions_ready=False, skip=-1, out_layout=None, k_nope_dim=0)
+    """FusedRope(head_dim, num_q_heads, num_k_heads, *, angle='exact', cos_sin_dtype='float32', \
+cos_sin_columns='pairs', sections=None, sections_interleaved=False, pair_streams=None, num_blocks=1, xpos=None, \
+num_v_heads=None, v_head_dim=None, q_nope_dim=0, norm=None, q_out_dtype=None, k_out_dtype=None, v_out_dtype=None, \
+q_scale_kind=None, k_scale_kind=None, v_scale_kind=None, cache=None, rotary_dim=None, rotary_offset=0, theta=10000.0, \
+scaling=None, inv_freq=None, attention_factor=None, layout='neox', dtype='bfloat16', device='cuda', \
+position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False, skip=-1, out_layout=None, \
+k_nope_dim=0)
 --
 
     A Rope with stages around the rotation, in one launch that reads and writes every element once.
@@ -42,12 +43,16 @@ enable_pdl=False, positions_ready=False, skip=-1, out_layout=None, k_nope_dim=0)
     ----------
     head_dim, num_q_heads, num_k_heads
         As for :class:`Rope`.
-    angle : {"exact", "fp32", "cos_sin"}
-        As for :class:`Rope`; ``cos_sin``: cosines and sines come with the call, indexed by position. Then ``theta``,
-        ``scaling`` and ``inv_freq`` are not allowed, ``attention_factor`` is 1 unless given, and :attr:`Rope.inv_freq`
-        and :attr:`Rope.frequencies` are empty.
+    angle : {"exact", "fp32", "cos_sin", "radians"}
+        As for :class:`Rope`; ``cos_sin``: cosines and sines come with the call, indexed by position; ``radians``:
+        float32 angles do, whose cosines and sines are within 1e-7 of the true ones. Then ``theta``, ``scaling`` and
+        ``inv_freq`` are not allowed, ``attention_factor`` is 1 unless given, and :attr:`Rope.inv_freq` and
+        :attr:`Rope.frequencies` are empty.
     cos_sin_dtype : {"float32", "float16", "bfloat16"}
         Of ``cos`` and ``sin`` with ``angle="cos_sin"``.
+    cos_sin_columns : {"pairs", "elements"}
+        Of ``cos``, ``sin`` and ``angles``: one for each pair, ``rotary_dim / 2``, or for each rotated element,
+        ``rotary_dim``, where those of a pair may differ (``x cos[x] - y sin[x]``, ``y cos[y] + x sin[y]``).
     sections : tuple of 2 to 8 int, optional
         M-RoPE (Qwen2-VL, arXiv:2409.12191; also 2-D and 3-D vision): how many pairs turn by each of a token's
         positions, in all ``rotary_dim / 2``.
@@ -112,6 +117,7 @@ enable_pdl, positions_ready, skip
     """
 
     cdef readonly str cos_sin_dtype  # type: DType
+    cdef readonly str cos_sin_columns  # type: CosSinColumns
     cdef readonly tuple sections  # type: tuple[int, ...] | None
     cdef readonly bint sections_interleaved
     cdef readonly tuple pair_streams  # type: tuple[int, ...] | None
@@ -126,7 +132,8 @@ enable_pdl, positions_ready, skip
     cdef bint heads_first  # the cache's layout
 
     def __init__(self, head_dim: SupportsIndex, num_q_heads: SupportsIndex, num_k_heads: SupportsIndex, *,
-                 angle: FusedAngle = "exact", cos_sin_dtype: DTypeLike = "float32", sections: Sections | None = None,
+                 angle: FusedAngle = "exact", cos_sin_dtype: DTypeLike = "float32",
+                 cos_sin_columns: CosSinColumns = "pairs", sections: Sections | None = None,
                  sections_interleaved: bool = False, pair_streams: PairStreams | None = None,
                  num_blocks: SupportsIndex = 1, xpos: XPos | None = None,
                  num_v_heads: SupportsIndex | None = None, v_head_dim: SupportsIndex | None = None,
@@ -142,28 +149,29 @@ enable_pdl, positions_ready, skip
                  skip: SupportsIndex | None = -1, out_layout: Layout | None = None,
                  k_nope_dim: SupportsIndex = 0) -> None:
         cdef rope_apply_desc* d = &self.base
-        cdef bint given_cos_sin = choose("angle", angle, _ANGLES) == ROPE_ANGLE_COS_SIN
-        if given_cos_sin and (theta != 10000.0 or scaling is not None or inv_freq is not None):
-            name = "scaling" if scaling is not None else "theta" if inv_freq is None else "inv_freq"
-            raise ValueError(f"{name}: not allowed with angle='cos_sin', where cos and sin come with the call")
+        name = name_of(_ANGLES, choose("angle", angle, _ANGLES))
+        cdef bint tabulated = name not in ANGLES
+        if tabulated and (theta != 10000.0 or scaling is not None or inv_freq is not None):
+            refused = "scaling" if scaling is not None else "theta" if inv_freq is None else "inv_freq"
+            raise ValueError(f"{refused}: not allowed with angle={name!r}, whose rows come with the call")
         cdef bint still = type(rotary_dim) is int and rotary_dim == 0
         self.blocks = as_count("num_blocks", num_blocks, 1, ROPE_MAX_PAIR_STREAMS)
         Rope.__init__(self, head_dim, num_q_heads, num_k_heads, rotary_dim=2 if still else rotary_dim,
                       rotary_offset=rotary_offset,
                       theta=theta, scaling=scaling, inv_freq=inv_freq, attention_factor=attention_factor, layout=layout,
-                      dtype=dtype, angle="exact" if given_cos_sin else angle, device=device,
+                      dtype=dtype, angle="exact" if tabulated else angle, device=device,
                       position_dtype=position_dtype, num_threads=num_threads, enable_pdl=enable_pdl,
                       positions_ready=positions_ready, skip=skip)
         self.ready = False
         if still:
-            set_still({"rotary_offset": rotary_offset, "angle": given_cos_sin, "sections": sections,
+            set_still({"rotary_offset": rotary_offset, "angle": tabulated, "sections": sections,
                        "pair_streams": pair_streams, "num_blocks": num_blocks > 1, "xpos": xpos, "scaling": scaling,
                        "inv_freq": inv_freq, "out_layout": out_layout}, d)
             self.inv_freqs = ()
-        d.cos_sin.dtype = choose("cos_sin_dtype", cos_sin_dtype, DTYPES)
-        self.cos_sin_dtype = name_of(DTYPES, d.cos_sin.dtype)
-        if given_cos_sin:
-            d.angle, self.angle, self.theta, self.inv_freqs = ROPE_ANGLE_COS_SIN, "cos_sin", None, ()
+        self.cos_sin_dtype, self.cos_sin_columns = set_table(cos_sin_dtype, cos_sin_columns, name, d)
+        if tabulated:
+            d.angle, self.angle, self.theta, self.inv_freqs = ROPE_ANGLE_COS_SIN, name, None, ()
+
         self.num_v_heads, self.v_head_dim = d.num_k_heads, d.head_dim
         if num_v_heads is not None:
             self.num_v_heads = as_count("num_v_heads", num_v_heads, 1, ROPE_MAX_HEADS)
@@ -196,7 +204,7 @@ enable_pdl, positions_ready, skip
         from functools import partial
         make, arguments = Rope.__reduce__(self)
         options = make.keywords | {
-            "cos_sin_dtype": self.cos_sin_dtype, "sections": self.sections,
+            "cos_sin_dtype": self.cos_sin_dtype, "cos_sin_columns": self.cos_sin_columns, "sections": self.sections,
             "sections_interleaved": self.sections_interleaved, "pair_streams": self.pair_streams,
             "num_blocks": self.blocks, "xpos": self.xpos,
             "num_v_heads": self.num_v_heads or None, "v_head_dim": self.v_head_dim, "q_nope_dim": self.q_nope_dim,
@@ -204,7 +212,7 @@ enable_pdl, positions_ready, skip
             "q_out_dtype": self.q_out_dtype, "k_out_dtype": self.k_out_dtype, "v_out_dtype": self.v_out_dtype,
             "q_scale_kind": self.q_scale_kind, "k_scale_kind": self.k_scale_kind, "v_scale_kind": self.v_scale_kind,
         }
-        if self.angle == "cos_sin":
+        if self.base.angle == ROPE_ANGLE_COS_SIN:
             del options["inv_freq"]
         elif self.rotary_dim == 0:
             options |= {"theta": 10000.0}
@@ -215,7 +223,10 @@ enable_pdl, positions_ready, skip
         stages = [f"{name}={getattr(self, name)!r}" for name in (
             "sections", "sections_interleaved", "pair_streams", "xpos", "q_nope_dim", "norm", "q_out_dtype",
             "k_out_dtype", "v_out_dtype", "q_scale_kind", "k_scale_kind", "v_scale_kind", "cache", "out_layout",
-            "k_nope_dim") if getattr(self, name)]
+            "k_nope_dim",
+        ) if getattr(self, name)]
+        if self.cos_sin_columns != "pairs":
+            stages.append(f"cos_sin_columns={self.cos_sin_columns!r}")
         if self.blocks > 1:
             stages.append(f"num_blocks={self.blocks}")
         return f"FusedRope{text[4:-1]}{''.join(', ' + stage for stage in stages)})"
@@ -245,7 +256,8 @@ enable_pdl, positions_ready, skip
               slots: Memory | None = None, page_table: Memory | None = None, page_indptr: Memory | None = None,
               page_table_stride: SupportsIndex | None = None, request_ids: Memory | None = None,
               cache_positions: Memory | None = None, cache_skipped: Memory | None = None, cos: Memory | None = None,
-              sin: Memory | None = None, cos_sin_rows: SupportsIndex | None = None,
+              sin: Memory | None = None, angles: Memory | None = None, k_cos: Memory | None = None,
+              k_sin: Memory | None = None, k_angles: Memory | None = None, cos_sin_rows: SupportsIndex | None = None,
               cos_sin_stride: SupportsIndex | None = None, cos_sin_skipped: Memory | None = None,
               frequency_sets: Memory | None = None, set_ids: Memory | None = None, set_ids_from: Memory | None = None,
               set_factors: Memory | None = None, num_sets: SupportsIndex | None = None,
@@ -313,8 +325,14 @@ enable_pdl, positions_ready, skip
             Whether a slot or page outside the cache is an error that names the token. On CUDA that waits for the
             stream. Default: on the CPU, unless ``cache_skipped`` is given.
         cos, sin : pointer or array
-            With ``angle="cos_sin"``: ``[rows, rotary_dim / 2]`` of ``cos_sin_dtype``; without ``sin``, ``cos`` is
-            ``[rows, rotary_dim]``, cosines before sines. A token whose position is no row is left alone.
+            With ``angle="cos_sin"``: ``[rows, columns]`` of ``cos_sin_dtype``; without ``sin``, ``cos`` is
+            ``[rows, 2 columns]``, cosines before sines. A token whose position is no row is left alone. Without
+            positions token ``t`` takes row ``offset + t``: an array may be ``[batch, tokens, columns]`` then, or of
+            any dimensions that fold, and ``[1, tokens, columns]`` is for every sequence of q.
+        angles : pointer or array
+            With ``angle="radians"``: ``[rows, columns]`` float32, likewise.
+        k_cos, k_sin, k_angles : pointer or array, optional
+            The same for k, where it turns by others than q; as many rows, with pointers of the same stride.
         cos_sin_rows, cos_sin_stride : int
             With pointers: the number of rows, and elements between them. Default: contiguous.
         cos_sin_skipped : optional
@@ -355,7 +373,7 @@ enable_pdl, positions_ready, skip
                    self.heads_first, &d, &c)
         read_cache(k, v, k_nope, k_cache, v_cache, k_nope_cache, slots, page_table, page_indptr, page_table_stride,
                    request_ids, cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
-        read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d, &c)
+        read_cos_sin(cos, sin, angles, k_cos, k_sin, k_angles, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d, &c)
         read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from, &d, &c)
         read_check(check, &d)
         rotate(&d)
@@ -430,6 +448,8 @@ enable_pdl, positions_ready, skip
             raise ValueError("k_cache: only allowed with cache=pyrope.PagedCache(...)")
         if d.norm.after:
             raise ValueError("norm: after=True, not allowed with rotate_cache: behind a norm keys cannot be turned")
+        if d.table_flags:
+            raise ValueError("angle: rows of radians or of elements, not allowed with rotate_cache")
         require("k_cache", k_cache, "with rotate_cache")
         d.flags |= ROPE_FLAG_IN_CACHE
         d.cache.kind = ROPE_CACHE_PAGES if slots is None else ROPE_CACHE_SLOTS
@@ -444,7 +464,7 @@ enable_pdl, positions_ready, skip
                    &d, &c)
         read_cache(k_cache, None, None, k_cache, None, None, slots, page_table, page_indptr, page_table_stride,
                    request_ids, cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
-        read_cos_sin(cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d, &c)
+        read_cos_sin(cos, sin, None, None, None, None, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d, &c)
         read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from, &d, &c)
         read_check(check, &d)
         rotate(&d)

@@ -164,7 +164,7 @@ cdef int read_positions_from(positions_from, positions, rope_apply_desc* d, Call
 
 cdef int read_all_positions(positions, offset, indptr, offsets, num_requests, positions_stride, positions_from,
                             rope_apply_desc* d, Call* c) except -1:
-    """With what a FusedRope may have."""
+    """A FusedRope's, whose tokens may have several."""
     read_positions(None if d.sections.num_streams else positions, offset, indptr, offsets, num_requests, d, c)
     read_streams(positions, positions_stride, indptr, offset, d, c)
     return read_positions_from(positions_from, positions, d, c)

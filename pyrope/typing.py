@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Angle",
+    "CosSinColumns",
     "DType",
     "DTypeLike",
     "Device",
@@ -86,7 +87,8 @@ PairStreams: TypeAlias = "tuple[SupportsIndex, ...] | list[int] | np.ndarray[Any
 Layout: TypeAlias = Literal["neox", "gptj"]
 Skipped: TypeAlias = Literal["leave", "copy"]
 Angle: TypeAlias = Literal["exact", "fp32"]
-FusedAngle: TypeAlias = Literal["exact", "fp32", "cos_sin"]
+FusedAngle: TypeAlias = Literal["exact", "fp32", "cos_sin", "radians"]
+CosSinColumns: TypeAlias = Literal["pairs", "elements"]
 Device: TypeAlias = Literal["cuda", "cpu"]
 _Numbered: TypeAlias = Literal["cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:4", "cuda:5", "cuda:6", "cuda:7"]
 DeviceLike: TypeAlias = Device | _Numbered | HasDeviceType

@@ -264,3 +264,27 @@ def test_errors(device):
     assert torch.equal(t, before)
     with pytest.raises(ValueError, match="must have a row for each of 2 x 6 tokens"):
         liger.liger_rotary_pos_emb(*[t.permute(1, 2, 0, 3)] * 2, *[torch.ones(1, 5, DIM, device=t.device)] * 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of dynamo's own making
+@pytest.mark.parametrize("name", ["thd of two ranks", "start_positions", "qkv", "megatron"])
+def test_compiled_in_one_graph(name):
+    ((cos, sin), _), (freqs, _) = mla_tables("cpu"), freqs_of("cpu", 32, False)
+    cu_seqlens, starts = torch.tensor([0, 4, 12], dtype=torch.int32), torch.tensor([3, 0])
+    call = {
+        "thd of two ranks": lambda t: engine.apply_rotary_pos_emb(
+            t[:, 0], freqs, "thd", cu_seqlens=cu_seqlens, cp_size=2
+        ),
+        "start_positions": lambda t: engine.apply_rotary_pos_emb(t, freqs, "sbhd", starts),
+        "qkv": lambda t: engine.apply_fused_qkv_rotary_pos_emb(t[:, :, :2], freqs, freqs, [16, 32, 16])[0],
+        "megatron": lambda t: megatron.fused_apply_mla_rope_for_q(t * 1, cos, sin, 32, 32),
+    }[name]
+    torch._dynamo.reset()
+    results = []
+    for function in (call, torch.compile(call, fullgraph=True, backend="aot_eager")):
+        t = randn("cpu", SEQ, BATCH, HEADS, DIM).requires_grad_()
+        out = function(t)
+        out.square().sum().backward()
+        results.append((out, t.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1])

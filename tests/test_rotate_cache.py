@@ -12,8 +12,16 @@ from kit.cases import K_HEADS, SCALES, Case, Output
 from kit.memory import HostMemory, memory_of
 from kit.pairwise import Rows
 
-FACTORS = cases.FACTORS | {"form": ["same", *ref.QUANTISED, *cases.GROUPED], "pages": [(11, 5), (11, 8), (13, 16)]}
-REFUSED = [*cases.REFUSED, ("num_blocks", {"positions": cases.BLOCKS})]
+FACTORS = cases.FACTORS | {
+    "table": ["pairs", "elements"],
+    "form": ["same", *ref.QUANTISED, *cases.GROUPED],
+    "pages": [(11, 5), (11, 8), (13, 16)],
+}
+REFUSED = [
+    *cases.REFUSED,
+    ("num_blocks", {"positions": cases.BLOCKS}),
+    ("angle", {"angle": ["cos_sin"], "table": ["elements"]}),
+]
 ROWS = Rows(FACTORS, [*(rule for _, rule in REFUSED), cases.SHARED, *cases.not_grouped("form")], seed=2)
 
 

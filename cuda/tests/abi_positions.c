@@ -1,4 +1,5 @@
-/* Positions that are no integers or lie in other ways, their streams, and blocks of the rotated part, on the CPU. */
+/* Positions that are no integers or lie in other ways, their streams, blocks of the rotated part, and tables of angles,
+ * on the CPU. */
 #include <math.h>
 #include <roperope/roperope.h>
 #include <string.h>
@@ -148,15 +149,49 @@ static void test_streams_and_blocks(void) {
   CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "num_blocks: 3, must be 1 or more and divide rotary_dim / 2 = 2");
   d.num_blocks = -1;
   CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "num_blocks: -1");
-  d.num_blocks = 0;
-  d.reserved_2 = 1;
-  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "reserved");
+}
+
+static void test_tables(void) {
+  const float angles[TOKENS][HEAD_DIM] = {{0.5f, 0.25f, 0.5f, 0.25f}, {3, 2, 3, 2}}, ones[HEAD_DIM] = {1, 1, 1, 1};
+  rope_apply_desc d = plain();
+  d.frequencies = NULL;
+  d.angle = ROPE_ANGLE_COS_SIN;
+  d.table_flags = ROPE_TABLE_RADIANS | ROPE_TABLE_ELEMENTS;
+  d.cos_sin.cos = angles;
+  d.cos_sin.num_rows = TOKENS;
+  CHECK(rope_apply(&d) == ROPE_OK);
+  CHECK(is_turned(q[0], 2, 0.5, 0.25) && is_turned(q[1], 2, 3, 2));
+  memcpy(q, original, sizeof(q));
+  d.table_flags = ROPE_TABLE_RADIANS;
+  d.cos_sin.row_stride = HEAD_DIM;
+  CHECK(rope_apply(&d) == ROPE_OK);
+  CHECK(is_turned(q[0], 2, 0.5, 0.25) && is_turned(q[1], 2, 3, 2));
+
+  memcpy(q, original, sizeof(q));
+  d.cos_sin.sin = ones;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "cos_sin.sin: must be NULL with ROPE_TABLE_RADIANS");
+  d.cos_sin.sin = NULL;
+  d.cos_sin.dtype = ROPE_DTYPE_F16;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "cos_sin.dtype: 1, must be 0 to 0");
+  d.cos_sin.dtype = ROPE_DTYPE_F32;
+  d.table_flags = 4;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "table_flags: 0x4 has bits other than");
+  d.table_flags = 0;
+  d.k_cos_sin = d.cos_sin;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "k_cos_sin: given without k");
+  d = plain();
+  d.table_flags = ROPE_TABLE_RADIANS;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "table_flags: only allowed with ROPE_ANGLE_COS_SIN");
+  d.table_flags = 0;
+  d.k_cos_sin.cos = ones;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "k_cos_sin: only allowed with ROPE_ANGLE_COS_SIN");
 }
 
 int main(void) {
   test_float_positions();
   test_sequences();
   test_streams_and_blocks();
+  test_tables();
   printf("%d failures\n", failures);
   return failures != 0;
 }

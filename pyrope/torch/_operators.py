@@ -16,8 +16,8 @@ from pyrope.torch._specs import rope_of, spec_of
 
 # Arguments of FusedRope.apply that are tensors. Of the functional operator, which returns its results:
 READ = (
-    *ROWS, "q_weight", "k_weight", "positions", "positions_from", "indptr", "offsets", "cos", "sin", "frequency_sets",
-    "set_ids", "set_ids_from", "set_factors",
+    *ROWS, "q_weight", "k_weight", "positions", "positions_from", "indptr", "offsets", "cos", "sin", "angles",
+    "k_cos", "k_sin", "k_angles", "frequency_sets", "set_ids", "set_ids_from", "set_factors",
 )  # fmt: skip
 # Besides, of the mutating one. Dynamic scales are written, others are not.
 WRITTEN = (

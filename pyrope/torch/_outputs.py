@@ -12,11 +12,12 @@ from pyrope.torch._layouts import ROWS, addressable
 Launch = Callable[[Any, str, Any, Any, Options], None]
 CACHED = ("k", "v", "k_nope")
 
+TABULATED = ("cos_sin", "radians")  # angles that are read from rows, of which a token may have none
 
 def may_skip(rope: Any, options: Options) -> bool:
     """Whether a call may leave tokens alone."""
     skips = "positions" in options and rope.skip is not None
-    return skips or "indptr" in options or "set_ids" in options or rope.angle == "cos_sin"
+    return skips or "indptr" in options or "set_ids" in options or rope.angle in TABULATED
 
 
 def quantised(rope: pyrope.FusedRope, name: str) -> torch.dtype | None:

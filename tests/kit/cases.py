@@ -21,6 +21,7 @@ FACTORS = {
     "dtype": ["float32", "float16", "bfloat16"],
     "layout": ["neox", "gptj"],
     "angle": ["exact", "fp32", "cos_sin"],
+    "table": ["pairs", "elements", "radians"],  # with cos_sin
     "positions": ["offset", "ids32", "ids64", "ragged32", "ragged64", "ids float", *SECTIONS],
     "scale": ["host", "tensor", "head", "token", "dynamic", "groups"],
     "cache": ["slots32", "slots64", "indptr32", "indptr64", "stride32", "stride64"],
@@ -89,7 +90,9 @@ class Case(Checked):
         positions = self.make_positions()
         factor = self.make_sets()
         cos, sin = self.make_table(positions) if row["angle"] == "cos_sin" else self.make_angles(positions)
-        self.cos, self.sin = factor * cos, factor * (-sin if row["inverse"] else sin)
+        if row["inverse"]:
+            sin = -sin if sin.ndim == 2 else -sin[::-1]
+        self.cos, self.sin = factor * cos, factor * sin
         self.magnitude = self.make_xpos(positions)
         self.make_norm()
         self.slots = self.make_cache()
@@ -246,10 +249,18 @@ class Case(Checked):
         dtype = ("float32", "float16", "bfloat16")[self.rng.integers(3)]
         merged = self.tokens == 3
         self.options["cos_sin_dtype"] = dtype
-        width = (2 if merged else 1) * self.pairs
-        stride = width + (5 if self.row["layout"] == "gptj" else 0)
-        values = self.rng.uniform(-1, 1, (TABLE_ROWS, 2 * self.pairs)).astype(ref.storage(dtype))
-        parts = {"cos": values} if merged else {"cos": values[:, : self.pairs], "sin": values[:, self.pairs :]}
+        kind = self.row["table"]
+        columns = self.pairs if kind == "pairs" else self.rotary_dim
+        if kind != "pairs":
+            self.options["cos_sin_columns"] = "elements"
+        if kind == "radians":
+            self.options |= {"angle": "radians", "cos_sin_dtype": "float32"}
+            values = self.rng.uniform(-1000, 1000, (TABLE_ROWS, columns)).astype(np.float32)
+            parts, merged, dtype = {"angles": values}, False, "float32"
+        else:
+            values = self.rng.uniform(-1, 1, (TABLE_ROWS, 2 * columns)).astype(ref.storage(dtype))
+            parts = {"cos": values} if merged else {"cos": values[:, :columns], "sin": values[:, columns:]}
+        stride = (2 if merged else 1) * columns + (5 if self.row["layout"] == "gptj" else 0)
         for name, part in parts.items():
             self.blocks[name] = Block(dtype, part.shape, (stride, 1), values=part)
         self.scalars |= {"cos_sin_rows": TABLE_ROWS, "cos_sin_stride": stride}
@@ -261,9 +272,14 @@ class Case(Checked):
         inside = ((positions >= 0) & (positions < TABLE_ROWS)).all(1)
         self.counter("cos_sin_skipped", (self.live & ~inside).sum())
         self.live &= inside
-        chosen, pairs = np.clip(positions, 0, TABLE_ROWS - 1).astype(np.int64), np.arange(self.pairs)
-        rows, sines = (values.astype(np.float64)[chosen, i] for i in (pairs, self.pairs + pairs))
-        return rows, sines
+        chosen, values = np.clip(positions, 0, TABLE_ROWS - 1).astype(np.int64), values.astype(np.float64)
+        if kind == "pairs":
+            elements = np.arange(self.pairs)
+        else:  # of the first and the second element of each pair
+            elements = np.array(ref.pair_indices(self.rotary_dim, self.row["layout"], self.num_blocks))[:, None]
+        if kind == "radians":
+            return np.cos(values[chosen, elements]), np.sin(values[chosen, elements])
+        return values[chosen, elements], values[chosen, columns + elements]
 
     def make_xpos(self, positions):
         """Magnitudes of q, [tokens, pairs]; those of k are the reciprocals."""
@@ -280,7 +296,7 @@ class Case(Checked):
         """Rows of these tokens."""
         if not self.turns:
             return value
-        cos, sin, relative = self.cos[tokens], self.sin[tokens], ref.ROTATION
+        cos, sin, relative = self.cos[..., tokens, :], self.sin[..., tokens, :], ref.ROTATION
         if self.magnitude is not None:
             magnitude = self.magnitude[tokens] if name == "q" else 1 / self.magnitude[tokens]
             cos, sin, relative = cos * magnitude, sin * magnitude, ref.ROTATION + ref.XPOS

@@ -77,6 +77,8 @@ def decode(stored, scales, form, tensor_scale=1.0):
 def check_value(stored, scales, form, value, tensor_scale=1.0):
     """Scales are those of float64 values within their error, and codes are roundings by the scales that are there."""
     (out_dtype, size, scale_dtype), (y, error) = form, value
+    if not y.size:  # every token was left alone
+        return
     codes, unit = codes_of(stored, out_dtype), units_of(stored, scales, form, tensor_scale)
     most = ref.FORMATS["int8" if out_dtype == "q8_0" else out_dtype][2]
     magnitude = np.abs(y).reshape(*y.shape[:-1], -1, size), error.reshape(*y.shape[:-1], -1, size)

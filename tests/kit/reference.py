@@ -257,18 +257,18 @@ def pair_indices(rotary_dim, layout, blocks=1):
 
 
 def rotate(value, cos, sin, layout, rotary_dim, rotary_offset, relative=ROTATION, blocks=1):
-    """RoFormer, equation 34, of [tokens, heads, head_dim]; cos and sin [tokens, pairs] have factor and xPos in them."""
+    """RoFormer, equation 34, of [tokens, heads, head_dim]; cos and sin have factor and xPos in them, and are
+    [tokens, pairs] or, for each of a pair's elements, [2, tokens, pairs]."""
     x, error = value
     first, second = (rotary_offset + i for i in pair_indices(rotary_dim, layout, blocks))
-    c, s = cos[:, None], sin[:, None]
-    y = x.copy()
-    y[..., first] = x[..., first] * c - x[..., second] * s
-    y[..., second] = x[..., first] * s + x[..., second] * c
-    c, s = np.abs(c), np.abs(s)
-    length = np.hypot(x[..., first], x[..., second]) * np.hypot(c, s)
-    carried = error.copy()
-    carried[..., first] = error[..., first] * c + error[..., second] * s + relative * length
-    carried[..., second] = error[..., second] * c + error[..., first] * s + relative * length
+    cos, sin = (np.broadcast_to(a, (2, *a.shape[-2:]))[:, :, None] for a in (cos, sin))
+    y, carried = x.copy(), error.copy()
+    y[..., first] = x[..., first] * cos[0] - x[..., second] * sin[0]
+    y[..., second] = x[..., first] * sin[1] + x[..., second] * cos[1]
+    for i, (own, other) in enumerate(((first, second), (second, first))):
+        c, s = np.abs(cos[i]), np.abs(sin[i])
+        length = np.hypot(x[..., first], x[..., second]) * np.hypot(c, s)
+        carried[..., own] = error[..., own] * c + error[..., other] * s + relative * length
     return y, carried
 
 

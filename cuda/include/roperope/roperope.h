@@ -334,6 +334,14 @@ typedef struct rope_cos_sin {
   int64_t* num_skipped; /* memory of the backend, may be NULL: incremented for every such token */
 } rope_cos_sin;
 
+/* In place of the cosines and sines of pairs. */
+enum {
+  ROPE_TABLE_RADIANS = 1u, /* cos has float32 angles in radians, of which cosines and sines are within 1e-7 of the true
+                              ones, and NaN where an angle is not finite; sin is NULL */
+  ROPE_TABLE_ELEMENTS = 2u /* a column for each of the rotary_dim elements instead of each pair: of the pair (x, y) the
+                              first becomes x cos[x] - y sin[x], the second y cos[y] + x sin[y] */
+};
+
 /* A set of frequencies for each token: requests whose scalings differ in one launch. */
 typedef struct rope_frequency_sets {
   const uint64_t*
@@ -430,10 +438,12 @@ typedef struct rope_apply_desc {
   const uint8_t* pair_streams; /* host, [rotary_dim/2], copied before the call returns */
   int32_t num_blocks;          /* the rotated part is so many blocks, each with its pairs, as layout says, in itself and
                                   behind those of the block before it; 1 to rotary_dim/2, which it divides; 0: 1 */
-  int32_t reserved_2;          /* 0 */
+  uint32_t table_flags;        /* ROPE_TABLE_*: what rows of cos_sin hold, but with ROPE_FLAG_IN_CACHE */
   rope_groups q_groups;        /* of q_quantize; not with q_nope */
   rope_groups k_groups;
   rope_groups v_groups;
+  rope_cos_sin k_cos_sin; /* rows for k, with k; num_rows is that of cos_sin, num_skipped NULL. cos NULL: those of
+                             cos_sin are for k too */
 
   int32_t skip_kind;     /* rope_skip */
   int32_t copy_skipped;  /* 1: a token that is left alone is copied to outputs of its own, where they have its dtype;

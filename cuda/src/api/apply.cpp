@@ -33,7 +33,8 @@ rope_status check_shape(rope_apply_desc* d) {
   ROPE_TRY(check_flags(d->flags, ROPE_FLAG_INVERSE | ROPE_FLAG_PDL | ROPE_FLAG_POSITIONS_READY | ROPE_FLAG_IN_CACHE |
                                      ROPE_FLAG_NO_ROTATION | ROPE_FLAG_CHECK_PLACES));
   const int32_t reserved = d->reserved | d->norm.reserved | d->q_quantize.reserved | d->k_quantize.reserved |
-                           d->v_quantize.reserved | d->cos_sin.reserved | d->frequency_sets.reserved | d->reserved_2;
+                           d->v_quantize.reserved | d->cos_sin.reserved | d->frequency_sets.reserved |
+                           d->k_cos_sin.reserved;
   ROPE_TRY(check_range("reserved", reserved, 0, 0));
   ROPE_TRY(check_range("head_dim", d->head_dim, 2, ROPE_MAX_HEAD_DIM));
   if (d->flags & ROPE_FLAG_NO_ROTATION) ROPE_TRY(check_nothing_turns(d));

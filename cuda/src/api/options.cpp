@@ -94,6 +94,59 @@ rope_status read_places(const rope_apply_desc& d, PipelineCall* p) {
   return ROPE_OK;
 }
 
+bool is_set(const rope_cos_sin& c) { return c.cos || c.sin || c.num_rows || c.row_stride || c.num_skipped; }
+
+// What the fields of a table are called.
+struct TableNames {
+  const char *cos, *sin, *dtype, *num_rows, *row_stride;
+};
+
+constexpr TableNames kCosSin = {"cos_sin.cos", "cos_sin.sin", "cos_sin.dtype", "cos_sin.num_rows",
+                                "cos_sin.row_stride"},
+                     kOfK = {"k_cos_sin.cos", "k_cos_sin.sin", "k_cos_sin.dtype", "k_cos_sin.num_rows",
+                             "k_cos_sin.row_stride"};
+
+rope_status read_table_form(const rope_apply_desc& d, PipelineCall* p) {
+  constexpr uint32_t kAll = ROPE_TABLE_RADIANS | ROPE_TABLE_ELEMENTS;
+  if (d.table_flags & ~kAll)
+    return fail(ROPE_ERR_INVALID_ARG,
+                "table_flags: %#x has bits other than ROPE_TABLE_RADIANS (1), ROPE_TABLE_ELEMENTS (2)", d.table_flags);
+  if (d.flags & ROPE_FLAG_IN_CACHE && (d.table_flags || is_set(d.k_cos_sin)))
+    return fail(ROPE_ERR_UNSUPPORTED, "%s: not allowed with ROPE_FLAG_IN_CACHE",
+                d.table_flags ? "table_flags" : "k_cos_sin");
+  p->table = {(d.table_flags & ROPE_TABLE_RADIANS) != 0, (d.table_flags & ROPE_TABLE_ELEMENTS) != 0,
+              (d.flags & ROPE_FLAG_INVERSE) != 0};
+  p->rare |= d.table_flags != 0;
+  return ROPE_OK;
+}
+
+rope_status read_table(const rope_apply_desc& d, const TableForm& form, const TableNames& names, const rope_cos_sin& c,
+                       CosSinRows* rows) {
+  ROPE_TRY(check_range(names.dtype, c.dtype, ROPE_DTYPE_F32, form.radians ? ROPE_DTYPE_F32 : ROPE_DTYPE_BF16));
+  const int64_t bytes = dtype_bytes(c.dtype), width = form.elements ? d.rotary_dim : d.rotary_dim / 2;
+  ROPE_TRY(require_pointer(d.backend, names.cos, c.cos, bytes, "with ROPE_ANGLE_COS_SIN"));
+  if (form.radians && c.sin) return fail(ROPE_ERR_INVALID_ARG, "%s: must be NULL with ROPE_TABLE_RADIANS", names.sin);
+  ROPE_TRY(check_pointer(d.backend, names.sin, c.sin, bytes));
+  ROPE_TRY(check_pointer(d.backend, "cos_sin.num_skipped", c.num_skipped, 8));
+  ROPE_TRY(check_range(names.num_rows, c.num_rows, 1, INT64_MAX >> 24));
+  const int64_t row = c.sin || form.radians ? width : 2 * width;
+  if (c.row_stride) ROPE_TRY(check_range(names.row_stride, c.row_stride, row, ROPE_MAX_ROW_STRIDE));
+  const void* sin = c.sin ? c.sin : static_cast<const char*>(c.cos) + (form.radians ? 0 : width * bytes);
+  *rows = {c.cos, sin, Dtype(c.dtype), c.num_rows, c.row_stride ? c.row_stride : row, c.num_skipped};
+  return ROPE_OK;
+}
+
+rope_status read_k_table(const rope_apply_desc& d, PipelineCall* p) {
+  if (!d.k.data) return fail(ROPE_ERR_INVALID_ARG, "k_cos_sin: given without k");
+  ROPE_TRY(read_table(d, p->table, kOfK, d.k_cos_sin, &p->k_rows));
+  ROPE_TRY(check_range(kOfK.num_rows, d.k_cos_sin.num_rows, p->cos_sin.rows, p->cos_sin.rows));
+  if (d.k_cos_sin.num_skipped)
+    return fail(ROPE_ERR_INVALID_ARG, "k_cos_sin.num_skipped: must be NULL, cos_sin.num_skipped counts");
+  p->k_operand = d.q.data ? 1 : 0;
+  p->rare = true;
+  return ROPE_OK;
+}
+
 rope_status check_float_positions(const rope_apply_desc& d) {
   if (d.angle == ROPE_ANGLE_COS_SIN)
     return fail(ROPE_ERR_INVALID_ARG,
@@ -247,23 +300,19 @@ rope_status read_cache(const rope_apply_desc& d, CacheMap* c) {
   return check_range("cache.page_table_stride", from.page_table_stride, 1, INT32_MAX);
 }
 
-rope_status read_angles(const rope_apply_desc& d, PipelineParams* p) {
-  const rope_cos_sin& c = d.cos_sin;
+rope_status read_angles(const rope_apply_desc& d, PipelineCall* p) {
+  const rope_cos_sin &c = d.cos_sin, &k = d.k_cos_sin;
   const bool given = d.angle == ROPE_ANGLE_COS_SIN;
   p->angle = Angle(d.angle);
-  if (!given && (c.cos || c.sin || c.num_rows || c.row_stride || c.num_skipped))
-    return fail(ROPE_ERR_INVALID_ARG, "cos_sin: only allowed with ROPE_ANGLE_COS_SIN");
+  if (!given && (is_set(c) || is_set(k) || d.table_flags))
+    return fail(ROPE_ERR_INVALID_ARG, "%s: only allowed with ROPE_ANGLE_COS_SIN",
+                is_set(c)   ? "cos_sin"
+                : is_set(k) ? "k_cos_sin"
+                            : "table_flags");
   if (given) {
-    ROPE_TRY(check_range("cos_sin.dtype", c.dtype, ROPE_DTYPE_F32, ROPE_DTYPE_BF16));
-    const int64_t bytes = dtype_bytes(c.dtype);
-    ROPE_TRY(require_pointer(d.backend, "cos_sin.cos", c.cos, bytes, "with ROPE_ANGLE_COS_SIN"));
-    ROPE_TRY(check_pointer(d.backend, "cos_sin.sin", c.sin, bytes));
-    ROPE_TRY(check_pointer(d.backend, "cos_sin.num_skipped", c.num_skipped, 8));
-    ROPE_TRY(check_range("cos_sin.num_rows", c.num_rows, 1, INT64_MAX >> 24));
-    const int64_t row = c.sin ? d.rotary_dim / 2 : d.rotary_dim;
-    if (c.row_stride) ROPE_TRY(check_range("cos_sin.row_stride", c.row_stride, row, ROPE_MAX_ROW_STRIDE));
-    const void* sin = c.sin ? c.sin : static_cast<const char*>(c.cos) + d.rotary_dim / 2 * bytes;
-    p->cos_sin = {c.cos, sin, Dtype(c.dtype), c.num_rows, c.row_stride ? c.row_stride : row, c.num_skipped};
+    ROPE_TRY(read_table_form(d, p));
+    ROPE_TRY(read_table(d, p->table, kCosSin, c, &p->cos_sin));
+    if (is_set(k)) ROPE_TRY(read_k_table(d, p));
     if (d.positions_from || d.frequency_sets.words)
       return fail(ROPE_ERR_UNSUPPORTED, "%s: not with ROPE_ANGLE_COS_SIN, which has no frequencies",
                   d.positions_from ? "positions_from" : "frequency_sets");

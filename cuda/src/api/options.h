@@ -11,7 +11,7 @@ rope_status read_layouts(const rope_apply_desc& d, PipelineCall* p);
 rope_status read_blocks(const rope_apply_desc& d, PipelineCall* p);
 rope_status read_norm(const rope_apply_desc& d, Norm* n);
 rope_status read_cache(const rope_apply_desc& d, CacheMap* c);
-rope_status read_angles(const rope_apply_desc& d, PipelineParams* p);
+rope_status read_angles(const rope_apply_desc& d, PipelineCall* p);
 rope_status read_xpos(const rope_apply_desc& d, XPos* x);  // filled where d.xpos.scale_base is set
 
 // The stream of each pair, into `streams`, where there are several; else null.

@@ -76,9 +76,8 @@ class Inputs {
       add("norm.k_weight", d.norm.k_weight, weight * (d.norm.across_heads ? d.num_k_heads : 1));
     }
     if (p.angle == Angle::kCosSin) {
-      const int64_t bytes = p.cos_sin.rows * p.cos_sin.stride * dtype_bytes(d.cos_sin.dtype);
-      add("cos_sin.cos", d.cos_sin.cos, bytes);
-      add("cos_sin.sin", d.cos_sin.sin, bytes);
+      add_rows("cos_sin.cos", "cos_sin.sin", d.cos_sin, p.cos_sin);
+      add_rows("k_cos_sin.cos", "k_cos_sin.sin", d.k_cos_sin, p.k_rows);
     }
     if (p.sets.words) add_sets(d);
   }
@@ -107,6 +106,12 @@ class Inputs {
     add("cache.cache_positions", d.cache.cache_positions, d.num_tokens * index);
     add("cache.request_ids", d.cache.request_ids, d.num_tokens * 4);
     add("cache.page_table", d.cache.page_table, 4);
+  }
+
+  void add_rows(const char* cos, const char* sin, const rope_cos_sin& c, const CosSinRows& rows) {
+    const int64_t bytes = rows.rows * rows.stride * dtype_bytes(c.dtype);
+    add(cos, c.cos, bytes);
+    add(sin, c.sin, bytes);
   }
 
   void add_sets(const rope_apply_desc& d) {

@@ -71,7 +71,7 @@ void rotate_tokens(const void* context, int64_t begin, int64_t end) {
     if (!token_state(p, token, true, &state)) continue;
     if (!cache_place<true>(p.cache, cache_index(p.cache, token), true, &place)) continue;
     for (int32_t i = 0; i < pairs; ++i) {
-      const CosSin a = pair_angle(p, pair_data, keys.xpos_sign, state, i);
+      const CosSin a = pair_angle(p, pair_data, keys.xpos_sign, p.cos_sin, state, i);
       cos[i] = a.cos;
       sin[i] = a.sin;
     }

@@ -44,15 +44,21 @@ void normalise(const PipelineParams& p, const PipelineOperand& o, int32_t head, 
   for (int32_t i = 0; i < o.dim; ++i) x[i] = x[i] * r * norm_weight<D>(p.norm, o.weight, first + i);
 }
 
+// The angles of a token's pairs: of their first elements, and of the second ones, which may be the same.
+struct Angles {
+  const float *cos, *sin, *cos_second, *sin_second;
+};
+
 template <Layout kLayout>
-void rotate_row(const PipelineCall& p, const float* cos, const float* sin, float* row) {
+void rotate_row(const PipelineCall& p, Angles a, float* row) {
   float* x = row + p.rotary_offset;
   const int32_t half = p.rotary_dim / 2 / p.blocks;
-  for (int32_t block = 0; block < p.blocks; ++block, x += 2 * half, cos += half, sin += half)
-    for (int32_t i = 0; i < half; ++i) {
+  for (int32_t block = 0, pair = 0; block < p.blocks; ++block, x += 2 * half)
+    for (int32_t i = 0; i < half; ++i, ++pair) {
       const int32_t first = kLayout == Layout::kNeox ? i : 2 * i,
                     second = kLayout == Layout::kNeox ? i + half : 2 * i + 1;
-      const Pair y = rotate_pair({x[first], x[second]}, {cos[i], sin[i]});
+      const Pair y =
+          rotate_pair({x[first], x[second]}, {{a.cos[pair], a.sin[pair]}, {a.cos_second[pair], a.sin_second[pair]}});
       x[first] = y.first;
       x[second] = y.second;
     }
@@ -109,12 +115,12 @@ void move_pairs(const PipelineParams& p, float* row) {
 // The mean of the sums of squares of a token's heads, at the place of the norm.
 template <class D, Layout kLayout>
 float mean_across_heads(const PipelineCall& p, const PipelineOperand& o, const OperandExtras& extras, SequencePlace at,
-                        const float* cos, const float* sin) {
+                        Angles angles) {
   float sums[kMaxNormHeads], x[kMaxPipelineDim];
   for (int32_t head = 0; head < o.heads; ++head) {
     const auto in = head_at<D>(o, extras, at, head);
     for (int32_t i = 0; i < o.dim; ++i) x[i] = D::widen(in[i]);
-    if (p.norm.after && o.rotated) rotate_row<kLayout>(p, cos, sin, x);
+    if (p.norm.after && o.rotated) rotate_row<kLayout>(p, angles, x);
     sums[head] = sum_of_squares(x, o.dim);
   }
   return fold(sums, o.heads) / float(o.heads);
@@ -125,7 +131,7 @@ struct TokenWork {
   int64_t token;
   SequencePlace at;
   const CachePlace* place;
-  const float *cos, *sin;
+  Angles angles;
 };
 
 // In another type than the call's.
@@ -161,7 +167,7 @@ void one_head(const PipelineCall& p, const PipelineOperand& o, const OperandExtr
   const int32_t begin = o.whole ? 0 : p.rotary_offset, end = o.whole ? o.dim : p.rotary_offset + p.rotary_dim;
   for (int32_t i = begin; i < end; ++i) x[i] = D::widen(in[i]);
   if (o.weight && !p.norm.after) normalise<D>(p, o, head, across, x);
-  if (o.rotated) rotate_row<kLayout>(p, w.cos, w.sin, x);
+  if (o.rotated) rotate_row<kLayout>(p, w.angles, x);
   if (o.weight && p.norm.after) normalise<D>(p, o, head, across, x);
   if (o.rotated && p.out_layout != kLayout) move_pairs<kLayout>(p, x);
   const auto store = [&](Elements<Storage> y, bool whole) {
@@ -204,33 +210,41 @@ void copy_heads(const PipelineOperand& o, const OperandExtras& extras, SequenceP
 template <class D, Layout kLayout>
 void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
   const auto& [p, pairs] = *static_cast<const Job*>(context);
-  float cos[kMaxRotaryDim / 2], sin[kMaxRotaryDim / 2];
+  float cos[kMaxRotaryDim / 2], sin[kMaxRotaryDim / 2], cos_second[kMaxRotaryDim / 2], sin_second[kMaxRotaryDim / 2];
+  const bool second = p.table.elements;
+  const Angles angles = {cos, sin, second ? cos_second : cos, second ? sin_second : sin};
   for (int64_t token = begin; token < end; ++token) {
     PlacedToken state;
     CachePlace place = {};
-    TokenWork w = {token, place_in_sequence(token, p.sequence_length), nullptr, cos, sin};
+    TokenWork w = {token, place_in_sequence(token, p.sequence_length), nullptr, angles};
     bool moves = token_state(p, token, true, &state);
     if (p.cache.indices) {
       const CacheIndex index = cache_index(p.cache, token);
       if (p.slot_skips) moves = moves && !is_negative(index);
       if (moves && cache_place<true>(p.cache, index, true, &place)) w.place = &place;
     }
-    const PipelineOperand* turned = nullptr;  // the operand that cos and sin are of
+    const PipelineOperand* turned = nullptr;  // the operand that the angles are of
+    const CosSinRows* turned_by = nullptr;
     for (int32_t i = 0; i < p.num_operands; ++i) {
       const PipelineOperand& o = p.operands[i];
       const OperandExtras& extras = p.extras[i];
+      const CosSinRows& rows = rows_of(p, i);
       if (!moves) copy_heads<D>(o, extras, w.at);
       if (!moves || (o.cached && !w.place && !extras.kept)) continue;
-      if (o.rotated && !(turned && turned->xpos_sign == o.xpos_sign)) {
+      if (o.rotated && !(turned && turned->xpos_sign == o.xpos_sign && turned_by == &rows)) {
         turned = &o;
+        turned_by = &rows;
         for (int32_t j = 0; j < p.rotary_dim / 2; ++j) {
-          const CosSin a = pair_angle(p, pairs, o.xpos_sign, state, j);
-          cos[j] = a.cos;
-          sin[j] = a.sin;
+          const PairTurn a = pair_turn(p, pairs, o.xpos_sign, rows, state, j);
+          cos[j] = a.first.cos;
+          sin[j] = a.first.sin;
+          if (!second) continue;
+          cos_second[j] = a.second.cos;
+          sin_second[j] = a.second.sin;
         }
       }
       const bool across = o.weight && p.norm.across_heads;
-      const float mean = across ? mean_across_heads<D, kLayout>(p, o, extras, w.at, cos, sin) : 0.0f;
+      const float mean = across ? mean_across_heads<D, kLayout>(p, o, extras, w.at, angles) : 0.0f;
       for (int32_t head = 0; head < o.heads; ++head)
         one_head<D, kLayout>(p, o, extras, w, head, across ? &mean : nullptr);
     }

@@ -46,7 +46,7 @@ struct Row {
 #pragma GCC ivdep  // pairs are independent, even where in == out
     for (int32_t i = 0; i < pairs; ++i) {
       const int32_t first = kNeox ? i : 2 * i, second = kNeox ? i + pairs : 2 * i + 1;
-      const Pair y = rotate_pair({D::widen(in[first]), D::widen(in[second])}, {angles.cos[i], angles.sin[i]});
+      const Pair y = rotate_pair({D::widen(in[first]), D::widen(in[second])}, CosSin{angles.cos[i], angles.sin[i]});
       out[first] = D::narrow(y.first);
       out[second] = D::narrow(y.second);
     }

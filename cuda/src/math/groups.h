@@ -67,7 +67,10 @@ struct E4M3Scale {
 namespace detail {
 
 ROPE_INLINE void store_f16(float x, char* at) {
-  const uint32_t bits = F16::narrow(x);
+  uint32_t bits = F16::narrow(x);
+#ifdef __CUDA_ARCH__
+  asm("" : "+r"(bits));  // ptxas 13.0 else stores, as the low byte, the float16 converted to an integer
+#endif
   at[0] = char(bits);
   at[1] = char(bits >> 8);
 }

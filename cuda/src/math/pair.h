@@ -45,6 +45,16 @@ ROPE_INLINE Pair rotate_pair(Pair x, CosSin a) {
   return {__builtin_fmaf(x.first, a.cos, -(x.second * a.sin)), __builtin_fmaf(x.second, a.cos, x.first * a.sin)};
 }
 
+// By an angle for each element, which may differ.
+struct PairTurn {
+  CosSin first, second;
+};
+
+ROPE_INLINE Pair rotate_pair(Pair x, PairTurn a) {
+  return {__builtin_fmaf(x.first, a.first.cos, -(x.second * a.first.sin)),
+          __builtin_fmaf(x.second, a.second.cos, x.first * a.second.sin)};
+}
+
 // cos and sin of a phase, times the scaling's magnitude; the sine's is negated for the transposed rotation.
 ROPE_INLINE CosSin scaled_angle(uint64_t phase, float cos_scale, float sin_scale) {
   const CosSin a = cos_sin(phase);

@@ -99,25 +99,57 @@ ROPE_INLINE double xpos_distance(const PipelineParams& p, const PairData& pairs,
   return double(as_float(position)) - (p.positions_from ? double(as_float(from)) : double(pairs.xpos->center));
 }
 
-// For an operand with that sign of xPos.
-ROPE_INLINE CosSin pair_angle(const PipelineCall& p, const PairData& pairs, int32_t xpos_sign, const PlacedToken& s,
-                              int32_t pair) {
+ROPE_INLINE int64_t pair_position(const PipelineCall& p, const PairData& pairs, const PlacedToken& s, int32_t pair) {
   const Sections& sections = p.positions.sections;
-  int64_t position = s.position;
-  if (sections.streams) position = read_position(p, p.positions.ids, pairs.streams[pair] * sections.stride + s.place);
-  if (p.angle == Angle::kCosSin) {
-    const int64_t i = position * p.cos_sin.stride + pair;
-    return {float_at(p.cos_sin.cos, p.cos_sin.dtype, i) * s.cos_scale,
-            float_at(p.cos_sin.sin, p.cos_sin.dtype, i) * s.sin_scale};
-  }
+  if (!sections.streams) return s.position;
+  return read_position(p, p.positions.ids, pairs.streams[pair] * sections.stride + s.place);
+}
+
+// The rows that an operand turns by.
+ROPE_INLINE const CosSinRows& rows_of(const PipelineCall& p, int32_t operand) {
+  return p.k_rows.cos && operand == p.k_operand ? p.k_rows : p.cos_sin;
+}
+
+// What turns nothing into anything: the canonical NaN (math/dtype.h).
+ROPE_INLINE CosSin no_angle() { return {bit_cast<float>(0x7fffffffu), bit_cast<float>(0x7fffffffu)}; }
+
+// Of element i of the rows.
+ROPE_INLINE CosSin angle_in_table(const PipelineCall& p, const CosSinRows& rows, const PlacedToken& s, int64_t i) {
+  if (!p.table.radians)
+    return {float_at(rows.cos, rows.dtype, i) * s.cos_scale, float_at(rows.sin, rows.dtype, i) * s.sin_scale};
+  const float radians = static_cast<const float*>(rows.cos)[i];
+  return is_finite(radians) ? scaled_angle(detail::phase_of_radians<6>(radians), s.cos_scale, s.sin_scale) : no_angle();
+}
+
+// For an operand with that sign of xPos, and those rows.
+ROPE_INLINE CosSin pair_angle(const PipelineCall& p, const PairData& pairs, int32_t xpos_sign, const CosSinRows& rows,
+                              const PlacedToken& s, int32_t pair) {
+  const int64_t position = pair_position(p, pairs, s, pair);
+  if (p.angle == Angle::kCosSin) return angle_in_table(p, rows, s, position * rows.stride + pair);
   uint64_t phase, from = 0;
   bool turns = phase_of(p, position, s.words ? s.words : pairs.words, pair, &phase);
   if (p.positions_from) turns &= phase_of(p, s.from, s.words_from ? s.words_from : pairs.words, pair, &from);
-  if (!turns) return {bit_cast<float>(0x7fffffffu), bit_cast<float>(0x7fffffffu)};
+  if (!turns) return no_angle();
   const CosSin a = scaled_angle(phase - from, s.cos_scale, s.sin_scale);
   if (!xpos_sign) return a;
   const float magnitude = xpos_magnitude(pairs.xpos->rates[pair], xpos_distance(p, pairs, position, s.from), xpos_sign);
   return {a.cos * magnitude, a.sin * magnitude};
+}
+
+// The same, where the pair's elements may have columns of their own.
+ROPE_INLINE PairTurn pair_turn(const PipelineCall& p, const PairData& pairs, int32_t xpos_sign, const CosSinRows& rows,
+                               const PlacedToken& s, int32_t pair) {
+  if (!p.table.elements) {
+    const CosSin a = pair_angle(p, pairs, xpos_sign, rows, s, pair);
+    return {a, a};
+  }
+  const int32_t half = p.rotary_dim / 2 / p.blocks;
+  const bool neighbours = p.layout == Layout::kGptj;
+  const int32_t element = neighbours ? 2 * pair : pair + pair / half * half, apart = neighbours ? 1 : half;
+  const int64_t i = pair_position(p, pairs, s, pair) * rows.stride + element;
+  const CosSin first = angle_in_table(p, rows, s, i), second = angle_in_table(p, rows, s, i + apart);
+  if (!p.table.transposed) return {first, second};
+  return {{first.cos, second.sin}, {second.cos, first.sin}};
 }
 
 }  // namespace rope

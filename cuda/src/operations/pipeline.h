@@ -90,6 +90,13 @@ struct PositionPlaces {
   int64_t stride, sequence_stride;  // elements between tokens, and between sequences; 0: they share theirs
 };
 
+// What rows of kCosSin hold beside cosines and sines of pairs.
+struct TableForm {
+  bool radians;     // float32 angles, in the place of the cosines
+  bool elements;    // a column for each element of the rotated part
+  bool transposed;  // elements: the rotation is
+};
+
 // What few calls ask of a tensor; all zero: nothing. Strides and gaps in bytes.
 struct OperandExtras {
   int64_t in_sequence_stride, out_sequence_stride;
@@ -104,6 +111,9 @@ struct OperandExtras {
 // What is rare, behind what is not: the pipeline kernel's argument has none of it.
 struct PipelineCall : PipelineParams {
   PositionPlaces places = {0, 1, 0};
+  TableForm table;
+  CosSinRows k_rows;  // of k, if it has its own; cos null: as the others
+  int32_t k_operand;
   int32_t blocks = 1;  // of the rotated part, which have their pairs in themselves; 1 where pairs are neighbours
   Layout out_layout = Layout::kNeox;  // of what is stored
   Skip skip = kUsualSkip;

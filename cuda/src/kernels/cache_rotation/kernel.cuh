@@ -96,8 +96,8 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
   if (moves && slot.rotated) {
 #pragma unroll
     for (int j = 0; j < kVec; ++j)
-      angle[j] = pair_angle(p, {as_memory(args.words), &args.xpos, as_memory(args.streams)}, keys.xpos_sign, state,
-                            map.pair(j));
+      angle[j] = pair_angle(p, {as_memory(args.words), &args.xpos, as_memory(args.streams)}, keys.xpos_sign, p.cos_sin,
+                            state, map.pair(j));
   }
 
   const auto turn_head = [&](int u) {

@@ -11,8 +11,11 @@
 
 namespace rope::cuda {
 
+// Blocks that must fit a multiprocessor: one less where a thread holds its part of a head in float32.
+constexpr int general_blocks(bool reduce) { return reduce ? kUnspilledBlocks - 1 : kUnspilledBlocks; }
+
 template <class D, int kVec, bool kReduce, bool kGrouped>
-__global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
+__global__ void __launch_bounds__(kMaxBlock, general_blocks(kReduce))
     general_kernel(const __grid_constant__ GeneralArgs args) {
   int which = 0;  // the operand that the block works on
 #pragma unroll
@@ -24,7 +27,7 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
 
   Chunk<D, kVec> a, b;
   t.load_head(a, b);
-  CosSin angle[kVec] = {};
+  PairTurn angle[kVec] = {};
   t.take_place(angle);
   if (!kReduce && !t.acts()) return;
 

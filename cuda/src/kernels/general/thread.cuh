@@ -31,6 +31,7 @@ struct GeneralThread {
 
   const GeneralArgs& args;
   const PipelineCall& p;
+  const int32_t which;  // operand
   const PipelineOperand& o;
   const OperandExtras& extras;
   const GeneralOperand& plan;
@@ -51,6 +52,7 @@ struct GeneralThread {
   __device__ __forceinline__ GeneralThread(const GeneralArgs& args, int which)
       : args(args),
         p(args.params),
+        which(which),
         o(p.operands[which]),
         extras(p.extras[which]),
         plan(args.plans[which]),
@@ -86,7 +88,7 @@ struct GeneralThread {
   }
 
   // Where the token stands, and the angles of the slot's pairs.
-  __device__ __forceinline__ void take_place(CosSin* angle) {
+  __device__ __forceinline__ void take_place(PairTurn* angle) {
     const bool reports = plan.reports && at.head == 0 && at.slot == 0;
     moves = moves && token_state(p, at.token, reports, &state);
     if (o.cached || p.slot_skips) {
@@ -100,7 +102,8 @@ struct GeneralThread {
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
       const int32_t pair = p.layout == Layout::kGptj ? gptj.pair(j) : neox.pair(j);
-      angle[j] = pair_angle(p, {as_memory(args.words), &args.xpos, as_memory(args.streams)}, o.xpos_sign, state, pair);
+      angle[j] = pair_turn(p, {as_memory(args.words), &args.xpos, as_memory(args.streams)}, o.xpos_sign,
+                           rows_of(p, which), state, pair);
     }
   }
 
@@ -123,7 +126,7 @@ struct GeneralThread {
     for (int j = 0; j < 2 * kVec; ++j) x[j] = x[j] * r * weight[j];
   }
 
-  __device__ __forceinline__ void rotate_head(const CosSin* angle, float* x) const {
+  __device__ __forceinline__ void rotate_head(const PairTurn* angle, float* x) const {
     if (slot.rotated) turn_pairs<kVec>(p.layout, angle, x);
   }
 

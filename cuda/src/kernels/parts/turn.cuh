@@ -6,9 +6,9 @@
 
 namespace rope::cuda {
 
-// x: the two chunks of a slot, one behind the other.
-template <Layout kLayout, int kVec>
-__device__ __forceinline__ void turn_pairs(const CosSin* angle, float* x) {
+// x: the two chunks of a slot, one behind the other. Turn: CosSin, or PairTurn.
+template <Layout kLayout, int kVec, class Turn>
+__device__ __forceinline__ void turn_pairs(const Turn* angle, float* x) {
   using Map = PairMap<kLayout, kVec>;
 #pragma unroll
   for (int j = 0; j < kVec; ++j) {
@@ -18,8 +18,8 @@ __device__ __forceinline__ void turn_pairs(const CosSin* angle, float* x) {
   }
 }
 
-template <int kVec>
-__device__ __forceinline__ void turn_pairs(Layout layout, const CosSin* angle, float* x) {
+template <int kVec, class Turn>
+__device__ __forceinline__ void turn_pairs(Layout layout, const Turn* angle, float* x) {
   if (layout == Layout::kGptj) {
     turn_pairs<Layout::kGptj, kVec>(angle, x);
   } else {
