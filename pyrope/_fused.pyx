@@ -4,9 +4,7 @@
 from libc.stdint cimport uint8_t
 from libc.string cimport memset
 
-from pyrope._arguments cimport (
-    ANGLES, Call, as_count, as_flag, choose, name_of, refuse, require,
-)
+from pyrope._arguments cimport ANGLES, Call, as_count, as_flag, choose, name_of, refuse, require
 from pyrope._cache cimport read_cache, read_check, read_num_tokens, set_cache
 from pyrope._call cimport read_rotated, rotate
 from pyrope._capi cimport *
@@ -17,6 +15,7 @@ from pyrope._stages cimport (
     read_frequency_sets, read_q_nope, read_scale, read_v, read_weights, set_norm, set_quantize, set_sections, set_xpos,
 )
 
+from pyrope._stages import OPTIONS, SHOWN
 
 _ANGLES = ANGLES | {"cos_sin": ROPE_ANGLE_COS_SIN, "radians": ROPE_ANGLE_COS_SIN + 1}
 
@@ -88,17 +87,14 @@ optional
         and written; GroupScales, the same for groups of its elements. Default: ``tensor``, or a number in the call.
     cache : pyrope.PagedCache, optional
         Append k and v to a KV cache instead of storing them.
-    rotary_dim, rotary_offset, theta, scaling, inv_freq, attention_factor, layout, dtype, device
-        As for :class:`Rope`.
-    position_dtype, num_threads, enable_pdl, positions_ready
+    rotary_dim, rotary_offset, theta, scaling, inv_freq, attention_factor, layout, dtype, device, position_dtype, \
+num_threads, enable_pdl, positions_ready
         As for :class:`Rope`.
 
     Raises
     ------
-    ValueError, TypeError
-        An argument is not allowed; the text names it.
-    pyrope.UnsupportedError
-        This build has no such kernel.
+    ValueError, TypeError, pyrope.UnsupportedError
+        As for :class:`Rope`.
 
     Examples
     --------
@@ -138,8 +134,8 @@ optional
                  rotary_dim: SupportsIndex | None = None, rotary_offset: SupportsIndex = 0,
                  theta: SupportsFloat = 10000.0, scaling: Scaling | None = None, inv_freq: Numbers | None = None,
                  attention_factor: SupportsFloat | None = None, layout: Layout = "neox", dtype: DTypeLike = "bfloat16",
-                 device: DeviceLike = "cuda", position_dtype: PositionDTypeLike = "int64", num_threads: SupportsIndex = 0,
-                 enable_pdl: bool = False, positions_ready: bool = False) -> None:
+                 device: DeviceLike = "cuda", position_dtype: PositionDTypeLike = "int64",
+                 num_threads: SupportsIndex = 0, enable_pdl: bool = False, positions_ready: bool = False) -> None:
         cdef rope_apply_desc* d = &self.base
         name = name_of(_ANGLES, choose("angle", angle, _ANGLES))
         cdef bint tabulated = name not in ANGLES
@@ -184,29 +180,15 @@ optional
     def __reduce__(self):
         from functools import partial
         make, arguments = Rope.__reduce__(self)
-        options = make.keywords | {
-            "cos_sin_dtype": self.cos_sin_dtype, "cos_sin_columns": self.cos_sin_columns, "sections": self.sections,
-            "sections_interleaved": self.sections_interleaved, "pair_streams": self.pair_streams,
-            "num_blocks": self.blocks, "xpos": self.xpos,
-            "num_v_heads": self.num_v_heads or None, "v_head_dim": self.v_head_dim, "q_nope_dim": self.q_nope_dim,
-            "norm": self.norm, "cache": self.cache,
-            "q_out_dtype": self.q_out_dtype, "k_out_dtype": self.k_out_dtype, "v_out_dtype": self.v_out_dtype,
-            "q_scale_kind": self.q_scale_kind, "k_scale_kind": self.k_scale_kind, "v_scale_kind": self.v_scale_kind,
-        }
+        options = make.keywords | {name: getattr(self, name) for name in OPTIONS}
+        options |= {"num_v_heads": self.num_v_heads or None}
         if self.base.angle == ROPE_ANGLE_COS_SIN:
             del options["inv_freq"]
         return partial(type(self), **options), arguments
 
     def __repr__(self):
         text = super().__repr__()
-        stages = [f"{name}={getattr(self, name)!r}" for name in (
-            "sections", "sections_interleaved", "pair_streams", "xpos", "q_nope_dim", "norm", "q_out_dtype",
-            "k_out_dtype", "v_out_dtype", "q_scale_kind", "k_scale_kind", "v_scale_kind", "cache",
-        ) if getattr(self, name)]
-        if self.cos_sin_columns != "pairs":
-            stages.append(f"cos_sin_columns={self.cos_sin_columns!r}")
-        if self.blocks > 1:
-            stages.append(f"num_blocks={self.blocks}")
+        stages = [f"{name}={getattr(self, name)!r}" for name, usual in SHOWN.items() if getattr(self, name) != usual]
         return f"FusedRope{text[4:-1]}{''.join(', ' + stage for stage in stages)})"
 
     @property
@@ -332,12 +314,10 @@ optional
 
         Raises
         ------
-        ValueError, TypeError
-            An argument is not allowed, or one is missing; the text names it. Nothing is written.
+        ValueError, TypeError, pyrope.CudaError
+            As for :meth:`Rope.apply`.
         pyrope.UnsupportedError
             This build does not serve the combination.
-        pyrope.CudaError
-            There is no CUDA device, or the launch failed.
         """
         cdef rope_apply_desc d
         cdef Call c
@@ -417,15 +397,13 @@ optional
             As for :meth:`apply`: where the keys are.
         k_scale, k_tensor_scale : float, pointer or array, optional
             As for :meth:`apply`: what the keys were stored with; of dynamic scales and GroupScales read and written.
-        cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped
+        cos, sin, cos_sin_rows, cos_sin_stride, cos_sin_skipped, stream
             As for :meth:`apply`.
         frequency_sets, set_ids, set_ids_from, set_factors, num_sets
             As for :meth:`apply`. ``set_ids_from`` and ``set_ids`` with equal positions go from one of LongRoPE's
             sets to another.
         inverse : bool
             The transposed rotation: without ``positions_from``, back to what was not rotated.
-        stream : int or object, optional
-            As for :meth:`apply`.
 
         Notes
         -----
@@ -439,13 +417,8 @@ optional
 
         Raises
         ------
-        ValueError, TypeError
-            An argument is not allowed, or one is missing; the text names it. Nothing is written. Among them: ``norm``
-            with ``after=True``, behind which keys cannot be turned.
-        pyrope.UnsupportedError
-            This build does not serve the combination.
-        pyrope.CudaError
-            There is no CUDA device, or the launch failed.
+        ValueError, TypeError, pyrope.UnsupportedError, pyrope.CudaError
+            As for :meth:`apply`; also with a ``norm`` with ``after=True``, behind which keys cannot be turned.
         """
         cdef rope_apply_desc d
         cdef Call c
