@@ -1,7 +1,7 @@
 # Ships in the wheel, for cimport.
 from libc.stdint cimport int32_t, int64_t
 
-from pyrope._capi cimport rope_apply_desc, rope_tensor
+from pyrope._capi cimport rope_apply_desc
 from pyrope._view cimport ElementKind, View
 
 cdef enum:
@@ -10,9 +10,11 @@ cdef enum:
 cdef struct Call:
     int32_t backend
     void* stream
-    int64_t num_tokens    # -1: arrays are to bring it
-    int64_t inner_tokens  # the last of several dimensions of tokens, of the tensors; 0: there is one dimension
-    int device            # of the arrays, as a number of CUDA's; -1: no array has said yet
+    int64_t num_tokens       # -1: arrays are to bring it
+    int64_t inner_tokens     # the last of several dimensions of tokens, of the tensors; 0: there is one dimension
+    int64_t sequence_length  # 0: neither the caller nor an array has one
+    bint placed              # positions or indptr say where each token stands
+    int device               # of the arrays, as a number of CUDA's; -1: no array has said yet
 
 cdef dict DTYPES, LAYOUTS, ANGLES, DEVICES, INDEX_DTYPES, POSITION_DTYPES  # the names of the header's numbers
 
@@ -44,10 +46,6 @@ cdef int32_t index_dtype(str name, object x, View* v) except -1
 cdef int refuse_dtype(str name, object x, str allowed) except -1
 cdef int refuse_read_only(str name, View* v) except -1
 cdef int64_t stored_units(int32_t out_dtype, int64_t dim) noexcept
-cdef int64_t fold_tokens(str name, View* v, int leading, int64_t* stride) except -1
-cdef int read_pair(str name, str out_name, object x, object strides, object out, object out_strides, int64_t heads,
-                   int64_t dim, int32_t dtype, int32_t out_dtype, bint in_place, Call* c, rope_tensor* tensor,
-                   rope_tensor* out_tensor) except -1
 cdef void* read_index(str name, object x, int64_t* length, int32_t* dtype, Call* c) except? NULL
 cdef void* read_memory(str name, object x, ElementKind kind, int itemsize, int64_t* count, str shape, bint written,
                        Call* c) except? NULL

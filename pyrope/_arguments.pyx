@@ -11,8 +11,8 @@ from libc.stdint cimport INT32_MAX, int32_t, int64_t, uintptr_t
 
 from pyrope._capi cimport *
 from pyrope._view cimport (
-    KIND_BFLOAT, KIND_FLOAT, KIND_INT, KIND_OPAQUE, KIND_UINT, ElementKind, View, is_array, is_immutable, read_pointer,
-    read_stream, read_view,
+    KIND_BFLOAT, KIND_FLOAT, KIND_INT, KIND_OPAQUE, KIND_UINT, ElementKind, View, is_array, read_pointer, read_stream,
+    read_view,
 )
 
 DTYPES = {"float32": ROPE_DTYPE_F32, "float16": ROPE_DTYPE_F16, "bfloat16": ROPE_DTYPE_BF16}
@@ -171,6 +171,7 @@ cdef int set_shape(head_dim, num_q_heads, num_k_heads, rotary_dim, rotary_offset
 
 cdef int begin_call(int32_t backend, object stream, object num_tokens, Call* c) except -1:
     c.backend, c.stream, c.num_tokens, c.inner_tokens, c.device = backend, NULL, -1, 0, -1
+    c.sequence_length, c.placed = 0, False
     if stream is not None:
         c.stream = <void*>read_stream(stream)
         if c.stream != NULL and backend == ROPE_BACKEND_CPU:
@@ -246,75 +247,6 @@ cdef int refuse_read_only(str name, View* v) except -1:
     return 0
 
 
-cdef int read_strides(str name, object strides, rope_tensor* tensor) except -1:
-    """(token stride, head stride) in elements."""
-    if not isinstance(strides, (tuple, list)) or len(strides) != 2:
-        raise TypeError(f"{name}: {strides!r}, must be (token stride, head stride) in elements")
-    tensor.token_stride = as_integer(name, strides[0])
-    tensor.head_stride = as_integer(name, strides[1])
-    if tensor.token_stride == 0 or tensor.head_stride == 0:
-        raise ValueError(f"{name}: {tuple(strides)!r}, a stride must not be 0")
-    return 0
-
-
-cdef int64_t fold_tokens(str name, View* v, int leading, int64_t* stride) except -1:
-    """How many tokens the leading dimensions are, and the one stride between them."""
-    cdef int64_t tokens = 1
-    cdef int i
-    stride[0] = 0
-    for i in range(leading - 1, -1, -1):
-        if v.shape[i] == 1:
-            continue
-        if tokens == 1:
-            stride[0] = v.strides[i]
-        elif tokens and v.strides[i] != stride[0] * tokens:
-            raise ValueError(f"{name}: the leading dimensions do not fold into one dimension of tokens; "
-                             "call once for each index of the outer ones")
-        tokens *= v.shape[i]
-    return tokens
-
-
-cdef int read_tensor(str name, object x, object strides, int64_t heads, int64_t dim, int32_t element, bint written,
-                     Call* c, rope_tensor* tensor) except -1:
-    """Rows of heads, which bring num_tokens where it is not known: [..., heads, dim] or [num_tokens, heads * dim]."""
-    if heads == 0:
-        raise ValueError(f"{name}: given, but the Rope has num_{name[0]}_heads=0")
-    if not is_array(x):
-        tensor.data = <void*>read_pointer(x, name, c.num_tokens == 0)
-        return 0 if strides is None else read_strides(name + "_strides", strides, tensor)
-    if strides is not None:
-        raise ValueError(f"{name}_strides: only allowed with pointers, an array has its own")
-    cdef View v
-    read_elements(name, x, element, c, &v)
-    if written:
-        refuse_read_only(name, &v)
-        if is_immutable(x):
-            raise TypeError(f"{name}: a jax.Array is immutable and cannot be written; pass {name[0]}_out= elsewhere")
-
-    cdef int leading = v.ndim - 2
-    tensor.head_stride = dim
-    if v.ndim >= 3 and v.shape[v.ndim - 2] == heads and v.shape[v.ndim - 1] == dim:
-        if heads > 1:
-            tensor.head_stride = v.strides[v.ndim - 2]
-    elif v.ndim == 2 and v.shape[1] == heads * dim:
-        leading = 1
-    else:
-        raise ValueError(f"{name}: shape {shape_of(&v)}, must be "
-                         f"[num_tokens, {heads}, {dim}] or two-dimensional [num_tokens, {heads * dim}]")
-    if v.strides[v.ndim - 1] != 1:
-        raise ValueError(f"{name}: the last dimension has stride {v.strides[v.ndim - 1]}, must be contiguous (1)")
-    cdef int64_t tokens = fold_tokens(name, &v, leading, &tensor.token_stride)
-    if (tokens > 1 and tensor.token_stride == 0) or tensor.head_stride == 0:
-        raise ValueError(f"{name}: a broadcast array (stride 0) is not supported")
-    tensor.data = v.data
-    if c.num_tokens >= 0 and tokens != c.num_tokens:
-        raise ValueError(f"{name}: {tokens} tokens, must be {c.num_tokens} as num_tokens or the other arguments")
-    c.num_tokens = tokens
-    if leading > 1:
-        c.inner_tokens = v.shape[leading - 1]
-    return 0
-
-
 cdef int64_t stored_units(int32_t out_dtype, int64_t dim) noexcept:
     """What a row is counted in where it is stored: elements, or bytes of those that are not whole ones."""
     if out_dtype == ROPE_OUT_E2M1:
@@ -322,24 +254,6 @@ cdef int64_t stored_units(int32_t out_dtype, int64_t dim) noexcept:
     if out_dtype == ROPE_OUT_Q8_0:
         return dim // 32 * 34
     return dim // 32 * 18 if out_dtype == ROPE_OUT_Q4_0 else dim
-
-
-cdef int read_pair(str name, str out_name, object x, object strides, object out, object out_strides, int64_t heads,
-                   int64_t dim, int32_t dtype, int32_t out_dtype, bint in_place, Call* c, rope_tensor* tensor,
-                   rope_tensor* out_tensor) except -1:
-    """A tensor and its output; in_place: without one it is written itself."""
-    if x is not None:
-        read_tensor(name, x, strides, heads, dim, dtype, in_place and out is None, c, tensor)
-    elif strides is not None:
-        raise ValueError(f"{name}_strides: given without {name}")
-    if out is not None:
-        if x is None:
-            raise ValueError(f"{out_name}: given without {name}")
-        read_tensor(out_name, out, out_strides, heads, stored_units(out_dtype, dim), ONE_BYTE if out_dtype else dtype,
-                    True, c, out_tensor)
-    elif out_strides is not None:
-        raise ValueError(f"{out_name}_strides: given without {out_name}")
-    return 0
 
 
 cdef void* read_index(str name, object x, int64_t* length, int32_t* dtype, Call* c) except? NULL:

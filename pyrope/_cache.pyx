@@ -5,10 +5,11 @@ from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
 from pyrope._arguments cimport (
-    INDEX_DTYPES, ONE_BYTE, Call, as_count, as_flag, as_integer, as_positive, choose, read_array, read_elements,
+    INDEX_DTYPES, Call, as_count, as_flag, as_integer, as_positive, choose, read_array, read_elements,
     read_index, read_memory, refuse, refuse_dtype, refuse_read_only, require, shape_of, stored_units,
 )
 from pyrope._capi cimport *
+from pyrope._tensors cimport stored_element
 from pyrope._view cimport KIND_INT, View, is_array, read_pointer
 
 from pyrope.stages import PagedCache
@@ -16,7 +17,7 @@ from pyrope.stages import PagedCache
 _LAYOUTS = {"NHD": False, "HND": True}
 
 
-cdef bint set_cache(cache, int num_v_heads, int v_head_dim, rope_apply_desc* d) except -1:
+cdef bint set_cache(cache, int num_v_heads, int v_head_dim, int k_nope_dim, rope_apply_desc* d) except -1:
     """Whether heads come before the entries of a page."""
     if not isinstance(cache, PagedCache):
         raise TypeError(f"cache: {cache!r} is not a pyrope.PagedCache")
@@ -26,8 +27,12 @@ cdef bint set_cache(cache, int num_v_heads, int v_head_dim, rope_apply_desc* d) 
     cdef bint heads_first = choose("layout", cache.layout, _LAYOUTS)
     cdef int64_t k_row = stored_units(d.k_quantize.out_dtype, d.head_dim)
     cdef int64_t v_row = stored_units(d.v_quantize.out_dtype, v_head_dim)
+    cdef int64_t k_nope_row = stored_units(d.k_quantize.out_dtype, k_nope_dim)
     set_strides("k_strides", cache.k_strides, d.num_k_heads, k_row, heads_first, d.cache.page_size, &d.cache.k)
     set_strides("v_strides", cache.v_strides, num_v_heads, v_row, heads_first, d.cache.page_size, &d.cache.v)
+    set_strides("k_nope_strides", cache.k_nope_strides, d.num_k_heads, k_nope_row, heads_first, d.cache.page_size,
+                &d.cache_k_nope)
+    d.cache.skips_tokens = as_flag("skip_q", cache.skip_q)
     return heads_first
 
 
@@ -64,15 +69,17 @@ cdef int read_num_tokens(slots, cache_positions, Call* c) except -1:
     return 0
 
 
-cdef int read_cache(k, v, k_cache, v_cache, slots, page_table, page_indptr, page_table_stride, request_ids,
-                    cache_positions, cache_skipped, cache, bint heads_first, rope_apply_desc* d, Call* c) except -1:
-    """The keys' pages where there is a k, the values' where there is a v, and the place of every token in them."""
+cdef int read_cache(k, v, k_nope, k_cache, v_cache, k_nope_cache, slots, page_table, page_indptr,
+                    page_table_stride, request_ids, cache_positions, cache_skipped, cache, bint heads_first,
+                    rope_apply_desc* d, Call* c) except -1:
+    """The pages of each tensor that there is, and the place of every token in them."""
     cdef int64_t count = 1
     cdef str reason
     if not d.cache.kind:
         reason = "only allowed with cache=pyrope.PagedCache(...)" if cache is None else "given without k and v"
         refuse("k_cache", k_cache, reason)
         refuse("v_cache", v_cache, reason)
+        refuse("k_nope_cache", k_nope_cache, reason)
         refuse("slots", slots, reason)
         refuse("page_table", page_table, reason)
         refuse("page_indptr", page_indptr, reason)
@@ -93,6 +100,13 @@ cdef int read_cache(k, v, k_cache, v_cache, slots, page_table, page_indptr, page
     else:
         refuse("v_cache", v_cache, "given without v")
         memset(&d.cache.v, 0, sizeof(d.cache.v))
+    if k_nope is not None:
+        require("k_nope_cache", k_nope_cache, "with k_nope and a cache")
+        read_pages("k_nope_cache", k_nope_cache, d.num_k_heads, d.k_nope_dim, d.k_quantize.out_dtype, heads_first,
+                   &d.cache_k_nope, d, c)
+    else:
+        refuse("k_nope_cache", k_nope_cache, "given without k_nope")
+        memset(&d.cache_k_nope, 0, sizeof(d.cache_k_nope))
     if d.cache.kind == ROPE_CACHE_SLOTS:
         refuse("page_table", page_table, "not allowed together with slots")
         refuse("page_indptr", page_indptr, "not allowed together with slots")
@@ -118,7 +132,7 @@ cdef int read_pages(str name, object x, int64_t heads, int64_t dim, int32_t out_
     if not is_array(x):
         pages.data = <void*>read_pointer(x, name, c.num_tokens == 0)
         return 0
-    read_elements(name, x, ONE_BYTE if out_dtype else d.dtype, c, &v)
+    read_elements(name, x, stored_element(out_dtype, d.dtype), c, &v)
     refuse_read_only(name, &v)
     read_paged(name, &v, heads, dim, heads_first, pages, d)
     pages.data = v.data

@@ -38,6 +38,16 @@ cdef extern from "roperope/roperope.h" nogil:
         ROPE_INDEX_INT64
         ROPE_INDEX_INT32
         ROPE_INDEX_FLOAT32
+    ctypedef int32_t rope_skip
+    enum:
+        ROPE_SKIP_DEFAULT
+        ROPE_SKIP_NONE
+        ROPE_SKIP_VALUE
+    ctypedef int32_t rope_out_layout
+    enum:
+        ROPE_OUT_LAYOUT_SAME
+        ROPE_OUT_LAYOUT_NEOX
+        ROPE_OUT_LAYOUT_GPTJ
     ctypedef void (*rope_piece)(void* data, int64_t index)
     ctypedef void (*rope_parallel_for)(void* context, int64_t num_pieces, rope_piece piece, void* data)
     enum:
@@ -62,6 +72,7 @@ cdef extern from "roperope/roperope.h" nogil:
         ROPE_FLAG_PDL
         ROPE_FLAG_POSITIONS_READY
         ROPE_FLAG_IN_CACHE
+        ROPE_FLAG_NO_ROTATION
         ROPE_FLAG_CHECK_PLACES
     ctypedef int32_t rope_scaling
     enum:
@@ -108,12 +119,19 @@ cdef extern from "roperope/roperope.h" nogil:
         int64_t token_stride
         int64_t head_stride
 
+    ctypedef struct rope_steps:
+        int64_t sequence
+        int64_t element
+
     ctypedef int32_t rope_out_dtype
     enum:
         ROPE_OUT_SAME
         ROPE_OUT_E4M3
         ROPE_OUT_E5M2
         ROPE_OUT_INT8
+        ROPE_OUT_F32
+        ROPE_OUT_F16
+        ROPE_OUT_BF16
         ROPE_OUT_E2M1
         ROPE_OUT_Q8_0
         ROPE_OUT_Q4_0
@@ -175,7 +193,7 @@ cdef extern from "roperope/roperope.h" nogil:
         int32_t index_dtype
         int64_t num_pages
         int32_t page_size
-        int32_t reserved
+        int32_t skips_tokens
         rope_cache_tensor k, v
         const void* slots
         const int32_t* page_table
@@ -274,6 +292,16 @@ cdef extern from "roperope/roperope.h" nogil:
         rope_groups k_groups
         rope_groups v_groups
         rope_cos_sin k_cos_sin
+        int32_t skip_kind
+        int32_t copy_skipped
+        int64_t skip_position
+        rope_steps q_steps, k_steps, q_out_steps, k_out_steps, v_steps, v_out_steps, q_nope_steps, q_nope_out_steps
+        int32_t out_layout
+        int32_t k_nope_dim
+        rope_tensor k_nope
+        rope_tensor k_nope_out
+        rope_cache_tensor cache_k_nope
+        rope_steps k_nope_steps, k_nope_out_steps
 
     void rope_frequencies_desc_init(rope_frequencies_desc* desc)
     void rope_apply_desc_init(rope_apply_desc* desc)

@@ -4,7 +4,7 @@
 from libc.stdint cimport INT32_MAX, int32_t, int64_t
 
 from pyrope._arguments cimport (
-    DTYPES, Call, as_count, as_integer, as_positive, begin_call, choose, element_name, fold_tokens, holds, name_of,
+    DTYPES, Call, as_count, as_integer, as_positive, begin_call, choose, element_name, holds, name_of,
     read_array, read_elements, read_index, read_memory, refuse, refuse_dtype, refuse_read_only, require, shape_of,
 )
 from pyrope._capi cimport *
@@ -100,6 +100,22 @@ cdef tuple set_table(dtype, columns, str angle, rope_apply_desc* d):
     return names
 
 
+cdef int64_t fold_rows(str name, View* v, int leading, int64_t* stride) except -1:
+    """How many rows the leading dimensions are, and the one stride between them."""
+    cdef int64_t rows = 1
+    cdef int i
+    stride[0] = 0
+    for i in range(leading - 1, -1, -1):
+        if v.shape[i] == 1:
+            continue
+        if rows == 1:
+            stride[0] = v.strides[i]
+        elif rows and v.strides[i] != stride[0] * rows:
+            raise ValueError(f"{name}: the leading dimensions do not fold into one dimension of rows")
+        rows *= v.shape[i]
+    return rows
+
+
 cdef void* read_source(str name, object x, int64_t width, rope_apply_desc* d, rope_cos_sin* table,
                        Call* c) except? NULL:
     """[rows, width], or rows of several dimensions that fold; the first array sets their number and their stride."""
@@ -114,7 +130,7 @@ cdef void* read_source(str name, object x, int64_t width, rope_apply_desc* d, ro
         if (v.ndim == 3 and v.shape[0] == 1 and v.shape[1] == c.inner_tokens
                 and not (d.positions or d.indptr or d.offset)):
             d.sequence_length = c.inner_tokens  # rows of one sequence for all
-        v.shape[0] = fold_tokens(name, &v, last, &stride)
+        v.shape[0] = fold_rows(name, &v, last, &stride)
         v.strides[0], v.shape[1], v.strides[1], v.ndim = stride, v.shape[last], v.strides[last], 2
     check_rows(name, &v, width, 1, &table.num_rows, &table.row_stride)
     return v.data

@@ -22,6 +22,7 @@ from pyrope.typing import (
     Scale,
     ScaleKind,
     Sections,
+    Skipped,
     Stream,
     Strides,
 )
@@ -46,6 +47,10 @@ class FusedRope(Rope):
     def v_head_dim(self) -> int: ...
     @property
     def q_nope_dim(self) -> int: ...
+    @property
+    def k_nope_dim(self) -> int: ...
+    @property
+    def out_layout(self) -> Layout | None: ...
     @property
     def norm(self) -> RMSNorm | None: ...
     @property
@@ -100,6 +105,9 @@ class FusedRope(Rope):
         num_threads: SupportsIndex = 0,
         enable_pdl: bool = False,
         positions_ready: bool = False,
+        skip: SupportsIndex | None = -1,
+        out_layout: Layout | None = None,
+        k_nope_dim: SupportsIndex = 0,
     ) -> None: ...
     @property
     def num_blocks(self) -> int: ...
@@ -162,6 +170,13 @@ class FusedRope(Rope):
         set_ids_from: Memory | None = None,
         set_factors: Memory | None = None,
         num_sets: SupportsIndex | None = None,
+        sequence_length: SupportsIndex | None = None,
+        skipped: Skipped = "leave",
+        k_nope: Memory | None = None,
+        k_nope_out: Memory | None = None,
+        k_nope_strides: Strides | None = None,
+        k_nope_out_strides: Strides | None = None,
+        k_nope_cache: Memory | None = None,
         q_tensor_scale: Scale | None = None,
         k_tensor_scale: Scale | None = None,
         v_tensor_scale: Scale | None = None,
@@ -223,6 +238,13 @@ class FusedRope(Rope):
         set_ids_from: Memory | None = None,
         set_factors: Memory | None = None,
         num_sets: SupportsIndex | None = None,
+        sequence_length: SupportsIndex | None = None,
+        skipped: Skipped = "leave",
+        k_nope: Memory | None = None,
+        k_nope_out: Memory | None = None,
+        k_nope_strides: Strides | None = None,
+        k_nope_out_strides: Strides | None = None,
+        k_nope_cache: Memory | None = None,
         q_tensor_scale: Scale | None = None,
         k_tensor_scale: Scale | None = None,
         v_tensor_scale: Scale | None = None,

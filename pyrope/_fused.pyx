@@ -4,16 +4,17 @@
 from libc.stdint cimport uint8_t
 from libc.string cimport memset
 
-from pyrope._arguments cimport ANGLES, Call, as_count, as_flag, choose, name_of, refuse, require
+from pyrope._arguments cimport ANGLES, LAYOUTS, Call, as_count, as_flag, choose, name_of, require
 from pyrope._cache cimport read_cache, read_check, read_num_tokens, set_cache
-from pyrope._call cimport read_rotated, rotate
+from pyrope._call cimport rotate
 from pyrope._capi cimport *
 from pyrope._cos_sin cimport read_cos_sin, set_table
 from pyrope._positions cimport read_all_positions
 from pyrope._rope cimport Rope
 from pyrope._stages cimport (
-    read_frequency_sets, read_q_nope, read_scale, read_v, read_weights, set_norm, set_quantize, set_sections, set_xpos,
+    read_frequency_sets, read_scale, read_weights, set_norm, set_quantize, set_sections, set_still, set_xpos,
 )
+from pyrope._tensors cimport begin_stages, read_k_nope, read_q_nope, read_rotated, read_sequences, read_v
 
 from pyrope._stages import OPTIONS, SHOWN
 
@@ -26,7 +27,8 @@ cos_sin_columns='pairs', sections=None, sections_interleaved=False, pair_streams
 num_v_heads=None, v_head_dim=None, q_nope_dim=0, norm=None, q_out_dtype=None, k_out_dtype=None, v_out_dtype=None, \
 q_scale_kind=None, k_scale_kind=None, v_scale_kind=None, cache=None, rotary_dim=None, rotary_offset=0, theta=10000.0, \
 scaling=None, inv_freq=None, attention_factor=None, layout='neox', dtype='bfloat16', device='cuda', \
-position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
+position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False, skip=-1, out_layout=None, \
+k_nope_dim=0)
 --
 
     A Rope with stages around the rotation, in one launch that reads and writes every element once.
@@ -73,22 +75,30 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
     q_nope_dim : int
         Elements of a head of ``q_nope``, the part of q that is stored and not rotated (multi-head latent attention,
         arXiv:2405.04434).
+    k_nope_dim : int
+        Likewise of ``k_nope``, which has ``num_k_heads``.
     norm : pyrope.RMSNorm, optional
         RMS norm of q and k.
     q_out_dtype, k_out_dtype, v_out_dtype : {"float8_e4m3fn", "float8_e5m2", "int8", "float4_e2m1fn", "q8_0", "q4_0"}, \
 optional
         Quantise: stored is ``round(x * (1 / scale))``, to nearest even, saturating. ``q_out_dtype`` is that of
-        ``q_nope`` too. ``float4_e2m1fn``, only with GroupScales: two in a byte, the first in its low bits. ``q8_0``,
-        ``q4_0``: GGUF's blocks of 32 elements, of 34 and 18 bytes, a float16 scale first, laid out and rounded as ggml
-        does. Rows and strides of these three count bytes. Default: stored as ``dtype``.
+        ``q_nope`` too, ``k_out_dtype`` of ``k_nope``. ``float4_e2m1fn``, only with GroupScales: two in a byte, the
+        first in its low bits. ``q8_0``, ``q4_0``: GGUF's blocks of 32 elements, of 34 and 18 bytes, a float16 scale
+        first, laid out and rounded as ggml does. Rows and strides of these three count bytes. Or another dtype than
+        ``dtype``, without a scale. Default: stored as ``dtype``.
     q_scale_kind, k_scale_kind, v_scale_kind : {"tensor", "head", "token", "dynamic"} or pyrope.GroupScales, optional
         Which scales, float32, a call gives as memory: one; one a head; one a token; or, ``dynamic``, one a token and
         head, which are computed (the head's largest magnitude over the type's largest value, 1 for a head of zeros)
         and written; GroupScales, the same for groups of its elements. Default: ``tensor``, or a number in the call.
     cache : pyrope.PagedCache, optional
-        Append k and v to a KV cache instead of storing them.
-    rotary_dim, rotary_offset, theta, scaling, inv_freq, attention_factor, layout, dtype, device, position_dtype, \
-num_threads, enable_pdl, positions_ready
+        Append k and v to a KV cache instead of storing them, or besides where a call has ``k_out`` and ``v_out``.
+    out_layout : {"neox", "gptj"}, optional
+        Which elements of an output are a pair, where it is not ``layout``: pairs of neighbours that are stored as
+        halves (DeepSeek), or the other way. Not in place, nor with a norm behind it. Default: ``layout``.
+    rotary_dim : int, optional
+        As for :class:`Rope`, or 0: nothing turns; what is not normalised or quantised is copied, bit for bit.
+    rotary_offset, theta, scaling, inv_freq, attention_factor, layout, dtype, device, position_dtype, num_threads, \
+enable_pdl, positions_ready, skip
         As for :class:`Rope`.
 
     Raises
@@ -114,7 +124,8 @@ num_threads, enable_pdl, positions_ready
     cdef readonly tuple pair_streams  # type: tuple[int, ...] | None
     cdef uint8_t streams[ROPE_MAX_ROTARY_DIM]  # base's pair_streams, of rotary_dim / 2
     cdef readonly object xpos  # type: XPos | None
-    cdef readonly int num_v_heads, v_head_dim, q_nope_dim
+    cdef readonly int num_v_heads, v_head_dim, q_nope_dim, k_nope_dim
+    cdef readonly str out_layout  # type: Layout | None
     cdef readonly object norm  # type: RMSNorm | None
     cdef readonly str q_out_dtype, k_out_dtype, v_out_dtype  # type: OutDType | None
     cdef readonly object q_scale_kind, k_scale_kind, v_scale_kind  # type: ScaleKind | None
@@ -135,20 +146,29 @@ num_threads, enable_pdl, positions_ready
                  theta: SupportsFloat = 10000.0, scaling: Scaling | None = None, inv_freq: Numbers | None = None,
                  attention_factor: SupportsFloat | None = None, layout: Layout = "neox", dtype: DTypeLike = "bfloat16",
                  device: DeviceLike = "cuda", position_dtype: PositionDTypeLike = "int64",
-                 num_threads: SupportsIndex = 0, enable_pdl: bool = False, positions_ready: bool = False) -> None:
+                 num_threads: SupportsIndex = 0, enable_pdl: bool = False, positions_ready: bool = False,
+                 skip: SupportsIndex | None = -1, out_layout: Layout | None = None,
+                 k_nope_dim: SupportsIndex = 0) -> None:
         cdef rope_apply_desc* d = &self.base
         name = name_of(_ANGLES, choose("angle", angle, _ANGLES))
         cdef bint tabulated = name not in ANGLES
         if tabulated and (theta != 10000.0 or scaling is not None or inv_freq is not None):
             refused = "scaling" if scaling is not None else "theta" if inv_freq is None else "inv_freq"
             raise ValueError(f"{refused}: not allowed with angle={name!r}, whose rows come with the call")
+        cdef bint still = type(rotary_dim) is int and rotary_dim == 0
         self.blocks = as_count("num_blocks", num_blocks, 1, ROPE_MAX_PAIR_STREAMS)
-        Rope.__init__(self, head_dim, num_q_heads, num_k_heads, rotary_dim=rotary_dim, rotary_offset=rotary_offset,
+        Rope.__init__(self, head_dim, num_q_heads, num_k_heads, rotary_dim=2 if still else rotary_dim,
+                      rotary_offset=rotary_offset,
                       theta=theta, scaling=scaling, inv_freq=inv_freq, attention_factor=attention_factor, layout=layout,
                       dtype=dtype, angle="exact" if tabulated else angle, device=device,
                       position_dtype=position_dtype, num_threads=num_threads, enable_pdl=enable_pdl,
-                      positions_ready=positions_ready)
+                      positions_ready=positions_ready, skip=skip)
         self.ready = False
+        if still:
+            set_still({"rotary_offset": rotary_offset, "angle": tabulated, "sections": sections,
+                       "pair_streams": pair_streams, "num_blocks": num_blocks > 1, "xpos": xpos, "scaling": scaling,
+                       "inv_freq": inv_freq, "out_layout": out_layout}, d)
+            self.inv_freqs = ()
         self.cos_sin_dtype, self.cos_sin_columns = set_table(cos_sin_dtype, cos_sin_columns, name, d)
         if tabulated:
             d.angle, self.angle, self.theta, self.inv_freqs = ROPE_ANGLE_COS_SIN, name, None, ()
@@ -159,6 +179,10 @@ num_threads, enable_pdl, positions_ready
         if v_head_dim is not None:
             self.v_head_dim = as_count("v_head_dim", v_head_dim, 1, ROPE_MAX_HEAD_DIM)
         self.q_nope_dim = as_count("q_nope_dim", q_nope_dim, 0, ROPE_MAX_HEAD_DIM)
+        self.k_nope_dim = as_count("k_nope_dim", k_nope_dim, 0, ROPE_MAX_HEAD_DIM)
+        if out_layout is not None:
+            d.out_layout = ROPE_OUT_LAYOUT_NEOX + choose("out_layout", out_layout, LAYOUTS)
+            self.out_layout = name_of(LAYOUTS, d.out_layout - ROPE_OUT_LAYOUT_NEOX)
         self.q_out_dtype, self.q_scale_kind = set_quantize("q", q_out_dtype, q_scale_kind, d.head_dim, d)
         self.k_out_dtype, self.k_scale_kind = set_quantize("k", k_out_dtype, k_scale_kind, d.head_dim, d)
         self.v_out_dtype, self.v_scale_kind = set_quantize("v", v_out_dtype, v_scale_kind, self.v_head_dim, d)
@@ -173,7 +197,7 @@ num_threads, enable_pdl, positions_ready
         if norm is not None:
             set_norm(norm, self.dtype, d)
         if cache is not None:
-            self.heads_first = set_cache(cache, self.num_v_heads, self.v_head_dim, d)
+            self.heads_first = set_cache(cache, self.num_v_heads, self.v_head_dim, self.k_nope_dim, d)
         self.xpos, self.norm, self.cache = xpos, norm, cache
         self.ready = True
 
@@ -184,6 +208,8 @@ num_threads, enable_pdl, positions_ready
         options |= {"num_v_heads": self.num_v_heads or None}
         if self.base.angle == ROPE_ANGLE_COS_SIN:
             del options["inv_freq"]
+        elif self.rotary_dim == 0:
+            options |= {"theta": 10000.0}
         return partial(type(self), **options), arguments
 
     def __repr__(self):
@@ -221,6 +247,9 @@ num_threads, enable_pdl, positions_ready
               cos_sin_stride: SupportsIndex | None = None, cos_sin_skipped: Memory | None = None,
               frequency_sets: Memory | None = None, set_ids: Memory | None = None, set_ids_from: Memory | None = None,
               set_factors: Memory | None = None, num_sets: SupportsIndex | None = None,
+              sequence_length: SupportsIndex | None = None, skipped: Skipped = "leave", k_nope: Memory | None = None,
+              k_nope_out: Memory | None = None, k_nope_strides: Strides | None = None,
+              k_nope_out_strides: Strides | None = None, k_nope_cache: Memory | None = None,
               q_tensor_scale: Scale | None = None, k_tensor_scale: Scale | None = None,
               v_tensor_scale: Scale | None = None, check: bool | None = None) -> None:
         """Rotate q and k, and pass q, k and v through the stages.
@@ -230,11 +259,11 @@ num_threads, enable_pdl, positions_ready
 
         Parameters
         ----------
-        q, k, num_tokens, offset, indptr, offsets, num_requests, inverse, stream
+        q, k, num_tokens, offset, indptr, offsets, num_requests, inverse, stream, sequence_length, skipped
             As for :meth:`Rope.apply`. ``offset`` and ``indptr`` are not allowed with ``sections``, and ``inverse``
             leaves the other stages as they are.
         q_out, k_out : pointer or array, optional
-            As for :meth:`Rope.apply`. Required where they are quantised; with a cache there is no ``k_out``.
+            As for :meth:`Rope.apply`. Required where quantised. Beside a cache ``k_out`` has ``dtype``, and may be ``k``.
         positions : pointer or array, optional
             As for :meth:`Rope.apply`; where tokens have several, with sections, streams or blocks, required and
             ``[streams, num_tokens]``, or ``[streams, batch, tokens]``. float32 is not allowed with ``angle="cos_sin"``,
@@ -245,11 +274,13 @@ num_threads, enable_pdl, positions_ready
             ``[num_tokens]`` of the dtype of ``positions``: turn from these positions to those, by the difference. For
             cached keys that move. Not allowed with ``sections``.
         v, v_out : pointer or array, optional
-            ``[num_tokens, num_v_heads, v_head_dim]``, stored as it is or quantised; with a cache there is no ``v_out``.
-        q_nope, q_nope_out : pointer or array, optional
-            ``[num_tokens, num_q_heads, q_nope_dim]``, likewise.
-        q_strides, k_strides, v_strides, q_nope_strides and those of the outputs : (int, int), optional
-            With pointers: (token stride, head stride) in elements. Default: contiguous.
+            ``[num_tokens, num_v_heads, v_head_dim]``, stored as it is or quantised; with a cache ``v_out``, of
+            ``dtype``, is stored besides.
+        q_nope, q_nope_out, k_nope, k_nope_out, k_nope_cache : pointer or array, optional
+            ``[num_tokens, num_q_heads, q_nope_dim]`` or ``[num_tokens, num_k_heads, k_nope_dim]``, one of them,
+            likewise; k_nope_cache: where k_nope is appended.
+        q_strides, k_strides, v_strides, q_nope_strides, k_nope_strides and those of the outputs : optional
+            As for :meth:`Rope.apply`.
         q_weight, k_weight : pointer or array, optional
             With ``norm``: ``[head_dim]``, or ``[num_heads, head_dim]`` across heads, in one dimension or two, of its
             ``weight_dtype``. One left out leaves its tensor as it is.
@@ -279,8 +310,8 @@ num_threads, enable_pdl, positions_ready
         cache_skipped : pointer or array, optional
             ``[1]`` int64, incremented for every token whose page is outside the cache.
         check : bool, optional
-            Whether a slot or page outside the cache is an error that names the token, instead of being skipped. On CUDA
-            that waits for the stream. Default: on the CPU, unless ``cache_skipped`` is given.
+            Whether a slot or page outside the cache is an error that names the token. On CUDA that waits for the
+            stream. Default: on the CPU, unless ``cache_skipped`` is given.
         cos, sin : pointer or array
             With ``angle="cos_sin"``: ``[rows, columns]`` of ``cos_sin_dtype``; without ``sin``, ``cos`` is
             ``[rows, 2 columns]``, cosines before sines. A token whose position is no row is left alone. Without
@@ -290,10 +321,8 @@ num_threads, enable_pdl, positions_ready
             With ``angle="radians"``: ``[rows, columns]`` float32, likewise.
         k_cos, k_sin, k_angles : pointer or array, optional
             The same for k, where it turns by others than q; as many rows, with pointers of the same stride.
-        cos_sin_rows : int
-            With pointers: number of rows.
-        cos_sin_stride : int, optional
-            With pointers: elements between rows. Default: contiguous.
+        cos_sin_rows, cos_sin_stride : int
+            With pointers: the number of rows, and elements between them. Default: contiguous.
         cos_sin_skipped : pointer or array, optional
             ``[1]`` int64, incremented for every token whose position is no row.
         frequency_sets, set_ids : pointer or array, optional
@@ -301,12 +330,9 @@ num_threads, enable_pdl, positions_ready
             :attr:`Rope.frequencies` of Ropes with the same ``angle``, and ``set_ids`` ``[num_tokens]`` int32. A token
             whose id is no row is left alone.
         set_ids_from : pointer or array, optional
-            With ``positions_from``: ``[num_tokens]`` int32, the sets the tokens were rotated with. Default:
-            ``set_ids``.
-        set_factors : pointer or array, optional
-            ``[num_sets]`` float32, attention factors of the sets. Default: ones.
-        num_sets : int
-            Required with frequency_sets as a pointer.
+            With ``positions_from``: ``[num_tokens]`` int32, what the tokens were rotated with. Default: ``set_ids``.
+        set_factors, num_sets : pointer or array, optional; int
+            ``[num_sets]`` float32, attention factors of the sets (default: ones). With a pointer, how many there are.
 
         Notes
         -----
@@ -322,35 +348,21 @@ num_threads, enable_pdl, positions_ready
         cdef rope_apply_desc d
         cdef Call c
         self._begin(num_tokens, inverse, stream, &d, &c)
-        if self.cache is not None and (k is not None or v is not None):
-            d.cache.kind = ROPE_CACHE_PAGES if slots is None else ROPE_CACHE_SLOTS
-            refuse("k_out", k_out, "not allowed with a cache, which k is appended to")
-            refuse("v_out", v_out, "not allowed with a cache, which v is appended to")
-        else:
-            memset(&d.cache, 0, sizeof(d.cache))
-        if q is None:
-            memset(&d.q_quantize, 0, sizeof(d.q_quantize))
-        elif d.q_quantize.out_dtype:
-            require("q_out", q_out, "with q_out_dtype")
-        if k is None:
-            memset(&d.k_quantize, 0, sizeof(d.k_quantize))
-        elif d.k_quantize.out_dtype and not d.cache.kind:
-            require("k_out", k_out, "with k_out_dtype")
-        if v is None:
-            memset(&d.v_quantize, 0, sizeof(d.v_quantize))
-
+        begin_stages(q, k, v, q_out, k_out, slots, self.cache is not None, &d)
+        read_sequences(sequence_length, positions, indptr, skipped, &d, &c)
         read_rotated(q, k, q_out, k_out, q_strides, k_strides, q_out_strides, k_out_strides, &d, &c)
         read_all_positions(positions, offset, indptr, offsets, num_requests, positions_stride, positions_from, &d, &c)
         read_v(v, v_out, v_strides, v_out_strides, self.num_v_heads, self.v_head_dim, &d, &c)
         read_q_nope(q, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, self.q_nope_dim, &d, &c)
+        read_k_nope(k, k_nope, k_nope_out, k_nope_strides, k_nope_out_strides, self.k_nope_dim, &d, &c)
         read_weights(q, k, q_weight, k_weight, self.norm, &d, &c)
         read_scale("q_scale", q_scale, q_tensor_scale, self.q_scale_kind, d.num_q_heads, d.head_dim, False, &d, &c)
         read_scale("k_scale", k_scale, k_tensor_scale, self.k_scale_kind, d.num_k_heads, d.head_dim, self.heads_first,
                    &d, &c)
         read_scale("v_scale", v_scale, v_tensor_scale, self.v_scale_kind, self.num_v_heads, self.v_head_dim,
                    self.heads_first, &d, &c)
-        read_cache(k, v, k_cache, v_cache, slots, page_table, page_indptr, page_table_stride, request_ids,
-                   cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
+        read_cache(k, v, k_nope, k_cache, v_cache, k_nope_cache, slots, page_table, page_indptr, page_table_stride,
+                   request_ids, cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
         read_cos_sin(cos, sin, angles, k_cos, k_sin, k_angles, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d, &c)
         read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from, &d, &c)
         read_check(check, &d)
@@ -441,8 +453,8 @@ num_threads, enable_pdl, positions_ready
         read_all_positions(positions, offset, indptr, offsets, num_requests, positions_stride, positions_from, &d, &c)
         read_scale("k_scale", k_scale, k_tensor_scale, self.k_scale_kind, d.num_k_heads, d.head_dim, self.heads_first,
                    &d, &c)
-        read_cache(k_cache, None, k_cache, None, slots, page_table, page_indptr, page_table_stride, request_ids,
-                   cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
+        read_cache(k_cache, None, None, k_cache, None, None, slots, page_table, page_indptr, page_table_stride,
+                   request_ids, cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
         read_cos_sin(cos, sin, None, None, None, None, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d, &c)
         read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from, &d, &c)
         read_check(check, &d)

@@ -79,8 +79,14 @@ cdef int set_positions(positions, rope_apply_desc* d, Call* c) except -1:
         return 0
     d.positions = read_array_of_positions("positions", positions, d, c, &d.position_dtype, &p,
                                           &d.sections.stream_stride)
-    if c.num_tokens:
-        d.sequence_length, d.position_stride, d.position_sequence_stride = p.length, p.stride, p.sequence_stride
+    if c.num_tokens == 0:
+        return 0
+    d.position_stride, d.position_sequence_stride = p.stride, p.sequence_stride
+    if p.length:
+        if c.sequence_length not in (0, p.length):
+            raise ValueError(f"positions: of sequences of {p.length} tokens, must be of {c.sequence_length} as "
+                             "sequence_length or the other arguments")
+        d.sequence_length = c.sequence_length = p.length
     return 0
 
 

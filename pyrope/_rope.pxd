@@ -20,6 +20,7 @@ cdef class Rope:
     cdef readonly str angle  # type: Angle
     cdef readonly str device  # type: Device
     cdef readonly str position_dtype  # type: PositionDType
+    cdef readonly object skip  # type: int | None
 
     cdef int _set_frequencies(self, theta, scaling, inv_freq) except -1
     cdef int _check_ready(self) except -1

@@ -17,6 +17,7 @@ from pyrope.typing import (
     Numbers,
     PositionDType,
     PositionDTypeLike,
+    Skipped,
     Stream,
     Strides,
 )
@@ -39,6 +40,8 @@ class Rope:
     def device(self) -> Device: ...
     @property
     def position_dtype(self) -> PositionDType: ...
+    @property
+    def skip(self) -> int | None: ...
     def __init__(
         self,
         head_dim: SupportsIndex,
@@ -59,6 +62,7 @@ class Rope:
         num_threads: SupportsIndex = 0,
         enable_pdl: bool = False,
         positions_ready: bool = False,
+        skip: SupportsIndex | None = -1,
     ) -> None: ...
     @classmethod
     def from_hf_config(
@@ -112,6 +116,8 @@ class Rope:
         k_out_strides: Strides | None = None,
         inverse: bool = False,
         stream: Stream | None = None,
+        sequence_length: SupportsIndex | None = None,
+        skipped: Skipped = "leave",
     ) -> None: ...
     def inverse(
         self,
@@ -131,4 +137,6 @@ class Rope:
         q_out_strides: Strides | None = None,
         k_out_strides: Strides | None = None,
         stream: Stream | None = None,
+        sequence_length: SupportsIndex | None = None,
+        skipped: Skipped = "leave",
     ) -> None: ...

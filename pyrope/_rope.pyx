@@ -6,15 +6,16 @@ from libc.stdint cimport INT32_MAX, int32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from pyrope._arguments cimport (
-    ANGLES, DEVICES, DTYPES, LAYOUTS, POSITION_DTYPES, Call, as_count, as_flag, as_real, begin_call, choose,
+    ANGLES, DEVICES, DTYPES, LAYOUTS, POSITION_DTYPES, Call, as_count, as_flag, as_integer, as_real, begin_call, choose,
     choose_device, name_of, refuse_unknown, set_shape,
 )
-from pyrope._call cimport read_rotated, rotate
+from pyrope._call cimport rotate
 from pyrope._capi cimport *
 from pyrope._cos_sin cimport build_rows
 from pyrope._frequencies cimport make_frequencies
 from pyrope._library cimport check_device, is_compiled
 from pyrope._positions cimport read_positions
+from pyrope._tensors cimport read_rotated, read_sequences
 
 from pyrope._library import build_info
 from pyrope.errors import RopeError, UnsupportedError
@@ -23,7 +24,7 @@ from pyrope.errors import RopeError, UnsupportedError
 cdef class Rope:
     """Rope(head_dim, num_q_heads, num_k_heads, *, rotary_dim=None, rotary_offset=0, theta=10000.0, scaling=None, \
 inv_freq=None, attention_factor=None, layout='neox', dtype='bfloat16', angle='exact', device='cuda', \
-position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
+position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False, skip=-1)
 --
 
     Rotary position embedding of fixed shape and parameters (RoFormer, arXiv:2104.09864).
@@ -78,6 +79,10 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         ``request_ids`` or ``cache_positions``. They may then be read before the wait: 0.2 to 0.4 microseconds less a
         call behind a kernel that lets its dependents start early, and no less behind others.
 
+    skip : int or None
+        Which of ``positions`` leaves its token alone; None: none does. With several positions a token it is the first
+        that counts.
+
     Raises
     ------
     ValueError, TypeError
@@ -102,7 +107,8 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
                  theta: SupportsFloat = 10000.0, scaling: Scaling | None = None, inv_freq: Numbers | None = None,
                  attention_factor: SupportsFloat | None = None, layout: Layout = "neox", dtype: DTypeLike = "bfloat16",
                  angle: Angle = "exact", device: DeviceLike = "cuda", position_dtype: PositionDTypeLike = "int64",
-                 num_threads: SupportsIndex = 0, enable_pdl: bool = False, positions_ready: bool = False) -> None:
+                 num_threads: SupportsIndex = 0, enable_pdl: bool = False, positions_ready: bool = False,
+                 skip: SupportsIndex | None = -1) -> None:
         if self.ready:
             raise RopeError("a Rope is immutable and cannot be initialised again")
         cdef rope_apply_desc* d = &self.base
@@ -122,6 +128,10 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
             if not enable_pdl:
                 raise ValueError("positions_ready: True, only allowed with enable_pdl=True")
             d.flags |= ROPE_FLAG_POSITIONS_READY
+        self.skip = None if skip is None else as_integer("skip", skip)
+        if self.skip != -1:
+            d.skip_kind = ROPE_SKIP_NONE if skip is None else ROPE_SKIP_VALUE
+            d.skip_position = 0 if skip is None else self.skip
 
         self.device, self.dtype = name_of(DEVICES, d.backend), name_of(DTYPES, d.dtype)
         self.layout, self.angle = name_of(LAYOUTS, d.layout), name_of(ANGLES, d.angle)
@@ -303,7 +313,8 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
     cdef int _begin_cos_sin(self, str method, rope_build_cos_sin_desc* d) except -1:
         self._check_ready()
         if not self.inv_freqs:
-            raise ValueError(f"{method}: not with angle={self.angle!r}, which has no frequencies")
+            option = f"angle={self.angle!r}" if self.rotary_dim else "rotary_dim=0"
+            raise ValueError(f"{method}: not with {option}, which has no frequencies")
         rope_build_cos_sin_desc_init(d)
         d.flags, d.backend, d.num_threads = self.base.flags & ROPE_FLAG_PDL, self.base.backend, self.base.num_threads
         d.angle, d.rotary_dim, d.position_dtype = self.base.angle, self.base.rotary_dim, self.base.position_dtype
@@ -318,7 +329,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
             "device": self.device if self.device_number < 0 else f"cuda:{self.device_number}",
             "position_dtype": self.position_dtype, "num_threads": self.base.num_threads,
             "enable_pdl": bool(self.base.flags & ROPE_FLAG_PDL),
-            "positions_ready": bool(self.base.flags & ROPE_FLAG_POSITIONS_READY),
+            "positions_ready": bool(self.base.flags & ROPE_FLAG_POSITIONS_READY), "skip": self.skip,
         }
         if self.theta is None:
             options["inv_freq"] = self.inv_freqs
@@ -346,25 +357,29 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
               offsets: Memory | None = None, num_requests: SupportsIndex | None = None, q_out: Memory | None = None,
               k_out: Memory | None = None, q_strides: Strides | None = None, k_strides: Strides | None = None,
               q_out_strides: Strides | None = None, k_out_strides: Strides | None = None, inverse: bool = False,
-              stream: Stream | None = None) -> None:
+              stream: Stream | None = None, sequence_length: SupportsIndex | None = None,
+              skipped: Skipped = "leave") -> None:
         """Rotate q and k by their tokens' positions.
 
         Parameters
         ----------
         q, k : pointer, array or None
-            ``[num_tokens, heads, head_dim]`` of the Rope's dtype, the last dimension contiguous. A pointer is an int or
-            a cuda-python handle; an array is anything with ``__array_interface__`` (NumPy), ``__dlpack__`` or
-            ``__cuda_array_interface__``, with any leading dimensions that fold into one, or
-            ``[num_tokens, heads * head_dim]``. A jax.Array is immutable: give the output. None leaves that one out.
+            ``[num_tokens, heads, head_dim]`` of the Rope's dtype. A pointer is an int or a cuda-python handle; an array
+            is anything with ``__array_interface__`` (NumPy), ``__dlpack__`` or ``__cuda_array_interface__``, with
+            leading dimensions of one stride or two, as ``[batch, tokens, heads, head_dim]`` in any order in memory, or
+            ``[num_tokens, heads * head_dim]``. What is only read may be broadcast. A jax.Array is immutable: give the
+            output. None leaves that one out.
         num_tokens : int
             0 to 2**31 - 1. Required with pointers; arrays bring it.
         positions : pointer or array, optional
             ``[num_tokens]`` int32, int64 or float32: the position of every token. With q ``[batch, tokens, heads,
             head_dim]`` an array may be ``[batch, tokens]``, of any strides, or have 1 in place of either, which is
-            repeated. The integer -1 leaves a token alone, its output unwritten; other negative positions turn
-            backwards. A float32 is taken as exactly the number it is, and makes NaNs where it is not finite.
+            repeated. The integer -1 (see ``skip``) leaves a token alone, its output unwritten; other negative positions
+            turn backwards. A float32 is taken as exactly the number it is, and makes NaNs where it is not finite.
         offset : int
             Without positions and indptr, token ``t`` has position ``offset + t``. Any 64-bit integer.
+        sequence_length : int, optional
+            Tokens of each of a batch's sequences. Without positions and indptr each starts at the offset.
         indptr, offsets : pointer or array, optional
             Ragged requests: token ``t`` with ``indptr[r] <= t < indptr[r + 1]`` has position
             ``offsets[r] + t - indptr[r]``; without offsets, requests start at 0. ``[num_requests + 1]`` and
@@ -376,7 +391,10 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
             what is not rotated is neither read nor written. Memory must be exactly the input's, or apart from
             everything else in the call.
         q_strides, k_strides, q_out_strides, k_out_strides : (int, int), optional
-            With pointers: (token stride, head stride) in elements. Default: contiguous.
+            With pointers: (token stride, head stride) in elements, or of sequences (sequence stride, token stride, head
+            stride, element stride); 0 for what is only read and broadcast. Default: contiguous.
+        skipped : {"leave", "copy"}
+            Whether a token that is left alone is copied to an output of its dtype, or that is not written.
         inverse : bool
             The transposed rotation, which is the gradient: pass the gradients of the outputs. With an attention factor
             of 1 it also undoes the rotation, up to one rounding a pass.
@@ -400,6 +418,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False)
         cdef rope_apply_desc d
         cdef Call c
         self._begin(num_tokens, inverse, stream, &d, &c)
+        read_sequences(sequence_length, positions, indptr, skipped, &d, &c)
         read_rotated(q, k, q_out, k_out, q_strides, k_strides, q_out_strides, k_out_strides, &d, &c)
         read_positions(positions, offset, indptr, offsets, num_requests, &d, &c)
         rotate(&d)

@@ -5,13 +5,11 @@ from pyrope._arguments cimport Call
 from pyrope._capi cimport rope_apply_desc
 
 cdef tuple set_quantize(str x, out_dtype, scale_kind, int64_t dim, rope_apply_desc* d)
+cdef int set_still(dict options, rope_apply_desc* d) except -1
 cdef tuple set_sections(sections, bint interleaved, pair_streams, uint8_t* streams, rope_apply_desc* d)
 cdef int set_xpos(xpos, rope_apply_desc* d) except -1
 cdef int set_norm(norm, str dtype, rope_apply_desc* d) except -1
 
-cdef int read_v(v, v_out, v_strides, v_out_strides, int heads, int dim, rope_apply_desc* d, Call* c) except -1
-cdef int read_q_nope(q, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, int dim, rope_apply_desc* d,
-                     Call* c) except -1
 cdef int read_weights(q, k, q_weight, k_weight, norm, rope_apply_desc* d, Call* c) except -1
 cdef int read_scale(str name, object x, object tensor_scale, object kind, int64_t heads, int64_t dim, bint heads_first,
                     rope_apply_desc* d, Call* c) except -1

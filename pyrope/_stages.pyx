@@ -7,7 +7,7 @@ from libc.string cimport memset
 
 from pyrope._arguments cimport (
     Call, as_count, as_flag, as_integer, as_real, as_scale, choose, is_contiguous, is_scale, name_of, read_elements,
-    read_memory, read_pair, refuse, refuse_small, require, shape_of,
+    read_memory, refuse, refuse_small, require, shape_of,
 )
 from pyrope._capi cimport *
 from pyrope._groups cimport read_groups, set_groups
@@ -17,6 +17,7 @@ from pyrope.stages import GroupScales, RMSNorm, XPos
 
 _OUT_DTYPES = {
     "float8_e4m3fn": ROPE_OUT_E4M3, "float8_e5m2": ROPE_OUT_E5M2, "int8": ROPE_OUT_INT8,
+    "float32": ROPE_OUT_F32, "float16": ROPE_OUT_F16, "bfloat16": ROPE_OUT_BF16,
     "float4_e2m1fn": ROPE_OUT_E2M1, "q8_0": ROPE_OUT_Q8_0, "q4_0": ROPE_OUT_Q4_0,
 }
 _SCALE_KINDS = {
@@ -27,7 +28,8 @@ _SCALE_KINDS = {
 SHOWN = {
     "cos_sin_columns": "pairs", "sections": None, "sections_interleaved": False, "pair_streams": None, "num_blocks": 1,
     "xpos": None, "q_nope_dim": 0, "norm": None, "q_out_dtype": None, "k_out_dtype": None, "v_out_dtype": None,
-    "q_scale_kind": None, "k_scale_kind": None, "v_scale_kind": None, "cache": None,
+    "q_scale_kind": None, "k_scale_kind": None, "v_scale_kind": None, "cache": None, "out_layout": None,
+    "k_nope_dim": 0,
 }
 OPTIONS = (*SHOWN, "cos_sin_dtype", "v_head_dim")
 
@@ -50,6 +52,9 @@ cdef tuple set_quantize(str x, out_dtype, scale_kind, int64_t dim, rope_apply_de
         return None, None
     z.out_dtype = choose(f"{x}_out_dtype", out_dtype, _OUT_DTYPES)
     name = name_of(_OUT_DTYPES, z.out_dtype)
+    if ROPE_OUT_F32 <= z.out_dtype <= ROPE_OUT_BF16:
+        refuse(f"{x}_scale_kind", scale_kind, f"not allowed with {x}_out_dtype={name!r}")
+        return name, None
     if z.out_dtype in (ROPE_OUT_Q8_0, ROPE_OUT_Q4_0):
         refuse(f"{x}_scale_kind", scale_kind, f"not allowed with {name!r}, whose blocks have scales of their own")
         if dim % 32:
@@ -63,6 +68,15 @@ cdef tuple set_quantize(str x, out_dtype, scale_kind, int64_t dim, rope_apply_de
         raise ValueError(f"{x}_scale_kind: {scale_kind!r}, must be a pyrope.GroupScales with {name!r}")
     z.scale_kind = choose(f"{x}_scale_kind", "tensor" if scale_kind is None else scale_kind, _SCALE_KINDS)
     return name, None if scale_kind is None else name_of(_SCALE_KINDS, z.scale_kind)
+
+
+cdef int set_still(dict options, rope_apply_desc* d) except -1:
+    """rotary_dim=0, without the options of a rotation."""
+    for name, value in options.items():
+        if value:
+            raise ValueError(f"{name}: not allowed with rotary_dim=0, with which nothing turns")
+    d.rotary_dim, d.flags, d.frequencies = 0, d.flags | ROPE_FLAG_NO_ROTATION, NULL
+    return 0
 
 
 cdef tuple set_sections(sections, bint interleaved, pair_streams, uint8_t* streams, rope_apply_desc* d):
@@ -152,27 +166,6 @@ cdef int set_norm(norm, str dtype, rope_apply_desc* d) except -1:
 # ---- a call's
 
 
-cdef int read_v(v, v_out, v_strides, v_out_strides, int heads, int dim, rope_apply_desc* d, Call* c) except -1:
-    if v is not None:
-        d.num_v_heads, d.v_head_dim = heads, dim
-        if not d.cache.kind:
-            require("v_out", v_out, "with v where there is no cache")
-    return read_pair("v", "v_out", v, v_strides, v_out, v_out_strides, heads, dim, d.dtype,
-                     d.v_quantize.out_dtype, False, c, &d.v, &d.v_out)
-
-
-cdef int read_q_nope(q, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, int dim, rope_apply_desc* d,
-                     Call* c) except -1:
-    if q_nope is not None:
-        if dim == 0:
-            raise ValueError("q_nope: only allowed with q_nope_dim")
-        require("q", q, "with q_nope")
-        require("q_nope_out", q_nope_out, "with q_nope")
-        d.q_nope_dim = dim
-    return read_pair("q_nope", "q_nope_out", q_nope, q_nope_strides, q_nope_out, q_nope_out_strides, d.num_q_heads, dim,
-                     d.dtype, d.q_quantize.out_dtype, False, c, &d.q_nope, &d.q_nope_out)
-
-
 cdef int read_weights(q, k, q_weight, k_weight, norm, rope_apply_desc* d, Call* c) except -1:
     if norm is None:
         refuse("q_weight", q_weight, "only allowed with norm=pyrope.RMSNorm(...)")
@@ -208,8 +201,9 @@ cdef int read_scale(str name, object x, object tensor_scale, object kind, int64_
     cdef bint in_cache = d.cache.kind and name[0] != "q"
     cdef int64_t count = 1
     cdef str shape = "[1]"
-    if not z.out_dtype and x is not None:
-        raise ValueError(f"{name}: only allowed with {name[0]} and {name[0]}_out_dtype")
+    cdef bint quantised = z.out_dtype and not ROPE_OUT_F32 <= z.out_dtype <= ROPE_OUT_BF16
+    if not quantised and x is not None:
+        raise ValueError(f"{name}: only allowed with {name[0]} and a quantised {name[0]}_out_dtype")
     if z.scale_kind == ROPE_SCALE_GROUP:
         require(name, x, f"with {name}_kind={kind!r}")
         return read_groups(name, x, tensor_scale, kind.strides, heads, dim, in_cache, heads_first, g, d, c)
@@ -218,7 +212,7 @@ cdef int read_scale(str name, object x, object tensor_scale, object kind, int64_
     if z.out_dtype in (ROPE_OUT_Q8_0, ROPE_OUT_Q4_0):
         return refuse(name, x, f"not allowed with {name[0]}_out_dtype={name_of(_OUT_DTYPES, z.out_dtype)!r}, whose "
                                "blocks have scales of their own")
-    if not z.out_dtype:
+    if not quantised:
         return 0
     if x is None:
         if kind is not None:
@@ -254,6 +248,8 @@ cdef int read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors,
         return refuse("num_sets", num_sets, "only allowed with frequency_sets")
     if d.angle == ROPE_ANGLE_COS_SIN:
         raise ValueError("frequency_sets: not allowed with angle='cos_sin'")
+    if pairs == 0:
+        raise ValueError("frequency_sets: not allowed with rotary_dim=0, with which nothing turns")
     require("set_ids", set_ids, "with frequency_sets")
     if positions_from is None:
         refuse("set_ids_from", set_ids_from, "only allowed with positions_from")

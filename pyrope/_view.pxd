@@ -29,6 +29,8 @@ cdef class Rows:
     cdef readonly int64_t outer, inner  # type: int
     cdef readonly bint folded
 
+    cdef int _fold(self) except -1
+
 cdef bint is_array(object x)
 cdef bint is_immutable(object x)
 cdef uintptr_t read_pointer(object x, str name, bint may_be_null) except? 0

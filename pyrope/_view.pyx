@@ -331,10 +331,22 @@ cdef class Rows:
         if heads_first:
             v.shape[1], v.shape[2] = v.shape[2], v.shape[1]
             v.strides[1], v.strides[2] = v.strides[2], v.strides[1]
+        self._fold()
+
+    cdef int _fold(self) except -1:
+        cdef View* v = &self.view
         self.outer, self.inner = v.shape[0], v.shape[1]
         if self.outer == 0 or self.inner == 0:  # strides of such an array mean nothing
             v.shape[0], v.shape[1] = 0, 1
         self.folded = (v.shape[0] <= 1 or v.shape[1] == 1 or v.strides[0] == v.shape[1] * v.strides[1])
+        return 0
+
+    def swap(self) -> None:
+        """Let the inner dimension of tokens be the outer one."""
+        cdef View* v = &self.view
+        v.shape[0], v.shape[1] = self.inner, self.outer
+        v.strides[0], v.strides[1] = v.strides[1], v.strides[0]
+        self._fold()
 
     @property
     def dtype(self) -> object:

@@ -96,6 +96,11 @@ class PagedCache(Frozen):
         Strides of a page, of an entry (a token's place in it) and of a head, in elements of the stored type (of
         float4_e2m1fn, q8_0 and q4_0 in bytes), for caches given as pointers. Default: contiguous in the layout. With
         multi-head latent attention both lie in one row, and their strides are those of the row.
+    skip_q : bool
+        Whether a token whose slot, request or cache position is negative is left alone as a whole, its q too, as one
+        whose position says so. Default: it is only not appended.
+    k_nope_strides : (int, int, int), optional
+        As ``k_strides``, of ``k_nope_cache``.
     """
 
     page_size: int
@@ -104,6 +109,8 @@ class PagedCache(Frozen):
     index_dtype: object
     k_strides: tuple[int, int, int] | None
     v_strides: tuple[int, int, int] | None
+    skip_q: bool
+    k_nope_strides: tuple[int, int, int] | None
 
     def __init__(
         self,
@@ -113,6 +120,8 @@ class PagedCache(Frozen):
         index_dtype: object = "int64",
         k_strides: tuple[int, int, int] | None = None,
         v_strides: tuple[int, int, int] | None = None,
+        skip_q: bool = False,
+        k_nope_strides: tuple[int, int, int] | None = None,
     ) -> None:
         vars(self).update(
             page_size=page_size,
@@ -121,6 +130,8 @@ class PagedCache(Frozen):
             index_dtype=index_dtype,
             k_strides=k_strides,
             v_strides=v_strides,
+            skip_q=skip_q,
+            k_nope_strides=k_nope_strides,
         )
 
 

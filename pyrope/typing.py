@@ -32,6 +32,7 @@ __all__ = [
     "Scale",
     "ScaleKind",
     "Sections",
+    "Skipped",
     "Stream",
     "Strides",
 ]
@@ -77,11 +78,14 @@ class Numbers(Protocol):
 Memory: TypeAlias = SupportsIndex | HasArrayInterface | HasDLPack | HasCudaArrayInterface
 Scale: TypeAlias = SupportsFloat | Memory
 Stream: TypeAlias = SupportsIndex | HasCudaStream
-Strides: TypeAlias = tuple[SupportsIndex, SupportsIndex] | list[int]
+Strides: TypeAlias = (
+    tuple[SupportsIndex, SupportsIndex] | tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex] | list[int]
+)
 Sections: TypeAlias = tuple[SupportsIndex, ...] | list[int]
 PairStreams: TypeAlias = "tuple[SupportsIndex, ...] | list[int] | np.ndarray[Any, Any]"
 
 Layout: TypeAlias = Literal["neox", "gptj"]
+Skipped: TypeAlias = Literal["leave", "copy"]
 Angle: TypeAlias = Literal["exact", "fp32"]
 FusedAngle: TypeAlias = Literal["exact", "fp32", "cos_sin", "radians"]
 CosSinColumns: TypeAlias = Literal["pairs", "elements"]
@@ -94,7 +98,9 @@ ScaleKind: TypeAlias = 'Literal["tensor", "head", "token", "dynamic"] | GroupSca
 DType: TypeAlias = Literal["float32", "float16", "bfloat16"]
 IndexDType: TypeAlias = Literal["int64", "int32"]
 PositionDType: TypeAlias = Literal["int64", "int32", "float32"]
-OutDType: TypeAlias = Literal["float8_e4m3fn", "float8_e5m2", "int8", "float4_e2m1fn", "q8_0", "q4_0"]
+OutDType: TypeAlias = Literal[
+    "float8_e4m3fn", "float8_e5m2", "int8", "float32", "float16", "bfloat16", "float4_e2m1fn", "q8_0", "q4_0"
+]
 DTypeLike: TypeAlias = "DType | type[Any] | np.dtype[Any]"
 IndexDTypeLike: TypeAlias = "IndexDType | type[Any] | np.dtype[Any]"
 PositionDTypeLike: TypeAlias = "PositionDType | type[Any] | np.dtype[Any]"

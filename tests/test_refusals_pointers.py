@@ -149,7 +149,6 @@ POINTERS = rows(
     ("offset None", {}, lambda p: {"offset": None}, T, "offset: None is not an integer"),
     # strides
     ("q_strides int", {}, lambda p: {"q_strides": 128}, T, r"q_strides: 128, must be \(token stride, head stride\)"),
-    ("q_strides of three", {}, lambda p: {"q_strides": (128, 64, 1)}, T, r"q_strides: .* must be \(token stride"),
     ("k_strides float", {}, lambda p: {"k_strides": (64.0, 64)}, T, "k_strides: 64.0 is not an integer"),
     (
         "q_out_strides bool",
@@ -158,7 +157,13 @@ POINTERS = rows(
         T,
         "q_out_strides: True is not",
     ),
-    ("q_strides zero", {}, lambda p: {"q_strides": (0, 64)}, V, r"q_strides: \(0, 64\), a stride must not be 0"),
+    (
+        "q_strides zero",
+        {},
+        lambda p: {"q_strides": (0, 64)},
+        V,
+        r"q_strides: \(0, 64\), a stride of what is written must not",
+    ),
     (
         "k_out_strides zero",
         {},
@@ -177,10 +182,38 @@ POINTERS = rows(
     (
         "q_strides reach far back",
         {},
-        lambda p: {"q_strides": (-(2**63), 64)},
+        lambda p: {"q_strides": (-(2**62), 64)},
         V,
         "q: strides .* reach beyond 2.62 bytes",
     ),
+    ("q_strides of the least number", {}, lambda p: {"q_strides": (-(2**63), 64)}, V, "q_strides: .* reach beyond"),
+    ("q_strides of three", {}, lambda p: {"q_strides": (128, 64, 1)}, T, r"q_strides: .* or \(sequence stride"),
+    (
+        "q_strides of overlapping sequences",
+        {},
+        lambda p: {"q_strides": (64, 128, 64, 1), "sequence_length": 1},
+        V,
+        "q: strides overlap",
+    ),
+    (
+        "q_strides of overlapping elements",
+        {},
+        lambda p: {"q_strides": (0, 128, 64, 2)},
+        V,
+        "q_strides: .* must not be 0",
+    ),
+    ("q_strides of elements in the next head", {}, lambda p: {"q_strides": (999, 256, 64, 2)}, V, "q: strides overlap"),
+    (
+        "sequence_length that divides not",
+        {},
+        lambda p: {"sequence_length": 2},
+        V,
+        "sequence_length: 2, must be 0 or divide num_tokens, 3",
+    ),
+    ("sequence_length zero", {}, lambda p: {"sequence_length": 0}, V, "sequence_length: 0, must be 1 to"),
+    ("sequence_length float", {}, lambda p: {"sequence_length": 1.0}, T, "sequence_length: 1.0 is not an integer"),
+    ("skipped", {}, lambda p: {"skipped": "zero"}, V, "skipped: 'zero', must be one of 'leave', 'copy'"),
+    ("skipped None", {}, lambda p: {"skipped": None}, V, "skipped: None, must be one of"),
     (
         "k_out_strides reach far",
         {},

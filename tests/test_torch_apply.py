@@ -128,14 +128,28 @@ def test_one_tensor(device, which):
     check_rotated(rope, out, x, "bshd", POSITIONS)
 
 
-def test_copies_what_the_core_cannot_read(device):
-    """Out of place, broadcast and non-contiguous elements are fine."""
+def test_elements_apart_and_broadcast(device):
+    """Out of place, broadcast and non-contiguous elements are fine; in place, those apart are."""
     rope = make(device)
     one = randn(on(device), "float32", 1, 1)
     q = one.expand(BATCH, SEQ, Q_HEADS, DIM)
     k = randn(on(device), "float32", K_HEADS).transpose(2, 3).contiguous().transpose(2, 3)
     for x, out in zip((q, k), face.apply(rope, q, k), strict=True):
         check_rotated(rope, out, x, "bshd", np.tile(np.arange(SEQ), (BATCH, 1)))
+    turned, _ = face.apply(rope, None, k)[1], face.apply_(rope, None, k)
+    assert torch.equal(k, turned)
+
+
+def test_values_a_token_of_sequences_apart(device):
+    """Slots are those of the tokens in the layout's order, wherever the tokens are."""
+    where = on(device)
+    rope = make(device, fused=True, cache=pyrope.PagedCache(16, 1))
+    k = randn(where, "float32", K_HEADS)
+    slots = torch.randperm(BATCH * SEQ).to(where)
+    caches = [torch.zeros(1, 16, K_HEADS, DIM, device=where) for _ in "ab"]
+    face.apply(rope, None, laid_out(k, "bhsd").contiguous(), layout="bhsd", slots=slots, k_cache=caches[0], offset=3)
+    face.apply(rope, None, k, slots=slots, k_cache=caches[1], offset=3)
+    assert torch.equal(*caches) and caches[0].any()
 
 
 @pytest.mark.parametrize("batch", [0, 1, 3])
@@ -182,8 +196,6 @@ def test_stages(device, layout):
     v_scale = torch.zeros(BATCH * SEQ, K_HEADS, device=where)
     positions = torch.from_numpy(POSITIONS).to(where)
     given = {n: laid_out(x, layout) for n, x in rows.items()}
-    if layout == "sbhd":  # scales a token need tokens of one stride
-        given = {name: x.contiguous() for name, x in given.items()}
     outs = face.apply(rope, **given, layout=layout, positions=positions, v_scale=v_scale, **options)
     assert [out.dtype for out in outs] == [torch.float8_e4m3fn, torch.float32, torch.int8, torch.float8_e4m3fn]
     bytes_of = {n: torch.zeros(x.flatten(0, 1).shape, dtype=torch.uint8, device=where) for n, x in rows.items()}

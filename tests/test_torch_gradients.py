@@ -250,3 +250,40 @@ def test_transforms(device):
     check(got, 2 * q.double(), 2 * lengths(q, rope), 4 * ROTATION)  # a rotation keeps lengths
     with pytest.raises(RuntimeError, match=r"^torch\.func\.vmap: not over a call that writes"):
         torch.func.vmap(lambda q: face.apply_(rope, q, layout="thd"))(q)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("pairing", ["neox", "gptj"])
+def test_pairs_laid_out_otherwise(device, pairing, form):
+    """The gradient comes in the output's layout and goes back to the input's."""
+    other = "neox" if pairing == "gptj" else "gptj"
+    rope = make(device, fused=True, layout=pairing, out_layout=other)
+    where = on(device)
+    call, _ = arguments(form, where)
+    if form == "positions":
+        call["positions"] = call["positions"].clamp(min=0)  # what is left alone is not laid out either
+    q, weight = leaf(randn(where, Q_HEADS)), randn(where, Q_HEADS, seed=1)
+    order = torch.arange(DIM, device=where).view(2, -1).T.ravel() if other == "gptj" else (
+        torch.arange(DIM, device=where).view(-1, 2).T.ravel())  # fmt: skip
+    out, _ = face.apply(rope, q, **call)
+    plain, _ = face.apply(make(device, layout=pairing), q, **call)
+    assert torch.equal(out, plain[..., order])
+    (out * weight).sum().backward()
+    got, q.grad = q.grad, None
+    (plain * weight[..., order.argsort()]).sum().backward()
+    assert torch.equal(got, q.grad)
+
+
+def test_a_norm_without_a_rotation(device):
+    rope, where = make(device, fused=True, rotary_dim=0, norm=pyrope.RMSNorm(eps=1e-5)), on(device)
+    q, weight = leaf(randn(where, Q_HEADS)), leaf(torch.rand(DIM, device=where))
+    ids = torch.tensor(POSITIONS, device=where)
+    out, _ = face.apply(rope, q, q_weight=weight, positions=ids)
+    y, w = leaf(q.double()), leaf(weight.double())
+    want = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-5) * w
+    want = torch.where((ids == -1)[:, None, None], y, want)
+    check(out, want, want.abs() + 1, 1e-6)
+    out.square().sum().backward()
+    want.square().sum().backward()
+    check(q.grad, y.grad, y.grad.abs() + 10, 1e-5)
+    check(weight.grad, w.grad, w.grad.abs() + 10, 1e-5)

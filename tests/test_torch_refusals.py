@@ -35,7 +35,6 @@ MISTAKES = rows(
     ("layout", {"layout": "neox"}, V, r"layout: 'neox', must be 'thd', 'bshd'"),
     ("neither", {"q": None, "k": None}, T, r"q and k: both None"),
     ("array", {"q": lambda d: [1.0]}, T, r"q: list, must be a torch.Tensor"),
-    ("last dimension", {"q": lambda d: q_of(d).mT.contiguous().mT}, V, r"q: the last dimension has stride 3, must be"),
     ("broadcast", {"q": lambda d: q_of(d)[:, :, :1].expand(-1, -1, Q_HEADS, -1)}, V, r"q: a broadcast array"),
     ("positions' shape", {"positions": lambda d: ones(4, dtype=torch.int64, device=d)}, V, r"positions: shape \(4,\)"),
     ("positions' rank", {"positions": lambda d: ones(1, 2, 5, dtype=torch.int64, device=d)}, V, "positions: shape"),
@@ -96,17 +95,6 @@ def test_grad_with_effects(device):
     rope = make(device)
     with pytest.raises(R, match=r"^k: requires grad, a call with a cache"):
         face.apply(rope, None, q_of(where, heads=K_HEADS).requires_grad_(), k_out=q_of(where, heads=K_HEADS))
-
-
-def test_values_a_token_need_folded_tokens(device):
-    """Where each sequence is a launch of its own."""
-    where = on(device)
-    rope = make(device, fused=True, cache=pyrope.PagedCache(16, 1))
-    k = torch.ones(BATCH, K_HEADS, SEQ, DIM, device=where)
-    slots, cache = torch.arange(BATCH * SEQ, device=where), torch.zeros(1, 16, K_HEADS, DIM, device=where)
-    with pytest.raises(V, match=r"^k: strides \(640, 64, 320, 1\), batch and sequence must fold .* with slots"):
-        face.apply(rope, None, k, layout="bhsd", slots=slots, k_cache=cache)
-    assert not cache.any()
 
 
 @pytest.mark.gpu

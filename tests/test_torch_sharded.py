@@ -94,10 +94,12 @@ key = share(whole(2, "bshd"), Replicate())
 want = face.apply(plain, whole(4, "bshd"), whole(2, "bshd"))
 assert torch.equal(face.apply(plain, half, key)[0].full_tensor(), want[0])
 
-# In place, and as a module.
+# As a module, in a graph, and in place.
 with torch.no_grad():
     q, k = share(whole(4, "bshd"), Shard(2)), share(whole(2, "bshd"), Shard(2))
     assert face.RotaryEmbedding(plain)(q, k)[0].full_tensor().equal(want[0])
+    traced = torch.compile(lambda q, k: face.apply(plain, q, k), backend="aot_eager", fullgraph=True)
+    assert traced(q, k)[1].full_tensor().equal(want[1])
     same = face.apply_(plain, q, k)
     assert same[0] is q and torch.equal(q.full_tensor(), want[0]) and torch.equal(k.full_tensor(), want[1])
 

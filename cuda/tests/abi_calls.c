@@ -188,8 +188,33 @@ static void test_refusals(void) {
   d.frequencies = NULL;
   CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "frequencies");
   d = plain();
-  d.cache.reserved = 1;
+  d.norm.reserved = 1;
   CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "reserved");
+  d = plain();
+  d.cache.skips_tokens = 1;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "cache.kind: ROPE_CACHE_NONE (0), but");
+  d = plain();
+  d.skip_position = 5;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "skip_position: 5, must be 0 without ROPE_SKIP_VALUE");
+  d.skip_kind = 3;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "skip_kind: 3, must be 0 to 2");
+  d = plain();
+  d.copy_skipped = 2;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "copy_skipped: 2, must be 0 to 1");
+  d = plain();
+  d.sequence_length = d.num_tokens + 1;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "sequence_length");
+  d = plain();
+  d.q.head_stride = ROPE_BROADCAST;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "q: strides overlap");
+  d = plain();
+  d.out_layout = 3;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "out_layout: 3, must be 0 to 2");
+  d.out_layout = ROPE_OUT_LAYOUT_GPTJ;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "q_out: NULL, required with another out_layout");
+  d = plain();
+  d.flags |= ROPE_FLAG_NO_ROTATION;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "q_out: NULL, required for a tensor that is neither");
   d = plain();
   d.xpos.center = 1;
   CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "xpos.scale_base: 0, but xpos has other fields set");
@@ -348,8 +373,8 @@ static void test_in_cache(void) {
   d.flags = ROPE_FLAG_IN_CACHE;
   CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "cache.kind: ROPE_CACHE_NONE (0), ROPE_FLAG_IN_CACHE requires");
   d = plain();
-  d.flags = 16;
-  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "flags: 0x10");
+  d.flags = 1u << 30;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "flags: 0x40000000");
 }
 
 static void test_support(void) {

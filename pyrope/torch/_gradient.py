@@ -14,8 +14,8 @@ import pyrope
 from pyrope.torch._launch import Options
 from pyrope.torch._layouts import ROWS
 from pyrope.torch._norms import norm_gradients
-from pyrope.torch._outputs import MAY_SKIP, TABULATED
-from pyrope.torch._specs import marker_of, rotation_of
+from pyrope.torch._outputs import may_skip
+from pyrope.torch._specs import marker_of, returning, rotation_of
 
 WEIGHTS = ("q_weight", "k_weight")
 DIFFERENTIABLE = (*ROWS, *WEIGHTS)
@@ -46,7 +46,8 @@ def backward(apply: Apply, rope: pyrope.Rope, layout: str, saved: Options, grads
     options = {name: x for name, x in saved.items() if name not in DIFFERENTIABLE}
     if not has_norm(rope):
         options["inverse"] = not options["inverse"]
-        return {**result, **(apply(rope, layout, rows, options) if rows else {})}
+        turns = rows and rope.rotary_dim
+        return {**result, **(apply(returning(rope), layout, rows, options) if turns else rows)}
     for name in rows:
         result |= _through_norm(apply, rope, layout, name, saved, options, rows[name])
     return {name: x for name, x in result.items() if name in wanted}
@@ -58,7 +59,10 @@ def _through_norm(apply: Apply, rope: Any, layout: str, name: str, saved: Option
     rotation, x, weight = rotation_of(rope), saved[name], saved.get(f"{name}_weight")
 
     def turn(y: torch.Tensor, inverse: bool) -> torch.Tensor:
-        return apply(rotation, layout, {name: y}, {**options, "inverse": inverse})[name]
+        if not rope.rotary_dim:
+            return y
+        one = rotation if inverse == options["inverse"] else returning(rotation)
+        return apply(one, layout, {name: y}, {**options, "inverse": inverse})[name]
 
     inverse = options["inverse"]
     if weight is None:  # this one is only rotated
@@ -87,9 +91,9 @@ def _moved(apply: Apply, rope: Any, layout: str, x: torch.Tensor, options: Optio
     Read off what the core writes, since it leaves tokens alone for reasons that are data on the device: of a pair of
     infinities that turns, one element at least is NaN; those of a token that is left alone are returned as they are.
     """
-    if rope.angle not in TABULATED and not any(name in options for name in MAY_SKIP):
+    if not may_skip(rope, options):
         return None
-    sizes = {"h": 1, "d": rope.rotary_dim}
+    sizes = {"h": 1, "d": rope.rotary_dim or 2}
     letters = layout if x.ndim == len(layout) else "td"
     shape = [sizes.get(letter, n) for letter, n in zip(letters, x.shape, strict=True)]
     pairs = torch.full(shape, torch.inf, device=x.device)

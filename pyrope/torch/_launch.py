@@ -1,7 +1,7 @@
-"""A call of the core on tensors that autograd need not see: which device and stream, and how many launches.
+"""A call of the core on tensors that autograd need not see: which device and stream, and where a batch's tokens stand.
 
-A layout with a batch is one launch where its tokens have one stride in every tensor, each sequence's positions being
-made where none were given; else it is one launch a sequence, since the core knows one stride of tokens.
+A layout with a batch is one launch. Where no positions were given and all tokens have one stride, positions are made,
+for the sake of the kernel that is made for that; else the core counts them in each sequence.
 """
 
 from typing import Any
@@ -10,10 +10,10 @@ import torch
 
 import pyrope
 from pyrope._view import Rows
-from pyrope.torch._layouts import BATCHED, IDS, PER_TOKEN, check_rows, fold, ids_of, positions_from_offset
+from pyrope.torch._layouts import BATCHED, IDS, check_rows, ids_of, positions_from_offset
 
 Options = dict[str, Any]
-FEW = frozenset(("positions", "offset", "inverse"))  # what nearly every call has, and nothing that could require grad
+FEW = frozenset(("positions", "offset", "inverse", "stream", "skipped"))  # nothing that could require grad
 
 # Both are private, and cheaper than what stands for them where a version of torch has them not.
 current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None) or (
@@ -59,7 +59,7 @@ def _batch(rope: pyrope.Rope, layout: str, q: Any, k: Any, options: Options) -> 
         for name in BATCHED.intersection(options):
             tensors[name] = options.pop(name)
             check_rows(name, tensors[name], layout)
-    first, folded = None, True
+    first = None
     rows: Options = {}
     for name, x in tensors.items():
         rows[name] = row = Rows(name, x, heads_first, stream)
@@ -67,37 +67,20 @@ def _batch(rope: pyrope.Rope, layout: str, q: Any, k: Any, options: Options) -> 
         if row.outer != first.outer or row.inner != first.inner:
             sizes = first.outer, first.inner
             raise ValueError(f"{name}: shape {tuple(x.shape)}, its batch and sequence must be {sizes} as the others'")
-        folded = folded and row.folded
     assert first is not None
     seq, batch = (first.outer, first.inner) if layout == "sbhd" else (first.inner, first.outer)
     for name in IDS:
         if name in options:
             streams = getattr(rope, "num_streams", 0) if name == "positions" else 0
             options[name] = ids_of(name, options[name], batch, seq, layout, streams)
-    if not folded:
-        _sequences(rope, layout, tensors, options, batch, seq)
-        return
-    if batch > 1 and "positions" not in options:
-        device = next(iter(tensors.values())).device
-        options["positions"] = positions_from_offset(options.pop("offset", 0), batch, seq, layout, device)
+    if batch > 1 and seq and "positions" not in options:
+        if layout == "sbhd" and FEW.issuperset(options):  # nothing has a value for each token in the layout's order
+            for row in rows.values():
+                row.swap()
+            layout = "bshd"
+        if layout == "sbhd" or all(row.folded for row in rows.values()):
+            device = next(iter(tensors.values())).device
+            options["positions"] = positions_from_offset(options.pop("offset", 0), batch, seq, layout, device)
+        else:
+            options["sequence_length"] = seq
     rope.apply(rows.pop("q", None), rows.pop("k", None), **rows, **options)
-
-
-def _sequences(rope: pyrope.Rope, layout: str, tensors: Options, options: Options, batch: int, seq: int) -> None:
-    """A launch a sequence."""
-    rows = {name: x.transpose(1, 2) if layout == "bhsd" else x for name, x in tensors.items()}
-    kinds = {f"{x}_scale": getattr(rope, f"{x}_scale_kind", None) for x in "qkv"}
-    refused = [n for n in PER_TOKEN if n in options]
-    refused += [n for n, kind in kinds.items() if kind not in (None, "tensor", "head") and n in options]
-    if refused:
-        apart = next(name for name, x in rows.items() if not fold(x))
-        raise ValueError(
-            f"{apart}: strides {rows[apart].stride()}, batch and sequence must fold into one dimension of tokens with "
-            f"{refused[0]}; pass what is contiguous as [batch, seq, heads, dim], or a view of that"
-        )
-    order, axis = ((seq, batch), 1) if layout == "sbhd" else ((batch, seq), 0)
-    ids = {name: options.pop(name).unflatten(-1, order).movedim(axis - 2, 0) for name in IDS if name in options}
-    for i in range(batch):
-        one = {name: x.select(axis, i) for name, x in rows.items()}
-        one |= {name: x[i].contiguous() for name, x in ids.items()}
-        rope.apply(one.pop("q", None), one.pop("k", None), **one, **options)

@@ -11,11 +11,10 @@ DIMENSIONS = {
     "sbhd": "[seq, batch, heads, head_dim]",
     "bhsd": "[batch, heads, seq, head_dim]",
 }
-ROWS = ("q", "k", "v", "q_nope")  # tensors whose leading dimensions are tokens; and their outputs'
+ROWS = ("q", "k", "v", "q_nope", "k_nope")  # tensors whose leading dimensions are tokens; and their outputs'
 BATCHED = frozenset((*ROWS[2:], *(f"{name}_out" for name in ROWS)))  # among the options
-# Of what has a value or more for each token: those that a batch may give in [batch, seq], and the others.
+# Of what has a value or more for each token, what a batch may give in [batch, seq].
 IDS = ("positions", "positions_from")
-PER_TOKEN = ("slots", "request_ids", "cache_positions", "set_ids", "set_ids_from")
 
 
 def check_layout(layout: str) -> None:
@@ -33,12 +32,6 @@ def check_rows(name: str, x: torch.Tensor, layout: str) -> None:
             + ("; for a batch pass layout='bshd', 'sbhd' or 'bhsd'" if layout == "thd" else "")
             + ("; one sequence is layout='thd'" if x.ndim == 3 else "")
         )
-
-
-def fold(x: torch.Tensor) -> bool:
-    """Whether the first two dimensions are one dimension of tokens with one stride."""
-    n, m = x.shape[:2]
-    return bool(n == 1 or m == 1 or x.stride(0) == m * x.stride(1))
 
 
 def ids_of(name: str, ids: torch.Tensor, batch: int, seq: int, layout: str, streams: int) -> torch.Tensor:
@@ -73,11 +66,8 @@ def positions_from_offset(offset: int, batch: int, seq: int, layout: str, device
 
 
 def addressable(x: torch.Tensor) -> bool:
-    """Whether the core can read x where it is: its last dimension contiguous, and no other broadcast."""
-    if x.is_contiguous():
-        return True
-    strides = x.stride()
-    return strides[-1] == 1 and (0 not in strides or all(s or n == 1 for s, n in zip(strides, x.shape, strict=True)))
+    """Whether the core reads x where it is as fast as it may: the last dimension contiguous, or broadcast."""
+    return x.stride(-1) in (0, 1)
 
 
 def given(tensors: dict[str, Any]) -> dict[str, Any]:

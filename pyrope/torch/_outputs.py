@@ -7,12 +7,17 @@ import torch
 
 import pyrope
 from pyrope.torch._launch import Options, launch
-from pyrope.torch._layouts import addressable
+from pyrope.torch._layouts import ROWS, addressable
 
 Launch = Callable[[Any, str, Any, Any, Options], None]
+CACHED = ("k", "v", "k_nope")
 
 TABULATED = ("cos_sin", "radians")  # angles that are read from rows, of which a token may have none
-MAY_SKIP = frozenset(("positions", "indptr", "set_ids"))  # with one of them, tokens may be left alone
+
+def may_skip(rope: pyrope.Rope, options: Options) -> bool:
+    """Whether a call may leave tokens alone."""
+    skips = "positions" in options and rope.skip is not None
+    return skips or "indptr" in options or "set_ids" in options or rope.angle in TABULATED
 
 
 def quantised(rope: pyrope.FusedRope, name: str) -> torch.dtype | None:
@@ -29,9 +34,9 @@ def outputs_like(rope: pyrope.Rope, rows: dict[str, Any], options: Options) -> d
     fused = rope if isinstance(rope, pyrope.FusedRope) else None
     outs = {}
     for name, x in rows.items():
-        if f"{name}_out" in options or (fused is not None and fused.cache is not None and name in ("k", "v")):
+        if f"{name}_out" in options or (fused is not None and fused.cache is not None and name in CACHED):
             continue
-        out = torch.empty_like(x) if addressable(x) else torch.empty_like(x, memory_format=torch.contiguous_format)
+        out = torch.empty_like(x) if x.stride(-1) == 1 else torch.empty_like(x, memory_format=torch.contiguous_format)
         if fused is not None and quantised(fused, name) is not None:
             out = torch.empty_like(out, dtype=quantised(fused, name))
         outs[name] = out
@@ -39,28 +44,20 @@ def outputs_like(rope: pyrope.Rope, rows: dict[str, Any], options: Options) -> d
 
 
 def compute(rope: Any, layout: str, rows: dict[str, Any], options: Options, launch: Launch = launch) -> dict[str, Any]:
-    """The results in tensors of their own, by name.
-
-    The core leaves the output of a token that it leaves alone unwritten. Where there may be one, outputs begin as
-    copies of the inputs: such a token is returned as it is.
-    """
+    """The results in tensors of their own, by name. A token that is left alone is returned as it is, where quantised as
+    zeros."""
     outs = outputs_like(rope, rows, options)
-    skips = not MAY_SKIP.isdisjoint(options) or rope.angle in TABULATED
+    skips = may_skip(rope, options)
     call, sources = {**options}, {**rows}
+    if skips:
+        call["skipped"] = "copy"
     for name, out in outs.items():
-        x = rows[name]
-        readable = addressable(x)
-        if out.dtype != x.dtype:
-            if skips:
-                out.zero_()
-        elif skips or not readable:
-            out.copy_(x)
-            if name in ("q", "k"):
-                sources[name] = out  # in place
-                continue
-        if not readable:
-            sources[name] = x.contiguous()
+        if skips and out.dtype != rows[name].dtype:
+            out.zero_()
         call[f"{name}_out"] = out
+    for name in ROWS:
+        if name in rows and not addressable(rows[name]):
+            sources[name] = rows[name].contiguous()
     q, k = sources.pop("q", None), sources.pop("k", None)
     call.update(sources)
     launch(rope, layout, q, k, call)

@@ -81,12 +81,23 @@ def rotation_of(rope: pyrope.Rope) -> pyrope.Rope:
 
 
 @functools.lru_cache(maxsize=256)
+def returning(rope: pyrope.Rope) -> pyrope.Rope:
+    """The Rope that takes what this one stores, and stores what it takes: their layouts may differ."""
+    shape, options = arguments_of(rope)
+    if not options.get("out_layout"):
+        return rope
+    return type(rope)(*shape, **{**options, "layout": options["out_layout"], "out_layout": options["layout"]})
+
+
+@functools.lru_cache(maxsize=256)
 def marker_of(rope: pyrope.Rope) -> pyrope.Rope:
     """The rotation of a single head of q that has no other elements, in float32: which tokens it writes are those that
     the Rope moves."""
     _, options = arguments_of(rotation_of(rope))
-    options = {name: options[name] for name in options if name not in ("num_v_heads", "v_head_dim", "q_nope_dim")}
-    return type(rope)(rope.rotary_dim, 1, 0, **{**options, "rotary_offset": 0})
+    shapes = ("num_v_heads", "v_head_dim", "q_nope_dim", "k_nope_dim")
+    options = {name: options[name] for name in options if name not in shapes}
+    dim = rope.rotary_dim or 2
+    return type(rope)(dim, 1, 0, **{**options, "rotary_dim": dim, "rotary_offset": 0})
 
 
 def constant_spec_of(rope: pyrope.Rope, *changes: Any) -> str:

@@ -5,7 +5,7 @@ import pytest
 
 import pyrope
 from kit.memory import memory_of
-from kit.places import PLACES, dense, place_of_cache
+from kit.places import PLACES, dense, place_of_cache, place_of_sequences
 from kit.reference import storage, within
 
 CANARY = 0xA5
@@ -42,6 +42,15 @@ class Block:
 def rows_block(dtype, shape, place="dense", values=None):
     """[tokens, heads, dim] in one of PLACES."""
     return Block(dtype, shape, *PLACES[place](*shape), values)
+
+
+def sequences_block(dtype, sequences, shape, place="dense", values=None):
+    """[tokens, heads, dim] as [sequences, tokens of each, heads, dim], or as it is where it is one sequence."""
+    if sequences == 1:
+        return rows_block(dtype, shape, place, values)
+    apart = (sequences, shape[0] // sequences, *shape[1:])
+    values = None if values is None else values.reshape(apart)
+    return Block(dtype, apart, *place_of_sequences(place, *apart), values)
 
 
 def normal_block(rng, dtype, shape, place="dense"):
@@ -84,7 +93,9 @@ def call(rope, operands, tokens=None, method="apply", refused=None, error=REFUSA
         if name in blocks:
             arguments[name] += x.offset * x.dtype.itemsize
             if len(x.shape) == 3 and not name.endswith("_scale"):
-                arguments[f"{name}_strides"] = x.strides[:2]
+                arguments[f"{name}_strides"] = x.strides[:2] if x.strides[2] == 1 else (1, *x.strides)
+            elif len(x.shape) == 4 and not name.endswith(("_cache", "_scale")):
+                arguments[f"{name}_strides"] = x.strides
     function, first = getattr(rope, method), [arguments.pop(name, None) for name in OPERANDS[method]]
     if tokens is None:
         tokens = next(block.shape[0] for block in blocks.values())

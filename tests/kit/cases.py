@@ -3,15 +3,15 @@
 import numpy as np
 
 import pyrope
-from kit import groups
 from kit import reference as ref
-from kit.blocks import Block, cache_block, call, check_rows, rows_block, same_on_both
+from kit.blocks import Block, cache_block, call, same_on_both, sequences_block
+from kit.checks import GROUPED, SCALES, Checked, Output
 
 Q_HEADS, K_HEADS = 3, 2
 THETAS = (10000.0, 500000.0, 100.0)
 TABLE_ROWS = 64
 PARTIAL = {128: (64, 64), 64: (32, 16), 80: (36, 7), 20: (8, 12), 6: (4, 1)}  # head_dim: rotary_dim, rotary_offset
-SCALES = {"float8_e4m3fn": 0.008, "float8_e5m2": 0.00007, "int8": 0.023}  # the largest of normal numbers saturate
+OTHER = {"float32": "bfloat16", "float16": "float32", "bfloat16": "float16"}  # dtypes to store another as
 
 # What rows of options have in common, and the arguments that a refusal names with what together is refused.
 FLOATS = ["ids float", "sections float"]
@@ -34,6 +34,7 @@ FACTORS = {
     "origin": [False, True],
     "sets": ["none", "plain", "factors"],
     "xpos": ["none", "plain", "centered"],
+    "skip": ["default", "none", "value"],
 }
 REFUSED = [
     ("positions_from", {"angle": ["cos_sin"], "origin": [True]}),
@@ -53,7 +54,6 @@ def wide(positions):
 
 
 # Stored types that have groups or blocks whatever the scale; and what groups, and a block, do not divide.
-GROUPED = ["mx", "nvfp4", "q8_0"]
 
 
 def not_grouped(out):
@@ -65,21 +65,16 @@ def not_grouped(out):
     ]
 
 
-class Output:
-    """Where an operand goes: the block's name and rows of it, for which tokens, in which format, with what scale."""
-
-    def __init__(self, where, operand, form):
-        self.where, self.operand, self.format, self.scale, self.groups = where, operand, form, None, None
-
-
-class Case:
+class Case(Checked):
     """One row of options as a call: `options` of FusedRope, `blocks` and `scalars` of apply, and what must come out."""
 
     def __init__(self, row, rng):
         self.row, self.rng, self.tokens = row, rng, row["tokens"]
         d = self.head_dim = row["head_dim"]
-        self.rotary_dim, self.rotary_offset = (d, 0) if row["rotary"] == "full" else PARTIAL[d]
+        self.rotary_dim, self.rotary_offset = PARTIAL[d] if row["rotary"] == "partial" else (d, 0)
         self.pairs = self.rotary_dim // 2
+        self.turns = row["rotary"] != "none"
+        self.sequences = 1
         self.num_blocks = next(n for n in (2, 3) if self.pairs % n == 0) if row["positions"] in BLOCKS else 1
         self.method = "inverse" if row["inverse"] else "apply"
         self.live = np.ones(self.tokens, bool)  # tokens that anything is written for
@@ -88,9 +83,10 @@ class Case:
             "dtype": row["dtype"],
             "layout": row["layout"],
             "angle": row["angle"],
-            "rotary_dim": self.rotary_dim,
+            "rotary_dim": self.rotary_dim if self.turns else 0,
             "rotary_offset": self.rotary_offset,
         }
+        self.make_sequences()
         positions = self.make_positions()
         factor = self.make_sets()
         cos, sin = self.make_table(positions) if row["angle"] == "cos_sin" else self.make_angles(positions)
@@ -100,6 +96,10 @@ class Case:
         self.magnitude = self.make_xpos(positions)
         self.make_norm()
         self.slots = self.make_cache()
+        self.scalars |= {"skipped": "copy"} if row.get("skipped") == "copy" else {}
+        self.out_layout = row["layout"]
+        if row.get("out_layout") == "other":
+            self.out_layout = self.options["out_layout"] = "gptj" if row["layout"] == "neox" else "neox"
         self.make_tensors()
 
     def rope(self, device):
@@ -127,6 +127,24 @@ class Case:
 
     # ---- positions and angles
 
+    def make_sequences(self):
+        if self.row.get("sequences"):
+            self.sequences = min(self.tokens, 4)
+            self.scalars["sequence_length"] = self.tokens // self.sequences
+
+    def left_alone(self, positions):
+        """The option, and positions two of which it may concern: whether it does."""
+        kind = self.row["skip"]
+        if kind != "default":
+            self.options["skip"] = None if kind == "none" else 7
+        if self.tokens > 1:
+            positions[1] = 7 if kind == "value" else -1
+        if self.tokens > 2:
+            positions[2] = -1 if kind == "value" else 7
+        if kind == "none" or positions.dtype == np.float32:
+            return np.zeros(self.tokens, bool)
+        return positions == (7 if kind == "value" else -1)
+
     def random_positions(self, shape, dtype):
         if dtype == "float32":  # of every size
             return (self.rng.uniform(-1, 1, shape) * 2.0 ** self.rng.integers(-30, 20, shape)).astype(dtype)
@@ -139,7 +157,7 @@ class Case:
         self.options["position_dtype"] = dtype
         if kind == "offset":
             self.scalars["offset"] = 40
-            positions = 40 + np.arange(tokens)
+            positions = 40 + np.arange(tokens) % (tokens // self.sequences)
         elif kind.startswith("ragged"):
             indptr = {1: [0, 1], 3: [0, 1, 1, 2], 40: [2, 10, 10, 37]}[tokens]
             offsets = self.array("offsets", self.random_positions(len(indptr) - 1, dtype) // 2, dtype)
@@ -152,10 +170,8 @@ class Case:
             positions = offsets[request] + token - np.array(indptr)[request]
         elif kind.startswith("ids"):
             positions = self.random_positions(tokens, dtype)
-            if tokens > 1:
-                positions[1] = -1
+            self.live &= ~self.left_alone(positions)
             self.array("positions", positions, dtype)
-            self.live &= (positions != -1) | (kind in FLOATS)
         else:
             return self.make_sections(dtype)
         self.stream = np.zeros(self.pairs, int)
@@ -183,10 +199,8 @@ class Case:
             self.options |= {"sections": tuple(sizes), "sections_interleaved": interleaved}
             self.stream = ref.streams(self.pairs, sizes, interleaved)
         positions = self.random_positions((count, self.tokens), dtype)
-        if self.tokens > 1:
-            positions[0, 1] = -1
+        self.live &= ~self.left_alone(positions[0])
         self.array("positions", positions, dtype)
-        self.live &= (positions[0] != -1) | (dtype == "float32")
         self.origin = self.make_origin((count, self.tokens), dtype)
         return wide(positions)[self.stream].T
 
@@ -280,12 +294,15 @@ class Case:
 
     def rotate(self, value, name, tokens=slice(None)):
         """Rows of these tokens."""
+        if not self.turns:
+            return value
         cos, sin, relative = self.cos[..., tokens, :], self.sin[..., tokens, :], ref.ROTATION
         if self.magnitude is not None:
             magnitude = self.magnitude[tokens] if name == "q" else 1 / self.magnitude[tokens]
             cos, sin, relative = cos * magnitude, sin * magnitude, ref.ROTATION + ref.XPOS
-        place = (self.rotary_dim, self.rotary_offset)
-        return ref.rotate(value, cos, sin, self.row["layout"], *place, relative, self.num_blocks)
+        place = self.rotary_dim, self.rotary_offset
+        value = ref.rotate(value, cos, sin, self.row["layout"], *place, relative, self.num_blocks)
+        return tuple(ref.relaid(part, self.row["layout"], self.out_layout, *place) for part in value)
 
     def counter(self, name, count):
         self.array(name, [41], np.int64)
@@ -329,9 +346,8 @@ class Case:
             return None
         rng, tokens, limit = self.rng, self.tokens, self.num_pages * self.page_size
         dtype = "int32" if kind.endswith("32") else "int64"
-        self.options["cache"] = pyrope.PagedCache(
-            self.page_size, self.num_pages, layout=self.row["cache_layout"], index_dtype=dtype
-        )
+        form = {"layout": self.row["cache_layout"], "skip_q": self.row.get("skip_q", False), "index_dtype": dtype}
+        self.options["cache"] = pyrope.PagedCache(self.page_size, self.num_pages, **form)
         if kind.startswith("slots"):
             slots = rng.permutation(limit)[:tokens]
             if tokens > 3:
@@ -339,6 +355,7 @@ class Case:
             if tokens > 1:
                 slots[0] = limit + 3
             self.array("slots", slots, dtype)
+            listed = slots >= 0
         else:
             pages = rng.permutation(self.num_pages).astype(np.int32)
             starts = [0, 3, 3, 9] if "indptr" in kind else [0, 3, 6, 9]
@@ -359,6 +376,8 @@ class Case:
             slots = ref.slots_of_pages(position, request, page_table, starts, self.page_size)
             listed = (request >= 0) & (position >= 0)
             slots[listed & (slots < 0)] = limit
+        if form["skip_q"]:
+            self.live &= listed
         outside = self.live & (slots >= limit)
         self.counter("cache_skipped", outside.sum())
         return np.where(self.live & (slots < limit), slots, -1)
@@ -372,25 +391,34 @@ class Case:
         self.place("k", K_HEADS, d, kv, in_place=row["place"] == "in")
         if row["v"] != "none":
             self.place("v", v_heads, v_dim, kv)
-        if row["q_nope"]:
+        if row["q_nope"] in (True, "q"):
             self.options["q_nope_dim"] = 24
             self.place("q_nope", Q_HEADS, 24, q)
+        if row["q_nope"] == "k":
+            self.options["k_nope_dim"] = 24
+            self.place("k_nope", K_HEADS, 24, kv)
 
     def place(self, name, heads, d, out, in_place=False):
         """An operand, where it goes, its scale and its expected value."""
         row, dtype = self.row, self.row["dtype"]
         values = self.rng.standard_normal((self.tokens, heads, d)).astype(ref.storage(dtype))
-        self.blocks[name] = rows_block(dtype, values.shape, row["memory"], values)
+        self.blocks[name] = sequences_block(dtype, self.sequences, values.shape, row["memory"], values)
         value = ref.exact(values)
         if name in "qk":
             value = self.norm(value, name, "before")
             value = self.rotate(value, name)
             value = self.norm(value, name, "after")
-        o = Output(name if in_place else f"{name}_out", name, dtype if out == "same" else out)
+        form = {"same": dtype, "other": OTHER[dtype]}.get(out, out)
+        if out == "other":
+            self.options[f"{name[0]}_out_dtype"] = form
+        o = Output(name if in_place else f"{name}_out", name, form)
         width = self.choose_groups(o, d)
         o.tokens, count = np.flatnonzero(self.live), self.tokens
-        o.rows, o.scale_rows = (o.tokens,), o.tokens
-        if self.slots is not None and name in "kv":
+        o.rows, o.scale_rows = self.rows_of(o.tokens), o.tokens
+        cached = self.slots is not None and name in ("k", "v", "k_nope")
+        if cached and row.get("kept"):
+            self.place_kept(name, value, values.shape, in_place)
+        if cached:
             o.where, count = f"{name}_cache", self.num_pages * self.page_size
             self.blocks[o.where] = cache_block(o.format, self.num_pages, self.page_size, heads, width,
                                                row["cache_layout"])  # fmt: skip
@@ -398,40 +426,28 @@ class Case:
             o.scale_rows = self.slots[o.tokens]
             o.rows = tuple(np.divmod(o.scale_rows, self.page_size))
         elif not in_place:
-            self.blocks[o.where] = rows_block(o.format, (self.tokens, heads, width), row["memory"])
+            self.blocks[o.where] = sequences_block(o.format, self.sequences, (self.tokens, heads, width), row["memory"])
+            o.copies = row.get("skipped") == "copy" and o.format == dtype
         o.value = tuple(part[o.tokens] for part in value)
         if o.groups:
             self.make_groups(o, heads, d)
-        elif o.format in SCALES and name != "q_nope":
+        elif o.format in SCALES and name in "qkv":
             self.make_scale(o, heads, count)
         self.outputs[name] = o
 
-    def choose_groups(self, o, d):
-        """Whether the output has groups or blocks; elements, or bytes, of a row."""
-        if o.format in GROUPED:
-            o.groups = groups.PAIRED[o.format]
-        elif o.format in SCALES and self.row["scale"] == "groups":
-            o.groups = (o.format, *groups.PAIRED["groups"][1:])
-        if not o.groups:
-            return d
-        o.format = np.uint8
-        return groups.row_bytes(o.groups[0], d)
+    def rows_of(self, tokens):
+        """The index of tokens in blocks of rows."""
+        return (tokens,) if self.sequences == 1 else np.divmod(tokens, self.tokens // self.sequences)
 
-    def make_groups(self, o, heads, d):
-        """Their scales, laid out as what is stored."""
-        (form, size, dtype), x = o.groups, o.operand
-        self.options[f"{x}_out_dtype"] = form
-        if not dtype:
-            return
-        self.options[f"{x}_scale_kind"] = pyrope.GroupScales(size, dtype)
-        storage = groups.SCALE_STORAGE[dtype]
-        if o.where.endswith("_cache"):
-            shape = self.num_pages, self.page_size, heads, d // size
-            self.blocks[f"{x}_scale"] = cache_block(storage, *shape, self.row["cache_layout"])
-        else:
-            self.blocks[f"{x}_scale"] = Block(storage, (self.tokens, heads, d // size))
-        if dtype == "float8_e4m3fn":
-            self.scalars[f"{x}_tensor_scale"] = 1 / 256
+    def place_kept(self, name, value, shape, in_place):
+        """What goes to a cache is stored outside it too."""
+        o = self.outputs[f"{name} kept"] = Output(f"{name}_out", name, self.row["dtype"])
+        same = in_place and name == "k"
+        own = None if same else sequences_block(o.format, self.sequences, shape, self.row["memory"])
+        self.blocks[o.where] = own or self.blocks[name]
+        o.tokens, o.copies = np.flatnonzero(self.live), self.row.get("skipped") == "copy" and not same
+        o.rows = self.rows_of(o.tokens)
+        o.value = tuple(part[o.tokens] for part in value)
 
     def make_scale(self, o, heads, count):
         kind, size, name = self.row["scale"], SCALES[o.format], f"{o.operand}_scale"
@@ -447,47 +463,3 @@ class Case:
             scales = (size * self.rng.uniform(0.5, 2, shape)).astype(np.float32)
             self.blocks[name] = Block(np.float32, (scales.size,), values=scales.ravel())
             o.scale = scales.astype(np.float64)[o.tokens if kind == "token" else slice(None), :, None]
-
-    # ---- the comparison
-
-    def check(self, flats):
-        """The buffers after a call hold what they must, and nothing else of them has changed."""
-        rest = dict(flats)
-        for name, count in self.counters.items():
-            assert rest.pop(name).view(np.int64)[0] == count, name
-        for name, o in self.outputs.items():
-            scale, value = o.scale, o.value
-            if o.groups:
-                self.check_groups(name, o, rest)
-                continue
-            if name == "q_nope":
-                scale = self.outputs["q"].scale
-            elif o.format in SCALES and self.row["scale"] == "dynamic":
-                scale = o.scale = self.check_dynamic(name, o, rest.pop(f"{name}_scale"))
-            value = value if scale is None else ref.scaled(value, scale)
-            check_rows(self.blocks[o.where], rest.pop(o.where), value, o.format, o.rows)
-        for name, flat in rest.items():
-            np.testing.assert_array_equal(flat, self.blocks[name].flat, err_msg=name)
-
-    def check_groups(self, name, o, rest):
-        """What is stored, with its scales, is the value; the rest of both is what it was."""
-        stored = {x: rest.pop(x) for x in (o.where, f"{name}_scale") if x in rest}
-        parts = [self.blocks[x].view(flat)[o.rows] for x, flat in stored.items()]
-        groups.check_value(parts[0], parts[1] if len(parts) > 1 else None, o.groups, o.value,
-                           self.scalars.get(f"{name}_tensor_scale", 1.0))  # fmt: skip
-        for x, flat in stored.items():
-            block, others = self.blocks[x], flat.copy()
-            block.view(others)[o.rows] = block.view()[o.rows]
-            np.testing.assert_array_equal(others, block.flat, err_msg=x)
-
-    def check_dynamic(self, name, o, flat):
-        """The scales written: [rows, heads, 1]."""
-        least, greatest = ref.dynamic_scale(o.value, o.format)
-        block = self.blocks[f"{name}_scale"]
-        got = block.view(flat)[o.scale_rows].astype(np.float64)
-        good = (least <= got) & (got <= greatest)
-        assert good.all(), (name, (got / least)[~good][:4])
-        rest = flat.copy()
-        block.view(rest)[o.scale_rows] = block.view()[o.scale_rows]
-        np.testing.assert_array_equal(rest, block.flat)
-        return got[..., None]

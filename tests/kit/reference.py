@@ -272,6 +272,14 @@ def rotate(value, cos, sin, layout, rotary_dim, rotary_offset, relative=ROTATION
     return y, carried
 
 
+def relaid(array, layout, out_layout, rotary_dim, rotary_offset):
+    """Heads whose pairs lie as a layout has them, with the pairs where another has them."""
+    moved = array.copy()
+    for i, j in zip(pair_indices(rotary_dim, layout), pair_indices(rotary_dim, out_layout), strict=True):
+        moved[..., rotary_offset + j] = array[..., rotary_offset + i]
+    return moved
+
+
 def xpos(distances, rotary_dim, scale_base, gamma):
     """xPos (arXiv:2212.10554): zeta^(n / scale_base) of [tokens, pairs] distances n, for q; k takes the reciprocal."""
     zeta = (np.arange(rotary_dim // 2) / (rotary_dim / 2) + gamma) / (1 + gamma)

@@ -74,6 +74,22 @@ enum {
   ROPE_INDEX_FLOAT32 = 2 /* of positions alone, each taken as exactly the number it is */
 };
 
+/* Which of `positions` leaves its token alone; with sections it is the first stream's that counts. */
+typedef int32_t rope_skip;
+enum {
+  ROPE_SKIP_DEFAULT = 0, /* -1 */
+  ROPE_SKIP_NONE = 1,    /* none does */
+  ROPE_SKIP_VALUE = 2    /* skip_position */
+};
+
+/* Where the two elements of a pair are stored. */
+typedef int32_t rope_out_layout;
+enum {
+  ROPE_OUT_LAYOUT_SAME = 0, /* where they were read */
+  ROPE_OUT_LAYOUT_NEOX = 1, /* as ROPE_LAYOUT_NEOX has them */
+  ROPE_OUT_LAYOUT_GPTJ = 2  /* as ROPE_LAYOUT_GPTJ */
+};
+
 /* An engine's own threads in the place of the library's, on the CPU backend: calls piece(data, i) once for every i in
  * [0, num_pieces), from any threads and in any order, and returns when all of these have returned. A call of the
  * library makes at most one of it, and none where the work is small: the calling thread then does it. Pieces take some
@@ -108,8 +124,10 @@ enum {
                                      offsets) or in a cache (its slots, page_table, page_indptr, request_ids,
                                      cache_positions); it may be read before that wait */
   ROPE_FLAG_IN_CACHE = 8u,        /* rotate keys where they lie in the cache; see rope_cache */
-  ROPE_FLAG_CHECK_PLACES = 32u /* a token whose place is outside the cache is an error that names it, instead of being
-                                  skipped; on CUDA the call then waits for the stream, and cannot be captured */
+  ROPE_FLAG_NO_ROTATION = 16u,    /* nothing turns: tensors are normalised, quantised or appended, and what is only
+                                     copied keeps its bits; rotary_dim and rotary_offset are 0 */
+  ROPE_FLAG_CHECK_PLACES = 32u    /* a token whose place is outside the cache is an error that names it, instead of
+                                     being skipped; on CUDA the call then waits for the stream, and cannot be captured */
 };
 
 /* ---- frequencies ------------------------------------------------------------------------------------------------ */
@@ -171,6 +189,12 @@ typedef struct rope_tensor {
   int64_t head_stride;  /* elements; 0: head_dim */
 } rope_tensor;
 
+/* Its other strides, in elements. */
+typedef struct rope_steps {
+  int64_t sequence; /* from a sequence to the next; 0: sequence_length * token_stride */
+  int64_t element;  /* along a head; 0: 1 */
+} rope_steps;
+
 /* ---- stages of rope_apply; all optional, zero switches them off. With any of them heads have at most
  * ROPE_MAX_FUSED_HEAD_DIM elements. A norm or dynamic scales on CUDA take heads of up to 4 KB where all pointers,
  * strides and dimensions are multiples of 16 bytes, of up to 256 elements where they are multiples of nothing, and so
@@ -184,7 +208,9 @@ enum {
   ROPE_OUT_E4M3 = 1, /* fp8, finite and NaN, largest 448 */
   ROPE_OUT_E5M2 = 2, /* fp8, largest finite 57344 */
   ROPE_OUT_INT8 = 3, /* -128 to 127 */
-  /* 4 to 6: reserved */
+  ROPE_OUT_F32 = 4,  /* of the other dtypes, without a scale; not with ROPE_FLAG_IN_CACHE */
+  ROPE_OUT_F16 = 5,
+  ROPE_OUT_BF16 = 6,
   ROPE_OUT_E2M1 = 7, /* fp4, largest 6, only with ROPE_SCALE_GROUP: two in a byte, the first in its low bits */
   /* GGUF's blocks of 32 elements, each with a float16 scale d of its own in front, rounded as ggml rounds them; q and
    * the rows are as ggml lays them out, and scale_kind is ROPE_SCALE_HOST with scale 0 */
@@ -269,11 +295,13 @@ typedef struct rope_cache_tensor {
  * and the k_quantize that the keys were stored with, and neither q, k, v and their outputs nor a norm. No two tokens
  * may have one slot. The attention factors multiply here too: to move keys that have theirs, they must be 1. */
 typedef struct rope_cache {
-  int32_t kind;                /* rope_cache_kind; k and v are then stored here, not in place and not in k_out, v_out */
+  int32_t kind;                /* rope_cache_kind; k and v are then stored here, and in k_out and v_out too where those
+                                  are given: of the descriptor's dtype; k_out may be k, in place */
   int32_t index_dtype;         /* rope_index_dtype of slots and cache_positions; the rest is int32 */
   int64_t num_pages;           /* pages of the cache; a token whose page is outside is not appended */
   int32_t page_size;           /* tokens, 1 to ROPE_MAX_PAGE_SIZE */
-  int32_t reserved;            /* 0 */
+  int32_t skips_tokens;        /* 1: a token whose slot, request or cache position is negative is left alone, its q
+                                  too; 0: it is only not appended */
   rope_cache_tensor k, v;      /* v.data NULL where there is no v */
   const void* slots;           /* SLOTS: [num_tokens] */
   const int32_t* page_table;   /* PAGES: page numbers */
@@ -359,7 +387,7 @@ typedef struct rope_apply_desc {
   float attention_factor;      /* multiplies cos and sin; 0: 1 */
   int32_t position_dtype;      /* rope_index_dtype of positions, indptr and offsets */
   /* The position of token t, in one of three forms, whose memory is apart from what is written:
-   *   positions                  positions[t]; -1 leaves the token alone: its output is not written
+   *   positions                  positions[t]; -1 (see skip_kind) leaves the token alone: its output is not written
    *   indptr, offsets            offsets[r] + t - indptr[r] where indptr[r] <= t < indptr[r+1]; a token outside
    *                              every request is left alone
    *   neither                    offset + t
@@ -400,7 +428,7 @@ typedef struct rope_apply_desc {
 
   /* Sequences of equal length: token t is number n = t % sequence_length of sequence s = t / sequence_length. Without
    * positions and indptr its position is offset + n; of positions and positions_from it takes element
-   * s * position_sequence_stride + n * position_stride. */
+   * s * position_sequence_stride + n * position_stride. Tensors have a stride between sequences too (rope_steps). */
   int64_t sequence_length;          /* divides num_tokens; 0: num_tokens */
   int64_t position_stride;          /* 0: 1; ROPE_BROADCAST: a sequence has one position */
   int64_t position_sequence_stride; /* 0: sequence_length * position_stride; ROPE_BROADCAST: sequences have the same */
@@ -411,11 +439,24 @@ typedef struct rope_apply_desc {
   int32_t num_blocks;          /* the rotated part is so many blocks, each with its pairs, as layout says, in itself and
                                   behind those of the block before it; 1 to rotary_dim/2, which it divides; 0: 1 */
   uint32_t table_flags;        /* ROPE_TABLE_*: what rows of cos_sin hold, but with ROPE_FLAG_IN_CACHE */
-  rope_groups q_groups;           /* of q_quantize; not with q_nope */
+  rope_groups q_groups;        /* of q_quantize; not with q_nope */
   rope_groups k_groups;
   rope_groups v_groups;
-  rope_cos_sin k_cos_sin;      /* rows for k, with k; num_rows is that of cos_sin, num_skipped NULL. cos NULL: those of
-                                  cos_sin are for k too */
+  rope_cos_sin k_cos_sin; /* rows for k, with k; num_rows is that of cos_sin, num_skipped NULL. cos NULL: those of
+                             cos_sin are for k too */
+
+  int32_t skip_kind;     /* rope_skip */
+  int32_t copy_skipped;  /* 1: a token that is left alone is copied to outputs of its own, where they have its dtype;
+                            0: they are not written */
+  int64_t skip_position; /* with ROPE_SKIP_VALUE */
+  rope_steps q_steps, k_steps, q_out_steps, k_out_steps, v_steps, v_out_steps, q_nope_steps, q_nope_out_steps;
+  int32_t out_layout;     /* rope_out_layout; another than layout: not in place, not with ROPE_FLAG_IN_CACHE, norm.after
+                             or num_blocks */
+  int32_t k_nope_dim;     /* > 0 with k_nope */
+  rope_tensor k_nope;     /* [num_tokens, num_k_heads, k_nope_dim], as q_nope, under k_quantize; not with q_nope */
+  rope_tensor k_nope_out; /* NULL: into the cache */
+  rope_cache_tensor cache_k_nope; /* where k_nope is appended */
+  rope_steps k_nope_steps, k_nope_out_steps;
 } rope_apply_desc;
 
 /* Zero, then struct_size. */

@@ -1,4 +1,6 @@
 // rope_apply: the descriptor checked once for both backends, then what is compiled for it.
+#include <algorithm>
+
 #include "options.h"
 #include "places.h"
 #include "tensors.h"
@@ -6,14 +8,36 @@
 namespace rope::api {
 namespace {
 
+// Without a rotation only what the other stages do is left. Kernels then take a head's two halves for pairs.
+rope_status check_nothing_turns(rope_apply_desc* d) {
+  const struct {
+    const char* name;
+    bool given;
+  } turns[] = {{"rotary_dim", d->rotary_dim != 0},
+               {"rotary_offset", d->rotary_offset != 0},
+               {"ROPE_FLAG_IN_CACHE", (d->flags & ROPE_FLAG_IN_CACHE) != 0},
+               {"angle", d->angle == ROPE_ANGLE_COS_SIN},
+               {"sections", d->sections.num_streams != 0},
+               {"positions_from", d->positions_from != nullptr},
+               {"frequency_sets", d->frequency_sets.words != nullptr},
+               {"num_blocks", d->num_blocks > 1},
+               {"xpos", d->xpos.scale_base != 0}};
+  for (const auto& x : turns)
+    if (x.given)
+      return fail(ROPE_ERR_INVALID_ARG, "%s: not allowed with ROPE_FLAG_NO_ROTATION, with which nothing turns", x.name);
+  d->rotary_dim = std::min(d->head_dim, ROPE_MAX_ROTARY_DIM) / 2 * 2;
+  return ROPE_OK;
+}
+
 rope_status check_shape(rope_apply_desc* d) {
   ROPE_TRY(check_flags(d->flags, ROPE_FLAG_INVERSE | ROPE_FLAG_PDL | ROPE_FLAG_POSITIONS_READY | ROPE_FLAG_IN_CACHE |
-                                     ROPE_FLAG_CHECK_PLACES));
+                                     ROPE_FLAG_NO_ROTATION | ROPE_FLAG_CHECK_PLACES));
   const int32_t reserved = d->reserved | d->norm.reserved | d->q_quantize.reserved | d->k_quantize.reserved |
-                           d->v_quantize.reserved | d->cache.reserved | d->cos_sin.reserved |
-                           d->frequency_sets.reserved | d->k_cos_sin.reserved;
+                           d->v_quantize.reserved | d->cos_sin.reserved | d->frequency_sets.reserved |
+                           d->k_cos_sin.reserved;
   ROPE_TRY(check_range("reserved", reserved, 0, 0));
   ROPE_TRY(check_range("head_dim", d->head_dim, 2, ROPE_MAX_HEAD_DIM));
+  if (d->flags & ROPE_FLAG_NO_ROTATION) ROPE_TRY(check_nothing_turns(d));
   if (d->rotary_dim == 0) d->rotary_dim = d->head_dim;
   if (d->rotary_dim < 2 || d->rotary_dim % 2 || d->rotary_dim > d->head_dim || d->rotary_dim > ROPE_MAX_ROTARY_DIM)
     return fail(ROPE_ERR_INVALID_ARG, "rotary_dim: %d, must be even, at least 2, at most head_dim (%d) and %d",
@@ -36,12 +60,13 @@ rope_status read_options(const rope_apply_desc& d, PipelineCall* p, XPos* xpos) 
   p->rotary_offset = d.rotary_offset;
   p->cos_scale = d.attention_factor;
   p->sin_scale = d.flags & ROPE_FLAG_INVERSE ? -p->cos_scale : p->cos_scale;
-  p->layout = Layout(d.layout);
-  ROPE_TRY(read_blocks(d, p));
   p->angle = Angle(d.angle);
+  ROPE_TRY(read_layouts(d, p));
+  ROPE_TRY(read_blocks(d, p));
   ROPE_TRY(read_angles(d, p));
   ROPE_TRY(read_xpos(d, xpos));
   ROPE_TRY(read_norm(d, &p->norm));
+  p->slot_skips = d.cache.skips_tokens != 0;
   return read_cache(d, &p->cache);
 }
 

@@ -34,7 +34,7 @@ rope_status read_positions(const Desc& d, Positions* p) {
 // Where the cosines go, or the sines, or both in one row.
 rope_status read_place(const Desc& d, const char* name, void* data, int64_t width, Rows* rows) {
   if (!data) return fail(ROPE_ERR_INVALID_ARG, "%s: NULL, must be memory that the rows are written to", name);
-  ROPE_TRY(read_rows(name, {data, d.row_stride, 0}, d.num_rows, 1, width, dtype_bytes(d.dtype), rows));
+  ROPE_TRY(read_rows(name, {data, d.row_stride, 0}, {}, {1, d.num_rows, 1, width}, dtype_bytes(d.dtype), rows));
   ROPE_TRY(check_device_pointer(d.backend, name, data));
   if (d.positions && !are_apart(*rows, d.positions, d.num_rows * index_bytes(d.position_dtype)))
     return fail(ROPE_ERR_INVALID_ARG,
@@ -68,7 +68,7 @@ rope_status build_cos_sin(const Desc* desc) {
     p.sin = static_cast<char*>(d.sin);
   }
   p.num_rows = d.num_rows;
-  p.row_stride = cos.token_stride;
+  p.row_stride = cos.token.stride;
   p.pairs = int32_t(pairs);
   p.scale = d.attention_factor;
   p.angle = Angle(d.angle);

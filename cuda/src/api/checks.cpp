@@ -24,6 +24,7 @@ const struct {
               {ROPE_FLAG_PDL, "ROPE_FLAG_PDL"},
               {ROPE_FLAG_POSITIONS_READY, "ROPE_FLAG_POSITIONS_READY"},
               {ROPE_FLAG_IN_CACHE, "ROPE_FLAG_IN_CACHE"},
+              {ROPE_FLAG_NO_ROTATION, "ROPE_FLAG_NO_ROTATION"},
               {ROPE_FLAG_CHECK_PLACES, "ROPE_FLAG_CHECK_PLACES"}};
 
 }  // namespace

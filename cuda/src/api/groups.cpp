@@ -62,9 +62,7 @@ rope_status read_scale_strides(const rope_apply_desc& d, const GroupedTensor& x,
 }  // namespace
 
 rope_status check_out_dtype(const char* name, int32_t value) {
-  if ((value >= ROPE_OUT_SAME && value <= ROPE_OUT_INT8) || (value >= ROPE_OUT_E2M1 && value <= ROPE_OUT_Q4_0))
-    return ROPE_OK;
-  return fail(ROPE_ERR_INVALID_ARG, "%s: %d, must be 0 to 3, or 7 to 9", name, value);
+  return check_range(name, value, ROPE_OUT_SAME, ROPE_OUT_Q4_0);
 }
 
 bool has_groups(const rope_quantize& q) { return q.scale_kind == ROPE_SCALE_GROUP || is_block(q.out_dtype); }
@@ -106,10 +104,10 @@ int64_t scale_row_bytes(const GroupedTensor& x, const Groups& g) { return x.dim 
 
 Rows scale_rows(const rope_apply_desc& d, const GroupedTensor& x, const Groups& g) {
   const int64_t row = scale_row_bytes(x, g);
-  if (!x.cached) return {g.scales, d.num_tokens, x.heads, g.row_stride, g.head_stride, row};
+  if (!x.cached) return {g.scales, {1, 0}, {d.num_tokens, g.row_stride}, {x.heads, g.head_stride}, {1, 0}, row};
   const int64_t end = (d.cache.num_pages - 1) * g.page_stride + (d.cache.page_size - 1) * g.row_stride +
                       (x.heads - 1) * g.head_stride + row;
-  return {g.scales, 1, 1, 0, 0, end};
+  return {g.scales, {1, 0}, {1, 0}, {1, 0}, {1, 0}, end};
 }
 
 }  // namespace rope::api

@@ -51,6 +51,23 @@ rope_status read_sections(const rope_apply_desc& d, Sections* s) {
   return ROPE_OK;
 }
 
+// Only ids may leave a token alone.
+rope_status read_skip(const rope_apply_desc& d, PipelineCall* p) {
+  ROPE_TRY(check_range("skip_kind", d.skip_kind, ROPE_SKIP_DEFAULT, ROPE_SKIP_VALUE));
+  ROPE_TRY(check_range("copy_skipped", d.copy_skipped, 0, 1));
+  if (d.skip_position && d.skip_kind != ROPE_SKIP_VALUE)
+    return fail(ROPE_ERR_INVALID_ARG, "skip_position: %lld, must be 0 without ROPE_SKIP_VALUE",
+                static_cast<long long>(d.skip_position));
+  p->skip = kUsualSkip;
+  if (!d.positions || d.skip_kind == ROPE_SKIP_DEFAULT) return ROPE_OK;
+  if (d.skip_kind == ROPE_SKIP_NONE) {
+    p->skip = {true, -1};
+  } else {
+    p->skip = {false, d.skip_position};
+  }
+  return ROPE_OK;
+}
+
 // Where positions lie.
 rope_status read_places(const rope_apply_desc& d, PipelineCall* p) {
   const auto stride_of = [](int64_t given, int64_t otherwise) {
@@ -74,9 +91,6 @@ rope_status read_places(const rope_apply_desc& d, PipelineCall* p) {
     return fail(ROPE_ERR_INVALID_ARG, "position_sequence_stride: only allowed with sequence_length");
   const int64_t stride = stride_of(d.position_stride, 1);
   p->places = {length, stride, stride_of(d.position_sequence_stride, length * stride)};
-  // Positions that follow each other need no more said.
-  const bool dense = stride == 1 && p->places.sequence_stride == length;
-  p->rare |= d.positions ? !dense : length && length != d.num_tokens && !d.indptr;
   return ROPE_OK;
 }
 
@@ -185,6 +199,23 @@ rope_status read_positions(const rope_apply_desc& d, PipelineCall* call) {
     p->ids = d.indptr;
     p->offsets = d.offsets;
   }
+  return read_skip(d, call);
+}
+
+rope_status read_layouts(const rope_apply_desc& d, PipelineCall* p) {
+  ROPE_TRY(check_range("out_layout", d.out_layout, ROPE_OUT_LAYOUT_SAME, ROPE_OUT_LAYOUT_GPTJ));
+  p->layout = Layout(d.layout);
+  p->out_layout = d.out_layout == ROPE_OUT_LAYOUT_SAME ? p->layout : Layout(d.out_layout - ROPE_OUT_LAYOUT_NEOX);
+  if (p->out_layout != p->layout && (d.flags & (ROPE_FLAG_IN_CACHE | ROPE_FLAG_NO_ROTATION)))
+    return fail(ROPE_ERR_UNSUPPORTED, "out_layout: %d, must be that of layout with %s", d.out_layout,
+                d.flags & ROPE_FLAG_IN_CACHE ? "ROPE_FLAG_IN_CACHE" : "ROPE_FLAG_NO_ROTATION");
+  if (p->out_layout != p->layout && d.num_blocks > 1)
+    return fail(ROPE_ERR_UNSUPPORTED, "out_layout: %d, must be that of layout with num_blocks", d.out_layout);
+  if (p->out_layout != p->layout && d.norm.after)
+    return fail(ROPE_ERR_UNSUPPORTED,
+                "out_layout: %d, must be that of layout with norm.after, whose weights would be "
+                "in neither's order",
+                d.out_layout);
   return ROPE_OK;
 }
 
@@ -229,7 +260,8 @@ rope_status read_cache(const rope_apply_desc& d, CacheMap* c) {
   const rope_cache& from = d.cache;
   ROPE_TRY(check_range("cache.kind", from.kind, ROPE_CACHE_NONE, ROPE_CACHE_PAGES));
   if (from.kind == ROPE_CACHE_NONE) {
-    if (from.k.data || from.v.data || from.slots || from.page_table || from.num_pages || from.page_size)
+    if (from.k.data || from.v.data || from.slots || from.page_table || from.num_pages || from.page_size ||
+        from.skips_tokens || d.cache_k_nope.data)
       return fail(ROPE_ERR_INVALID_ARG, "cache.kind: ROPE_CACHE_NONE (0), but the cache has other fields set");
     return ROPE_OK;
   }
@@ -248,6 +280,7 @@ rope_status read_cache(const rope_apply_desc& d, CacheMap* c) {
         from.request_ids,
         from.page_table_stride,
         from.num_skipped};
+  ROPE_TRY(check_range("cache.skips_tokens", from.skips_tokens, 0, 1));
   if (!d.k.data && !d.v.data && !(d.flags & ROPE_FLAG_IN_CACHE))
     return fail(ROPE_ERR_INVALID_ARG, "cache: nothing to append, k and v are NULL");
   if (from.kind == ROPE_CACHE_SLOTS) {
@@ -294,7 +327,7 @@ rope_status read_angles(const rope_apply_desc& d, PipelineCall* p) {
   if (!s.words) {
     if (s.factors || s.ids || s.ids_from || s.num_sets)
       return fail(ROPE_ERR_INVALID_ARG, "frequency_sets.words: NULL, but frequency_sets has other fields set");
-    if (!d.frequencies && !given)
+    if (!d.frequencies && !given && !(d.flags & ROPE_FLAG_NO_ROTATION))
       return fail(ROPE_ERR_INVALID_ARG, "frequencies: NULL, must be what rope_frequencies filled");
     return ROPE_OK;
   }

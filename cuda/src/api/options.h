@@ -7,6 +7,7 @@ namespace rope::api {
 
 // What is read is zero before; what the call does not have stays so.
 rope_status read_positions(const rope_apply_desc& d, PipelineCall* p);
+rope_status read_layouts(const rope_apply_desc& d, PipelineCall* p);
 rope_status read_blocks(const rope_apply_desc& d, PipelineCall* p);
 rope_status read_norm(const rope_apply_desc& d, Norm* n);
 rope_status read_cache(const rope_apply_desc& d, CacheMap* c);

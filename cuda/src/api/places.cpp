@@ -31,14 +31,12 @@ class OnHost {
   std::unique_ptr<char[]> copy_;
 };
 
-bool has_place(CacheIndex at) { return at.request >= 0 && at.index >= 0; }
-
 // The first and the last entry of the page table that a token's place is read from; false: there is none.
 bool entries_used(const CacheMap& c, int64_t tokens, int64_t* first, int64_t* last) {
   *first = INT64_MAX, *last = -1;
   for (int64_t t = 0; t < tokens; ++t) {
     const CacheIndex at = cache_index(c, t);
-    if (!has_place(at)) continue;
+    if (is_negative(at)) continue;
     const int64_t start = c.page_indptr ? c.page_indptr[at.request] : at.request * c.page_table_stride;
     const int64_t pages = c.page_indptr ? c.page_indptr[at.request + 1] - start : c.page_table_stride;
     const int64_t page = at.index / c.page_size;
@@ -53,7 +51,7 @@ rope_status refuse_first_outside(const CacheMap& c, int64_t tokens) {
   for (int64_t t = 0; t < tokens; ++t) {
     const CacheIndex at = cache_index(c, t);
     CachePlace place;
-    if (!has_place(at) || cache_place<true>(c, at, false, &place)) continue;
+    if (is_negative(at) || cache_place<true>(c, at, false, &place)) continue;
     const auto number = static_cast<long long>(at.index), token = static_cast<long long>(t);
     if (!c.page_table)
       return fail(ROPE_ERR_INVALID_ARG, "slots: token %lld has slot %lld, must be below num_pages * page_size (%lld)",

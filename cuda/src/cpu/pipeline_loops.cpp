@@ -78,75 +78,159 @@ float quantize_factor(const PipelineParams& p, const PipelineOperand& o, int64_t
   return 1.0f / scale;
 }
 
+// The elements of a head, `step` bytes apart.
+template <class T>
+struct Elements {
+  char* at;
+  int64_t step;
+
+  ROPE_INLINE_MEMBER T& operator[](int32_t i) const { return *reinterpret_cast<T*>(at + i * step); }
+};
+
+template <class T>
+Elements<T> elements(const char* at, int64_t gap) {
+  return {const_cast<char*>(at), int64_t(sizeof(T)) + gap};
+}
+
 template <class D>
-const typename D::Storage* head_at(const PipelineOperand& o, int64_t token, int32_t head) {
-  return reinterpret_cast<const typename D::Storage*>(o.in + token * o.in_token_stride + head * o.in_head_stride);
+Elements<const typename D::Storage> head_at(const PipelineOperand& o, const OperandExtras& x, SequencePlace at,
+                                            int32_t head) {
+  return elements<const typename D::Storage>(o.in + in_offset(o, x, at, head), x.in_gap);
+}
+
+// The rotated part with its pairs as another layout has them.
+template <Layout kLayout>
+void move_pairs(const PipelineParams& p, float* row) {
+  float moved[kMaxRotaryDim];
+  float* const x = row + p.rotary_offset;
+  const int32_t half = p.rotary_dim / 2;
+  for (int32_t i = 0; i < half; ++i) {
+    const bool neox = kLayout == Layout::kNeox;
+    moved[neox ? 2 * i : i] = x[neox ? i : 2 * i];
+    moved[neox ? 2 * i + 1 : i + half] = x[neox ? i + half : 2 * i + 1];
+  }
+  std::copy_n(moved, p.rotary_dim, x);
 }
 
 // The mean of the sums of squares of a token's heads, at the place of the norm.
 template <class D, Layout kLayout>
-float mean_across_heads(const PipelineCall& p, const PipelineOperand& o, int64_t token, Angles angles) {
+float mean_across_heads(const PipelineCall& p, const PipelineOperand& o, const OperandExtras& extras, SequencePlace at,
+                        Angles angles) {
   float sums[kMaxNormHeads], x[kMaxPipelineDim];
   for (int32_t head = 0; head < o.heads; ++head) {
-    const auto* in = head_at<D>(o, token, head);
+    const auto in = head_at<D>(o, extras, at, head);
     for (int32_t i = 0; i < o.dim; ++i) x[i] = D::widen(in[i]);
-    if (p.norm.after) rotate_row<kLayout>(p, angles, x);
+    if (p.norm.after && o.rotated) rotate_row<kLayout>(p, angles, x);
     sums[head] = sum_of_squares(x, o.dim);
   }
   return fold(sums, o.heads) / float(o.heads);
 }
 
-template <class D, Layout kLayout>
-void one_head(const PipelineCall& p, const PipelineOperand& o, int64_t token, int32_t head, const CachePlace& place,
-              Angles angles, const float* across) {
-  using Storage = typename D::Storage;
-  float x[kMaxPipelineDim];
-  const auto* in = head_at<D>(o, token, head);
-  char* const out =
-      o.out + head * o.out_head_stride +
-      (o.cached ? place.page * o.out_page_stride + place.entry * o.out_token_stride : token * o.out_token_stride);
-  const int32_t begin = o.whole ? 0 : p.rotary_offset, end = o.whole ? o.dim : p.rotary_offset + p.rotary_dim;
-  for (int32_t i = begin; i < end; ++i) x[i] = D::widen(in[i]);
-  if (o.weight && !p.norm.after) normalise<D>(p, o, head, across, x);
-  if (o.rotated) rotate_row<kLayout>(p, angles, x);
-  if (o.weight && p.norm.after) normalise<D>(p, o, head, across, x);
-  if (o.quantize.type == OutType::kSame) {
-    auto* y = reinterpret_cast<Storage*>(out);
-    for (int32_t i = begin; i < end; ++i) {
-      const bool copied = !o.weight && (!o.rotated || uint32_t(i - p.rotary_offset) >= uint32_t(p.rotary_dim));
-      y[i] = copied ? in[i] : D::narrow(x[i]);  // a copy, bit for bit
-    }
+// What a token's heads have in common. place: in the cache, null where it has none.
+struct TokenWork {
+  int64_t token;
+  SequencePlace at;
+  const CachePlace* place;
+  Angles angles;
+};
+
+// In another type than the call's.
+void store_other(const PipelineCall& p, const PipelineOperand& o, const OperandExtras& extras, const TokenWork& w,
+                 int32_t head, const float* x, char* out) {
+  if (is_dtype(o.quantize.type)) {
+    for_dtype(o.quantize.type, [&](auto other) {
+      const auto y = elements<typename decltype(other)::Storage>(out, extras.out_gap);
+      for (int32_t i = 0; i < o.dim; ++i) y[i] = other.narrow(x[i]);
+    });
     return;
   }
+  const CachePlace place = w.place ? *w.place : CachePlace{};
   if (const Groups& groups = p.groups_of(o); groups.size) {
-    char* const scales = group_scales(groups, o, token, head, place);
+    char* const scales = group_scales(groups, o, w.token, head, place);
     for (int32_t n = 0; n < o.dim / groups.size; ++n)
       encode_group(o.quantize.type, groups, n, [&](int32_t i) { return x[i]; }, out, scales);
     return;
   }
-  const float factor = quantize_factor(p, o, token, head, place, x);
+  const float factor = quantize_factor(p, o, w.token, head, place, x);
+  const auto y = elements<uint8_t>(out, extras.out_gap);
   for_code(o.quantize.type, [&](auto code) {
-    for (int32_t i = 0; i < o.dim; ++i) out[i] = char(code.encode2(x[i] * factor, 0.0f));
+    for (int32_t i = 0; i < o.dim; ++i) y[i] = uint8_t(code.encode2(x[i] * factor, 0.0f));
   });
+}
+
+template <class D, Layout kLayout>
+void one_head(const PipelineCall& p, const PipelineOperand& o, const OperandExtras& extras, const TokenWork& w,
+              int32_t head, const float* across) {
+  using Storage = typename D::Storage;
+  float x[kMaxPipelineDim];
+  const auto in = head_at<D>(o, extras, w.at, head);
+  const int32_t begin = o.whole ? 0 : p.rotary_offset, end = o.whole ? o.dim : p.rotary_offset + p.rotary_dim;
+  for (int32_t i = begin; i < end; ++i) x[i] = D::widen(in[i]);
+  if (o.weight && !p.norm.after) normalise<D>(p, o, head, across, x);
+  if (o.rotated) rotate_row<kLayout>(p, w.angles, x);
+  if (o.weight && p.norm.after) normalise<D>(p, o, head, across, x);
+  if (o.rotated && p.out_layout != kLayout) move_pairs<kLayout>(p, x);
+  const auto store = [&](Elements<Storage> y, bool whole) {
+    for (int32_t i = begin; i < end; ++i) {
+      const bool copied = !o.weight && (!o.rotated || uint32_t(i - p.rotary_offset) >= uint32_t(p.rotary_dim));
+      if (!copied) {
+        y[i] = D::narrow(x[i]);
+      } else if (whole) {
+        y[i] = in[i];  // bit for bit
+      }
+    }
+  };
+  if (!o.cached || w.place) {
+    char* const out = o.out + (o.cached ? head * o.out_head_stride + w.place->page * o.out_page_stride +
+                                              w.place->entry * o.out_token_stride
+                                        : out_offset(o, extras, w.at, head));
+    if (o.quantize.type == OutType::kSame) {
+      store(elements<Storage>(out, extras.out_gap), o.whole);
+    } else {
+      store_other(p, o, extras, w, head, x, out);
+    }
+  }
+  if (extras.kept)
+    store(elements<Storage>(extras.kept + kept_offset(extras, w.at, head), extras.kept_gap), extras.kept_whole);
+}
+
+// Of a token that is left alone.
+template <class D>
+void copy_heads(const PipelineOperand& o, const OperandExtras& extras, SequencePlace at) {
+  if (!extras.copies) return;
+  for (int32_t head = 0; head < o.heads; ++head) {
+    const auto in = head_at<D>(o, extras, at, head);
+    const auto out = extras.kept
+                         ? elements<typename D::Storage>(extras.kept + kept_offset(extras, at, head), extras.kept_gap)
+                         : elements<typename D::Storage>(o.out + out_offset(o, extras, at, head), extras.out_gap);
+    for (int32_t i = 0; i < o.dim; ++i) out[i] = in[i];
+  }
 }
 
 template <class D, Layout kLayout>
 void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
   const auto& [p, pairs] = *static_cast<const Job*>(context);
   float cos[kMaxRotaryDim / 2], sin[kMaxRotaryDim / 2], cos_second[kMaxRotaryDim / 2], sin_second[kMaxRotaryDim / 2];
-  const bool elements = p.table.elements;
-  const Angles angles = {cos, sin, elements ? cos_second : cos, elements ? sin_second : sin};
+  const bool second = p.table.elements;
+  const Angles angles = {cos, sin, second ? cos_second : cos, second ? sin_second : sin};
   for (int64_t token = begin; token < end; ++token) {
     PlacedToken state;
     CachePlace place = {};
-    if (!token_state(p, token, true, &state)) continue;
-    const bool cached = p.cache.indices && cache_place<true>(p.cache, cache_index(p.cache, token), true, &place);
+    TokenWork w = {token, place_in_sequence(token, p.sequence_length), nullptr, angles};
+    bool moves = token_state(p, token, true, &state);
+    if (p.cache.indices) {
+      const CacheIndex index = cache_index(p.cache, token);
+      if (p.slot_skips) moves = moves && !is_negative(index);
+      if (moves && cache_place<true>(p.cache, index, true, &place)) w.place = &place;
+    }
     const PipelineOperand* turned = nullptr;  // the operand that the angles are of
     const CosSinRows* turned_by = nullptr;
     for (int32_t i = 0; i < p.num_operands; ++i) {
       const PipelineOperand& o = p.operands[i];
+      const OperandExtras& extras = p.extras[i];
       const CosSinRows& rows = rows_of(p, i);
-      if (o.cached && !cached) continue;
+      if (!moves) copy_heads<D>(o, extras, w.at);
+      if (!moves || (o.cached && !w.place && !extras.kept)) continue;
       if (o.rotated && !(turned && turned->xpos_sign == o.xpos_sign && turned_by == &rows)) {
         turned = &o;
         turned_by = &rows;
@@ -154,15 +238,15 @@ void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
           const PairTurn a = pair_turn(p, pairs, o.xpos_sign, rows, state, j);
           cos[j] = a.first.cos;
           sin[j] = a.first.sin;
-          if (!elements) continue;
+          if (!second) continue;
           cos_second[j] = a.second.cos;
           sin_second[j] = a.second.sin;
         }
       }
       const bool across = o.weight && p.norm.across_heads;
-      const float mean = across ? mean_across_heads<D, kLayout>(p, o, token, angles) : 0.0f;
+      const float mean = across ? mean_across_heads<D, kLayout>(p, o, extras, w.at, angles) : 0.0f;
       for (int32_t head = 0; head < o.heads; ++head)
-        one_head<D, kLayout>(p, o, token, head, place, angles, across ? &mean : nullptr);
+        one_head<D, kLayout>(p, o, extras, w, head, across ? &mean : nullptr);
     }
   }
 }

@@ -15,7 +15,21 @@
 
 namespace rope {
 
-enum class OutType : int32_t { kSame = 0, kE4M3 = 1, kE5M2 = 2, kInt8 = 3, kE2M1 = 7, kQ8_0 = 8, kQ4_0 = 9 };
+enum class OutType : int32_t {
+  kSame = 0,
+  kE4M3 = 1,
+  kE5M2 = 2,
+  kInt8 = 3,
+  kF32 = 4,
+  kF16 = 5,
+  kBF16 = 6,
+  kE2M1 = 7,
+  kQ8_0 = 8,
+  kQ4_0 = 9
+};
+
+// Another dtype than the call's.
+ROPE_INLINE bool is_dtype(OutType type) { return type >= OutType::kF32 && type <= OutType::kBF16; }
 
 namespace detail {
 
@@ -140,6 +154,14 @@ ROPE_INLINE void for_code(OutType type, F f) {
   if (type == Code::kType) f(Code());
   ROPE_FOR_EACH_CODE(ROPE_CASE)
 #undef ROPE_CASE
+}
+
+// f(F32()), ... of a type that is a dtype.
+template <class F>
+ROPE_INLINE void for_dtype(OutType type, F f) {
+  if (type == OutType::kF32) f(F32());
+  if (type == OutType::kF16) f(F16());
+  if (type == OutType::kBF16) f(BF16());
 }
 
 ROPE_INLINE float largest(OutType type) {

@@ -165,6 +165,7 @@ ROPE_INLINE int64_t stored_bytes(OutType type, int64_t dtype_bytes, int64_t elem
   int64_t bytes = dtype_bytes * elements;
   for_grouped_code(type, [&](auto code) { bytes = elements * code.kBits / 8; });
   for_block(type, [&](auto block) { bytes = elements / block.kElements * block.kBytes; });
+  for_dtype(type, [&](auto dtype) { bytes = elements * int64_t(sizeof(typename decltype(dtype)::Storage)); });
   return bytes;
 }
 

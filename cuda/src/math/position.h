@@ -28,6 +28,17 @@ struct Positions {
   Sections sections;     // kIds
 };
 
+// Which of the ids leaves its token alone, where that is the caller's choice.
+struct Skip {
+  bool none;
+  int64_t position;
+
+  ROPE_INLINE_MEMBER bool is(int64_t other) const { return !none && other == position; }
+  ROPE_INLINE_MEMBER bool operator!=(const Skip& x) const { return none != x.none || position != x.position; }
+};
+
+inline constexpr Skip kUsualSkip = {false, -1};
+
 ROPE_INLINE int64_t index_at(const void* indices, bool is_int32, int64_t i) {
 #ifdef __CUDA_ARCH__
   // Word by word, without a branch: ptxas would extend the sign, and so wait, before it issues the loads that follow.

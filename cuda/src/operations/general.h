@@ -12,6 +12,30 @@ struct PlacedToken : TokenState {
   int64_t place;  // element of the positions
 };
 
+// A token's number in its sequence, and which that is.
+struct SequencePlace {
+  int64_t sequence, token;
+};
+
+ROPE_INLINE SequencePlace place_in_sequence(int64_t token, int64_t length) {
+  if (!length) return {0, token};
+  const int64_t sequence = uint32_t(token) / uint32_t(length);  // there are no more than 32 bits of tokens
+  return {sequence, token - sequence * length};
+}
+
+// Where a head of a token is read, where one that is in no cache is stored, and where one that is in one is stored too.
+ROPE_INLINE int64_t in_offset(const PipelineOperand& o, const OperandExtras& x, SequencePlace at, int32_t head) {
+  return at.sequence * x.in_sequence_stride + at.token * o.in_token_stride + head * o.in_head_stride;
+}
+
+ROPE_INLINE int64_t out_offset(const PipelineOperand& o, const OperandExtras& x, SequencePlace at, int32_t head) {
+  return at.sequence * x.out_sequence_stride + at.token * o.out_token_stride + head * o.out_head_stride;
+}
+
+ROPE_INLINE int64_t kept_offset(const OperandExtras& x, SequencePlace at, int32_t head) {
+  return at.sequence * x.kept_sequence_stride + at.token * x.kept_token_stride + head * x.kept_head_stride;
+}
+
 ROPE_INLINE bool positions_are_floats(const PipelineParams& p) { return p.positions.kind == PositionKind::kFloat32; }
 
 ROPE_INLINE float as_float(int64_t position) { return bit_cast<float>(uint32_t(position)); }
@@ -27,8 +51,7 @@ ROPE_INLINE int64_t read_position(const PipelineParams& p, const void* positions
 
 // False: the token is to be left alone. `counts`: this caller reports it, if it is to be reported.
 ROPE_INLINE bool token_state(const PipelineCall& p, int64_t token, bool counts, PlacedToken* s) {
-  const int64_t length = p.places.sequence_length;
-  const int64_t sequence = length ? int64_t(uint32_t(token) / uint32_t(length)) : 0, number = token - sequence * length;
+  const auto [sequence, number] = place_in_sequence(token, p.places.sequence_length);
   s->place = sequence * p.places.sequence_stride + number * p.places.stride;
   switch (p.positions.kind) {
     case PositionKind::kOffset: s->position = int64_t(uint64_t(p.positions.offset) + uint64_t(number)); break;
@@ -38,7 +61,7 @@ ROPE_INLINE bool token_state(const PipelineCall& p, int64_t token, bool counts, 
       break;
     default:
       s->position = read_position(p, p.positions.ids, s->place);
-      if (is_skipped(p.positions, s->position)) return false;
+      if (!positions_are_floats(p) && p.skip.is(s->position)) return false;
   }
   s->from = p.positions_from ? read_position(p, p.positions_from, s->place) : 0;
   if (!choose_set(p, token, s)) return false;

@@ -97,6 +97,17 @@ struct TableForm {
   bool transposed;  // elements: the rotation is
 };
 
+// What few calls ask of a tensor; all zero: nothing. Strides and gaps in bytes.
+struct OperandExtras {
+  int64_t in_sequence_stride, out_sequence_stride;
+  int64_t in_gap, out_gap;  // between the elements of a head
+  // Where an operand of a cache is stored too, in the call's dtype; null: nowhere.
+  char* kept;
+  int64_t kept_sequence_stride, kept_token_stride, kept_head_stride, kept_gap;
+  bool kept_whole;  // as PipelineOperand's
+  bool copies;      // a token that is left alone is copied to `kept` or `out`
+};
+
 // What is rare, behind what is not: the pipeline kernel's argument has none of it.
 struct PipelineCall : PipelineParams {
   PositionPlaces places = {0, 1, 0};
@@ -104,6 +115,11 @@ struct PipelineCall : PipelineParams {
   CosSinRows k_rows;  // of k, if it has its own; cos null: as the others
   int32_t k_operand;
   int32_t blocks = 1;  // of the rotated part, which have their pairs in themselves; 1 where pairs are neighbours
+  Layout out_layout = Layout::kNeox;  // of what is stored
+  Skip skip = kUsualSkip;
+  bool slot_skips = false;      // a token with a negative slot is left alone as a whole
+  int32_t sequence_length = 0;  // of operands with a stride between sequences; 0: none has
+  OperandExtras extras[kMaxOperands] = {};
   Groups groups[kMaxOperands];
 
   ROPE_INLINE_MEMBER const Groups& groups_of(const PipelineOperand& o) const { return groups[&o - operands]; }

@@ -33,11 +33,6 @@ ROPE_INLINE float float_at(const void* values, Dtype dtype, int64_t i) {
   return float_of(dtype, bits_at(values, dtype, i));
 }
 
-// Whether a token with this position is to be left alone.
-ROPE_INLINE bool is_skipped(const Positions& p, int64_t position) {
-  return p.kind != PositionKind::kOffset && p.kind != PositionKind::kFloat32 && position == -1;
-}
-
 // Where a token stands: what all of its pairs share.
 struct TokenState {
   int64_t position, from;
@@ -125,11 +120,13 @@ ROPE_INLINE CacheIndex cache_index(const CacheMap& c, int64_t token) {
   return {index_at(c.indices, c.index_is_int32, token), c.request_ids ? c.request_ids[token] : 0};
 }
 
+ROPE_INLINE bool is_negative(CacheIndex at) { return at.request < 0 || at.index < 0; }
+
 // The place that the token names, be it in the cache or not. False: it names none. kAnyIndex: else the cache has fewer
 // than 2^32 slots, or the page size is a power of two.
 template <bool kAnyIndex>
 ROPE_INLINE bool look_up_place(const CacheMap& c, CacheIndex at, CachePlace* place) {
-  if (at.request < 0 || at.index < 0) return false;
+  if (is_negative(at)) return false;
   *place = divide_by_page<kAnyIndex>(c, at.index);
   if (!c.page_table) return true;
   const int64_t start = c.page_indptr ? c.page_indptr[at.request] : at.request * c.page_table_stride;

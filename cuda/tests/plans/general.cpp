@@ -14,6 +14,38 @@ size_t index_of(const GeneralCode& code) {
   return size_t(std::find(std::begin(all), std::end(all), code) - std::begin(all));
 }
 
+// What the pipeline kernel knows nothing of.
+void add_extras(Random& r, int element_bytes, PipelineCall* p) {
+  p->rare = true;
+  if (r.chance(0.2)) p->out_layout = p->layout == Layout::kNeox ? Layout::kGptj : Layout::kNeox;
+  for (int32_t i = 0; i < p->num_operands; ++i) {
+    OperandExtras& x = p->extras[i];
+    const int64_t step = r.step(element_bytes);
+    x.in_sequence_stride = step * r.between(0, 1000);
+    x.out_sequence_stride =
+        step * r.between(0, 1000) * stored_bytes(p->operands[i].quantize.type, element_bytes, 1) / element_bytes;
+    if (r.chance(0.1)) x.in_gap = element_bytes;
+    if (r.chance(0.1)) x.out_gap = element_bytes;
+    if (!p->operands[i].cached || r.chance(0.5)) continue;
+    x.kept = reinterpret_cast<char*>((int64_t(1) << 50) + step);
+    x.kept_sequence_stride = step * r.between(0, 1000);
+    x.kept_token_stride = step * r.between(0, 1000);
+    x.kept_head_stride = step * r.between(0, 1000);
+  }
+}
+
+// Elements that are no neighbours are moved one by one.
+void check_extras(const PipelineCall& p, const GeneralCode& code, int element_bytes, int32_t vec) {
+  for (int32_t i = 0; i < p.num_operands; ++i) {
+    const OperandExtras& x = p.extras[i];
+    CHECK(vec == 1 || (p.out_layout == p.layout && !x.in_gap && !x.out_gap && !x.kept_gap));
+    CHECK(x.out_sequence_stride % stored_bytes(p.operands[i].quantize.type, element_bytes, vec) == 0);
+    for (const int64_t at : {x.in_sequence_stride, reinterpret_cast<int64_t>(x.kept), x.kept_sequence_stride,
+                             x.kept_token_stride, x.kept_head_stride})
+      CHECK(at % code.access_bytes == 0);
+  }
+}
+
 void check_alignment(const PipelineParams& p, const GeneralCode& code, int element_bytes, int32_t vec) {
   for (int32_t i = 0; i < p.num_operands; ++i) {
     const PipelineOperand& o = p.operands[i];
@@ -66,7 +98,9 @@ void test_general() {
     ++shape;
     const int element_bytes = r.of({2, 4});
     PipelineCall p = {r.chance(0.8) ? random_pipeline(r, element_bytes) : random_rotation(r, element_bytes)};
-    if (p.layout == Layout::kNeox && p.rotary_dim % 4 == 0 && r.chance(0.2)) p.blocks = 2;
+    p.out_layout = p.layout;
+    if (r.chance(0.3)) add_extras(r, element_bytes, &p);
+    if (p.layout == Layout::kNeox && p.rotary_dim % 4 == 0 && r.chance(0.2)) p.blocks = 2, p.rare = true;
     const GeneralPlan plan = plan_general(p, element_bytes);
     if (plan.unsupported) {
       CHECK(reduces(p));
@@ -78,6 +112,7 @@ void test_general() {
     slots_apart |= plan.grid_z > 1;
     const int32_t vec = plan.code.access_bytes / element_bytes;
     check_alignment(p, plan.code, element_bytes, vec);
+    if (p.rare) check_extras(p, plan.code, element_bytes, vec);
     CHECK(p.rotary_dim / 2 / p.blocks % vec == 0);
     unsigned first = 0;
     int reporters = 0;

@@ -347,6 +347,7 @@ void check_general() {
   for (const Change change : too_far) CHECK(is_general(128, false, false, change));
   const Change xpos = [](PipelineParams& p) { p.operands[0].xpos_sign = -1; };
   CHECK(is_general(128, false, false, xpos));
+  CHECK(is_general(128, false, false, [](PipelineParams& p) { p.rare = true; }));
 
   for (const bool codes : {false, true}) CHECK(!is_general(128, true, codes, nothing));
   CHECK(is_general(128, true, false, [](PipelineParams& p) { p.norm.across_heads = true; }));

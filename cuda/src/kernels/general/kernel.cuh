@@ -1,5 +1,6 @@
 // The general kernel: a pipeline (operations/pipeline.h) of every shape and with every option, where those that it is
-// made for are the pipeline kernel's (../pipeline): heads of any size and alignment, xPos, norms across heads.
+// made for are the pipeline kernel's (../pipeline): heads of any size and alignment, xPos, norms across heads,
+// sequences and elements with strides of their own, tokens that are copied, tensors stored twice or with other pairs.
 //
 // A block works on one operand: blockIdx.x counts blocks of the first operand, then those of the next; z counts slots
 // that do not fit one block. What needs a whole head, the norm and computed scales (kReduce), is in parts/rows.cuh;
@@ -10,8 +11,11 @@
 
 namespace rope::cuda {
 
+// Blocks that must fit a multiprocessor: one less where a thread holds its part of a head in float32.
+constexpr int general_blocks(bool reduce) { return reduce ? kUnspilledBlocks - 1 : kUnspilledBlocks; }
+
 template <class D, int kVec, bool kReduce, bool kGrouped>
-__global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
+__global__ void __launch_bounds__(kMaxBlock, general_blocks(kReduce))
     general_kernel(const __grid_constant__ GeneralArgs args) {
   int which = 0;  // the operand that the block works on
 #pragma unroll
@@ -25,13 +29,13 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
   t.load_head(a, b);
   PairTurn angle[kVec] = {};
   t.take_place(angle);
-  if (!kReduce && !t.moves) return;
+  if (!kReduce && !t.acts()) return;
 
   bool summed = false;  // with a norm across heads a first round only adds up
   float mean = 0.0f;    // of the heads' sums
   for (int32_t turn = 0;; ++turn) {
     float x[2 * kVec] = {}, factor = 1.0f;
-    bool stores = t.live() && t.moves;
+    bool stores = t.live() && t.acts();
     if (t.live()) {
       a.widen(x);
       b.widen(x + kVec);
@@ -55,8 +59,8 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
     }
     if constexpr (kGrouped)
       if (t.grouped && (summed || !t.across)) t.store_groups(x, stores);
-    if (stores && !t.grouped) {
-      if (t.quantised && t.o.quantize.kind != ScaleKind::kDynamic) factor = t.given_factor();
+    if (stores && !(t.grouped && !t.extras.kept)) {
+      if (t.quantised && !t.grouped && t.o.quantize.kind != ScaleKind::kDynamic) factor = t.given_factor();
       t.store_head(a, b, x, factor);
     }
     t.head += t.plan.columns;

@@ -25,6 +25,24 @@ GeneralOperand plan_operand(const PipelineParams& p, const PipelineOperand& o, i
   return x;
 }
 
+// What the extras ask too. Elements apart, and pairs that are stored elsewhere, are moved one by one.
+int widest_access(const PipelineCall& p, int element_bytes) {
+  Alignment a = alignment(p, element_bytes);
+  if (!p.rare) return a.widest(16);
+  a.add_elements(p.rotary_dim / 2 / p.blocks);
+  if (p.out_layout != p.layout) return element_bytes;
+  for (int i = 0; i < p.num_operands; ++i) {
+    const PipelineOperand& o = p.operands[i];
+    const OperandExtras& x = p.extras[i];
+    if (x.in_gap | x.out_gap | x.kept_gap) return element_bytes;
+    a.add_bytes(x.in_sequence_stride);
+    if (!is_grouped(o)) a.add_bytes(x.out_sequence_stride, stored_bytes(o.quantize.type, element_bytes, 1));
+    a.add_address(x.kept);
+    a.add_bytes(x.kept_sequence_stride | x.kept_token_stride | x.kept_head_stride);
+  }
+  return a.widest(16);
+}
+
 // Why a block cannot hold a head, which a norm or computed scales need; null if it can.
 const char* check_heads(const PipelineParams& p, int32_t slots) {
   static_assert(2 * 16 * kMaxBlock == 4096 && 2 * kMaxBlock == 256);
@@ -42,9 +60,7 @@ const char* check_heads(const PipelineParams& p, int32_t slots) {
 
 GeneralPlan plan_general(const PipelineCall& p, int element_bytes) {
   GeneralPlan plan = {};
-  Alignment all = alignment(p, element_bytes);
-  all.add_elements(p.rotary_dim / 2 / p.blocks);
-  const int widest = all.widest(16);
+  const int widest = widest_access(p, element_bytes);
   plan.code = {widest, reduces(p), is_grouped(p)};
   if (widest == 8 && (!reduces(p) || is_grouped(p))) plan.code.access_bytes = element_bytes;
   const int vec = plan.code.access_bytes / element_bytes;

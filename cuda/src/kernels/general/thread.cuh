@@ -33,16 +33,19 @@ struct GeneralThread {
   const PipelineCall& p;
   const int32_t which;  // operand
   const PipelineOperand& o;
+  const OperandExtras& extras;
   const GeneralOperand& plan;
   const GeneralPlace at;
   const bool inside;     // there is a token and a slot here
   const bool across;     // the norm is over all heads of a token, which go round twice
-  const bool quantised;  // this operand is
+  const bool quantised;  // this operand is, or it is stored in another dtype
   const bool grouped;    // in groups or blocks
   const Slot slot;
+  const SequencePlace sequence;
 
   int32_t head;
   bool moves;  // the token is not left alone
+  bool found;  // and has a place in the cache, where the operand goes there
   PlacedToken state = {};
   CachePlace place = {};
 
@@ -51,16 +54,24 @@ struct GeneralThread {
         p(args.params),
         which(which),
         o(p.operands[which]),
+        extras(p.extras[which]),
         plan(args.plans[which]),
         at(plan.place(blockIdx.x - args.first_block[which], blockIdx.z, threadIdx.x)),
         inside(at.row_token < plan.tokens && at.token < p.num_tokens && at.slot < plan.slots),
         across(kReduce && o.weight && p.norm.across_heads),
         quantised(o.quantize.type != OutType::kSame),
         grouped(kGrouped && o.quantize.kind == ScaleKind::kGroup),
-        slot(in_block(slot_of<kVec, true>(p.layout, o.rotated ? p.rotary_dim : 0, p.rotary_offset, o.dim,
-                                          plan.stored_slots, at.slot))),
+        slot(own_slot(p.layout)),
+        sequence(place_in_sequence(at.token, p.sequence_length)),
         head(at.head),
-        moves(inside) {}
+        moves(inside),
+        found(inside) {}
+
+  // Where the slot's elements are of pairs in that layout; another than the call's is served one by one.
+  __device__ __forceinline__ Slot own_slot(Layout layout) const {
+    return in_block(
+        slot_of<kVec, true>(layout, o.rotated ? p.rotary_dim : 0, p.rotary_offset, o.dim, plan.stored_slots, at.slot));
+  }
 
   // A slot of pairs that lie in blocks: `of` without them.
   __device__ __forceinline__ Slot in_block(Slot of) const {
@@ -71,12 +82,21 @@ struct GeneralThread {
 
   __device__ __forceinline__ bool live() const { return inside && head < o.heads; }
 
+  // Whether anything of the token is stored.
+  __device__ __forceinline__ bool acts() const {
+    return o.cached && !extras.kept ? moves && found : moves || (inside && extras.copies);
+  }
+
   // Where the token stands, and the angles of the slot's pairs.
   __device__ __forceinline__ void take_place(PairTurn* angle) {
     const bool reports = plan.reports && at.head == 0 && at.slot == 0;
     moves = moves && token_state(p, at.token, reports, &state);
-    if (o.cached) moves = moves && cache_place<true>(p.cache, cache_index(p.cache, at.token), reports, &place);
-    if (!moves || !slot.rotated) return;
+    if (o.cached || p.slot_skips) {
+      const CacheIndex index = cache_index(p.cache, at.token);
+      if (p.slot_skips) moves = moves && !is_negative(index);
+      if (o.cached) found = moves && cache_place<true>(p.cache, index, reports, &place);
+    }
+    if (!acts() || !moves || !slot.rotated) return;
     const PairMap<Layout::kNeox, kVec> neox{at.slot, p.rotary_dim / 2};
     const PairMap<Layout::kGptj, kVec> gptj{at.slot, p.rotary_dim / 2};
 #pragma unroll
@@ -89,9 +109,10 @@ struct GeneralThread {
 
   __device__ __forceinline__ void load_head(C& a, C& b) const {
     if (!live()) return;
-    const char* const row = o.in + at.token * o.in_token_stride + head * o.in_head_stride;
-    a = *reinterpret_cast<const C*>(row + int64_t(slot.first) * C::kElementBytes);
-    b = *reinterpret_cast<const C*>(row + int64_t(slot.second) * C::kElementBytes);
+    const char* const row = o.in + in_offset(o, extras, sequence, head);
+    const int64_t step = C::kElementBytes + extras.in_gap;
+    a = *reinterpret_cast<const C*>(row + slot.first * step);
+    b = *reinterpret_cast<const C*>(row + slot.second * step);
   }
 
   __device__ __forceinline__ void normalise(float total, float* x) const {
@@ -117,7 +138,7 @@ struct GeneralThread {
     for (int j = 0; inside && j < 2 * kVec; ++j) largest[0] = larger_magnitude(largest[0], x[j]);
     rows.largest(largest);
     return renew_scale(o.quantize, scale_row(p, o, at.token, place) * o.heads + head, largest[0],
-                       at.slot == 0 && live() && moves);
+                       at.slot == 0 && live() && moves && found);
   }
 
   __device__ __forceinline__ float given_factor() const {
@@ -125,9 +146,14 @@ struct GeneralThread {
     return given.scales ? 1.0f / *given.scales : o.quantize.factor;
   }
 
+  __device__ __forceinline__ Slot out_slot() const {
+    return kVec == 1 && p.rare && moves ? own_slot(p.out_layout) : slot;
+  }
+
   __device__ __forceinline__ char* out_row() const {
-    char* const row = o.out + head * o.out_head_stride + (o.cached ? 0 : at.token * o.out_token_stride) +
-                      place.page * o.out_page_stride + place.entry * o.out_token_stride;
+    char* const row =
+        o.out + (o.cached ? head * o.out_head_stride + place.page * o.out_page_stride + place.entry * o.out_token_stride
+                          : out_offset(o, extras, sequence, head));
     assume_global(row);
     return row;
   }
@@ -145,24 +171,46 @@ struct GeneralThread {
          o.quantize.type,
          groups,
          o.dim / groups.size,
-         stores,
+         stores && moves && found,
          out_row(),
          group_scales(groups, o, at.token, head, place)}
         .store(x);
   }
 
-  __device__ __forceinline__ void store_head(C& a, C& b, const float* x, float factor) const {
-    char* const row = out_row();
-    if (quantised) {
-      store_codes<kVec>(o.quantize.type, row, slot.first, slot.second, factor, x);
-      return;
+  __device__ __forceinline__ void store_chunks(char* row, int64_t gap, const C& a, const C& b) const {
+    assume_global(row);
+    const Slot to = out_slot();
+    const int64_t step = C::kElementBytes + gap;
+    *reinterpret_cast<C*>(row + to.first * step) = a;
+    *reinterpret_cast<C*>(row + to.second * step) = b;
+  }
+
+  __device__ __forceinline__ void store_other(char* row, float factor, const float* x) const {
+    const Slot to = out_slot();
+    if (is_dtype(o.quantize.type)) {
+      store_dtype<kVec>(o.quantize.type, row, to.first, to.second, extras.out_gap, x);
+    } else {
+      const int32_t step = kVec == 1 ? int32_t(1 + extras.out_gap) : 1;  // a code is a byte, maybe with a gap behind it
+      store_codes<kVec>(o.quantize.type, row, to.first * step, to.second * step, factor, x);
     }
-    if (slot.rotated || (kReduce && o.weight)) {  // else a copy, bit for bit
+  }
+
+  // A token that is left alone is stored as it came. Groups are stored before.
+  __device__ __forceinline__ void store_head(C& a, C& b, const float* x, float factor) const {
+    const bool changes = slot.rotated || (kReduce && o.weight);  // else a copy, bit for bit
+    if (moves && changes) {
       a.narrow(x);
       b.narrow(x + kVec);
     }
-    *reinterpret_cast<C*>(row + int64_t(slot.first) * C::kElementBytes) = a;
-    *reinterpret_cast<C*>(row + int64_t(slot.second) * C::kElementBytes) = b;
+    if (!grouped && (!o.cached || found)) {
+      if (quantised) {
+        store_other(out_row(), factor, x);
+      } else {
+        store_chunks(out_row(), extras.out_gap, a, b);
+      }
+    }
+    if (extras.kept && (changes || extras.kept_whole))
+      store_chunks(extras.kept + kept_offset(extras, sequence, head), extras.kept_gap, a, b);
   }
 
   // Where a head's threads meet.

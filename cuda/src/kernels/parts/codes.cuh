@@ -35,6 +35,20 @@ __device__ __forceinline__ void store_codes(OutType type, char* row, int32_t fir
              [&](auto code) { store_codes<decltype(code), kVec>(row + (c ? second : first), factor, x + c * kVec); });
 }
 
+// x, rounded to another dtype than the call's, element by element, to the two chunks of a slot. gap: bytes.
+template <int kVec>
+__device__ __forceinline__ void store_dtype(OutType type, char* row, int32_t first, int32_t second, int64_t gap,
+                                            const float* x) {
+  for_dtype(type, [&](auto d) {
+    using Storage = typename decltype(d)::Storage;
+#pragma unroll
+    for (int j = 0; j < 2 * kVec; ++j) {
+      const int32_t i = j < kVec ? first + j : second + j - kVec;
+      *reinterpret_cast<Storage*>(row + i * (int64_t(sizeof(Storage)) + gap)) = d.narrow(x[j]);
+    }
+  });
+}
+
 template <int kVec>
 __device__ __forceinline__ void widen_codes(OutType type, const Chunk<Codes, kVec>& codes, float scale, float* x) {
   using C = Chunk<Codes, kVec>;

@@ -93,7 +93,8 @@ bool fits_32_bits(const PipelineParams& p) {
 
 // What this kernel does not do.
 bool is_general(const PipelineParams& p, const PipelineCode& code, int vec) {
-  if (p.rare || !fits_32_bits(p) || is_grouped(p) || (p.norm.on && (p.norm.across_heads || !p.norm.wide_weights))) return true;
+  if (p.rare || !fits_32_bits(p) || is_grouped(p) || (p.norm.on && (p.norm.across_heads || !p.norm.wide_weights)))
+    return true;
   if ((vec == 1 || code.many) && (code.reduce || code.quantised)) return true;
   for (int i = 0; i < p.num_operands; ++i)
     if (p.operands[i].xpos_sign || (reduces(p.operands[i]) && !in_warp(p, p.operands[i], vec))) return true;
