@@ -16,9 +16,15 @@ from pyrope._stages cimport (
 )
 from pyrope._tensors cimport begin_stages, read_k_nope, read_q_nope, read_rotated, read_sequences, read_v
 
-from pyrope._stages import OPTIONS, SHOWN
-
 _ANGLES = ANGLES | {"cos_sin": ROPE_ANGLE_COS_SIN, "radians": ROPE_ANGLE_COS_SIN + 1}
+# Options that a Rope does not have: those that a repr shows, where they are not the default, and all.
+_SHOWN = {
+    "cos_sin_columns": "pairs", "sections": None, "sections_interleaved": False, "pair_streams": None, "num_blocks": 1,
+    "xpos": None, "q_nope_dim": 0, "norm": None, "q_out_dtype": None, "k_out_dtype": None, "v_out_dtype": None,
+    "q_scale_kind": None, "k_scale_kind": None, "v_scale_kind": None, "cache": None, "out_layout": None,
+    "k_nope_dim": 0,
+}
+_OPTIONS = (*_SHOWN, "cos_sin_dtype", "v_head_dim")
 
 
 cdef class FusedRope(Rope):
@@ -204,7 +210,7 @@ enable_pdl, positions_ready, skip
     def __reduce__(self):
         from functools import partial
         make, arguments = Rope.__reduce__(self)
-        options = make.keywords | {name: getattr(self, name) for name in OPTIONS}
+        options = make.keywords | {name: getattr(self, name) for name in _OPTIONS}
         options |= {"num_v_heads": self.num_v_heads or None}
         if self.base.angle == ROPE_ANGLE_COS_SIN:
             del options["inv_freq"]
@@ -214,7 +220,7 @@ enable_pdl, positions_ready, skip
 
     def __repr__(self):
         text = super().__repr__()
-        stages = [f"{name}={getattr(self, name)!r}" for name, usual in SHOWN.items() if getattr(self, name) != usual]
+        stages = [f"{name}={getattr(self, name)!r}" for name, usual in _SHOWN.items() if getattr(self, name) != usual]
         return f"FusedRope{text[4:-1]}{''.join(', ' + stage for stage in stages)})"
 
     @property
@@ -263,7 +269,7 @@ enable_pdl, positions_ready, skip
             As for :meth:`Rope.apply`. ``offset`` and ``indptr`` are not allowed with ``sections``, and ``inverse``
             leaves the other stages as they are.
         q_out, k_out : pointer or array, optional
-            As for :meth:`Rope.apply`. Required where quantised. Beside a cache ``k_out`` has ``dtype``, and may be ``k``.
+            As for :meth:`Rope.apply`. Required if quantised. Beside a cache ``k_out`` has ``dtype`` and may be ``k``.
         positions : pointer or array, optional
             As for :meth:`Rope.apply`; where tokens have several, with sections, streams or blocks, required and
             ``[streams, num_tokens]``, or ``[streams, batch, tokens]``. float32 is not allowed with ``angle="cos_sin"``,

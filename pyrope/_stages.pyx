@@ -24,15 +24,6 @@ _SCALE_KINDS = {
     "tensor": ROPE_SCALE_TENSOR, "head": ROPE_SCALE_HEAD, "token": ROPE_SCALE_TOKEN, "dynamic": ROPE_SCALE_DYNAMIC,
 }
 
-# A FusedRope's options that a Rope does not have: those that a repr shows, where they are not the default, and all.
-SHOWN = {
-    "cos_sin_columns": "pairs", "sections": None, "sections_interleaved": False, "pair_streams": None, "num_blocks": 1,
-    "xpos": None, "q_nope_dim": 0, "norm": None, "q_out_dtype": None, "k_out_dtype": None, "v_out_dtype": None,
-    "q_scale_kind": None, "k_scale_kind": None, "v_scale_kind": None, "cache": None, "out_layout": None,
-    "k_nope_dim": 0,
-}
-OPTIONS = (*SHOWN, "cos_sin_dtype", "v_head_dim")
-
 # ---- the constructor's
 
 
