@@ -4,9 +4,7 @@
 from libc.stdint cimport uint8_t
 from libc.string cimport memset
 
-from pyrope._arguments cimport (
-    ANGLES, LAYOUTS, Call, as_count, as_flag, choose, name_of, require,
-)
+from pyrope._arguments cimport ANGLES, LAYOUTS, Call, as_count, as_flag, choose, name_of, require
 from pyrope._cache cimport read_cache, read_check, read_num_tokens, set_cache
 from pyrope._call cimport rotate
 from pyrope._capi cimport *
@@ -18,8 +16,15 @@ from pyrope._stages cimport (
 )
 from pyrope._tensors cimport begin_stages, read_k_nope, read_q_nope, read_rotated, read_sequences, read_v
 
-
 _ANGLES = ANGLES | {"cos_sin": ROPE_ANGLE_COS_SIN, "radians": ROPE_ANGLE_COS_SIN + 1}
+# Options that a Rope does not have: those that a repr shows, where they are not the default, and all.
+_SHOWN = {
+    "cos_sin_columns": "pairs", "sections": None, "sections_interleaved": False, "pair_streams": None, "num_blocks": 1,
+    "xpos": None, "q_nope_dim": 0, "norm": None, "q_out_dtype": None, "k_out_dtype": None, "v_out_dtype": None,
+    "q_scale_kind": None, "k_scale_kind": None, "v_scale_kind": None, "cache": None, "out_layout": None,
+    "k_nope_dim": 0,
+}
+_OPTIONS = (*_SHOWN, "cos_sin_dtype", "v_head_dim")
 
 
 cdef class FusedRope(Rope):
@@ -203,15 +208,8 @@ enable_pdl, positions_ready, skip
     def __reduce__(self):
         from functools import partial
         make, arguments = Rope.__reduce__(self)
-        options = make.keywords | {
-            "cos_sin_dtype": self.cos_sin_dtype, "cos_sin_columns": self.cos_sin_columns, "sections": self.sections,
-            "sections_interleaved": self.sections_interleaved, "pair_streams": self.pair_streams,
-            "num_blocks": self.blocks, "xpos": self.xpos,
-            "num_v_heads": self.num_v_heads or None, "v_head_dim": self.v_head_dim, "q_nope_dim": self.q_nope_dim,
-            "norm": self.norm, "cache": self.cache, "out_layout": self.out_layout, "k_nope_dim": self.k_nope_dim,
-            "q_out_dtype": self.q_out_dtype, "k_out_dtype": self.k_out_dtype, "v_out_dtype": self.v_out_dtype,
-            "q_scale_kind": self.q_scale_kind, "k_scale_kind": self.k_scale_kind, "v_scale_kind": self.v_scale_kind,
-        }
+        options = make.keywords | {name: getattr(self, name) for name in _OPTIONS}
+        options |= {"num_v_heads": self.num_v_heads or None}
         if self.base.angle == ROPE_ANGLE_COS_SIN:
             del options["inv_freq"]
         elif self.rotary_dim == 0:
@@ -220,15 +218,7 @@ enable_pdl, positions_ready, skip
 
     def __repr__(self):
         text = super().__repr__()
-        stages = [f"{name}={getattr(self, name)!r}" for name in (
-            "sections", "sections_interleaved", "pair_streams", "xpos", "q_nope_dim", "norm", "q_out_dtype",
-            "k_out_dtype", "v_out_dtype", "q_scale_kind", "k_scale_kind", "v_scale_kind", "cache", "out_layout",
-            "k_nope_dim",
-        ) if getattr(self, name)]
-        if self.cos_sin_columns != "pairs":
-            stages.append(f"cos_sin_columns={self.cos_sin_columns!r}")
-        if self.blocks > 1:
-            stages.append(f"num_blocks={self.blocks}")
+        stages = [f"{name}={getattr(self, name)!r}" for name, usual in _SHOWN.items() if getattr(self, name) != usual]
         return f"FusedRope{text[4:-1]}{''.join(', ' + stage for stage in stages)})"
 
     @property

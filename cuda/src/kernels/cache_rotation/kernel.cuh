@@ -93,11 +93,10 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
   };
   load_heads();  // in flight while the angles are formed
   CosSin angle[kVec] = {};
+  const PairData pairs = {as_memory(args.words), &args.xpos, as_memory(args.streams)};
   if (moves && slot.rotated) {
 #pragma unroll
-    for (int j = 0; j < kVec; ++j)
-      angle[j] = pair_angle(p, {as_memory(args.words), &args.xpos, as_memory(args.streams)}, keys.xpos_sign, p.cos_sin,
-                            state, map.pair(j));
+    for (int j = 0; j < kVec; ++j) angle[j] = pair_angle(p, pairs, keys.xpos_sign, p.cos_sin, state, map.pair(j));
   }
 
   const auto turn_head = [&](int u) {
