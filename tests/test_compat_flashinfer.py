@@ -170,7 +170,7 @@ def test_table_of_pyrope(device):
 
 
 def test_left_alone(device):
-    """Positions of no row, and -1 without a table: FlashInfer would read outside, or turn backwards."""
+    """Positions of no row, where FlashInfer reads outside; without a table -1 turns backwards."""
     where = on(device)
     q, k, table = randn(where, 3, 128), randn(where, 3, 64), randn(where, ROWS, 64)
     before = q.clone(), k.clone()
@@ -182,8 +182,7 @@ def test_left_alone(device):
         check(x[1:2], by_table(old[1:2].unflatten(1, (-1, 64)), table, [7]))
     q, k = (x.unflatten(1, (-1, 64)) for x in before)
     out, _ = flashinfer.apply_rope_pos_ids(q, k, ids)
-    assert torch.equal(out[2], q[2])
-    check(out[:2], by_theta(q[:2], [ROWS, 7], 64))
+    check(out, by_theta(q, [ROWS, 7, -1], 64))
 
 
 def test_gradient(device):
@@ -390,6 +389,42 @@ def test_where_to_append(device):
         flashinfer.get_batch_indices_positions(indptr, lengths, 4, given[0])
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float8_e4m3fn"])
+@pytest.mark.parametrize("form", ["NHD", "HND", "one tensor", "latent", "latent, ckv", "latent, kpe"])
+def test_append(device, form, dtype):
+    """Bits of whatever they are, NaNs and infinities too; nothing else of the cache is written."""
+    where, pages, page_size, heads, dims = on(device), 9, 4, 2, (16, 16)
+    lead, rows = (TOKENS, heads), [15, 32, 33, 0, 1, None, 22]
+    if form.startswith("latent"):
+        lead, dims = (TOKENS,), (32, 16)
+    raw = [torch.randint(0, 256, (*lead, n * torch.empty(0, dtype=getattr(torch, dtype)).itemsize), dtype=torch.uint8)
+           for n in dims]  # fmt: skip
+    k, v = (x.to(where).view(getattr(torch, dtype)) for x in raw)
+    heads_first = form == "HND"
+    order = (heads, page_size) if heads_first else (page_size, *lead[1:])
+    caches = [torch.full((pages, *order, x.shape[-1] * x.itemsize), 7, dtype=torch.uint8, device=where) for x in (k, v)]
+    if form == "one tensor":
+        both = torch.stack(caches, 1)
+        caches = list(both.unbind(1))
+    typed = [cache.view(k.dtype) for cache in caches]
+    places = [torch.tensor(x, device=where) for x in ([0, 0, 0, 1, 1, -1, 1], [3, 4, 5, 0, 1, 2, 6])]
+    table = [torch.tensor(x, device=where) for x in ([3, 8, 0, 5], [0, 2, 4], [2, 3])]
+    if form.startswith("latent"):
+        left_out = {"latent, ckv": 1, "latent, kpe": 0}.get(form)
+        given = [None if i == left_out else cache for i, cache in enumerate(typed)]
+        flashinfer.append_paged_mla_kv_cache(k, v, *places, *given, *table)
+    else:
+        left_out, given = None, both.view(k.dtype) if form == "one tensor" else tuple(typed)
+        flashinfer.append_paged_kv_cache(k, v, *places, given, *table, "HND" if heads_first else "NHD")
+    for i, (cache, x) in enumerate(zip(caches, (k, v), strict=True)):
+        got = (cache.transpose(1, 2) if heads_first else cache).flatten(0, 1)
+        want = torch.full_like(got, 7)
+        for token, row in enumerate(rows):
+            if row is not None and i != left_out:
+                want[row] = x[token].view(torch.uint8)
+        assert torch.equal(got, want)
+
+
 # ---- bad input
 
 
@@ -412,15 +447,25 @@ def test_refusals(device):
         ("positions", TypeError, in_place, (ids.float(), q, k, 64, table)),
         ("k: ", ValueError, in_place, (ids, q, k[:3], 64, table)),
         ("k: ", TypeError, in_place, (ids, q, k.half(), 64, table)),
-        ("q: the last dimension", ValueError, in_place, (ids, q.t().contiguous().t(), k, 64, table)),
         ("q: ", ValueError, flashinfer.apply_rope_pos_ids_inplace, (q, k3, ids)),
         ("rotary_dim", ValueError, flashinfer.apply_rope_pos_ids_inplace, (q3, k3, ids, 128)),
         ("offsets", TypeError, flashinfer.apply_rope_inplace, (q3, k3, indptr, offsets.int())),
         ("offsets", ValueError, flashinfer.apply_rope_inplace, (q3, k3, indptr, indptr)),
         ("factor", ValueError, flashinfer.apply_rope_pos_ids_inplace, (q3, k3, ids, None, False, 0)),
-        ("append_key", pyrope.UnsupportedError, flashinfer.append_paged_kv_cache, (k3, k3, *[ids] * 6)),
-        ("append_ckv", pyrope.UnsupportedError, flashinfer.append_paged_mla_kv_cache, (k, k, *[ids] * 7)),
     ]  # fmt: skip
+    pages, at = (
+        torch.zeros(2, 4, 1, 64, device=where),
+        [torch.zeros(n, dtype=torch.int32, device=where) for n in (7, 7, 2, 2, 1)],
+    )
+    append, latent = flashinfer.append_paged_kv_cache, flashinfer.append_paged_mla_kv_cache
+    refused += [
+        ("append_key", ValueError, append, (k, k3, *at[:2], (pages, pages), *at[2:])),
+        ("cache: ", ValueError, append, (k3, k3, *at[:2], (pages.half(), pages), *at[2:])),
+        ("k_cache", ValueError, append, (k3, k3, *at[:2], (pages[..., :8], pages), *at[2:])),
+        ("paged_kv_cache", ValueError, append, (k3, k3, *at[:2], pages, *at[2:])),
+        (".kv_layout", KeyError, append, (k3, k3, *at[:2], (pages, pages), *at[2:], "DHN")),
+        ("append_kpe", ValueError, latent, (k, k3, *at[:2], pages[:, :, 0], pages[:, :, 0], *at[2:])),
+    ]
     for text, error, function, arguments in refused:
         with pytest.raises(error, match=f"^{text}"):
             function(*arguments)

@@ -14,15 +14,15 @@ FLOAT8 = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"
 def _made(
     head_dim: int, q_heads: int, k_heads: int, rotary_dim: int, neox: bool, dtype: Any, device: Any,
     pages: tuple[int, int, str] | None = None, norm: tuple[Any, ...] | None = None,
-    scaling: tuple[Any, ...] | None = None, **options: Any,
+    scaling: tuple[Any, ...] | None = None, skip_q: bool = False, **options: Any,
 ) -> pyrope.FusedRope:  # fmt: skip
-    """pages, norm: arguments of PagedCache and RMSNorm. scaling: its class and arguments. They are made here, once, as
-    numbers are what is quick to look up."""
+    """pages, norm: the first arguments of PagedCache and RMSNorm. scaling: its class and arguments. They are made here,
+    once, as numbers are what is quick to look up."""
     if scaling is not None:
         make, *arguments = scaling
         options["scaling"] = make(*arguments)
     if pages is not None:
-        options["cache"] = pyrope.PagedCache(*pages)
+        options["cache"] = pyrope.PagedCache(*pages, skip_q=skip_q)
     if norm is not None:
         options["norm"] = pyrope.RMSNorm(*norm)
     return pyrope.FusedRope(

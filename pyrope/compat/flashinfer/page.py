@@ -1,13 +1,13 @@
 """flashinfer.page: what appends, and what says where to."""
 
 from operator import index
+from typing import Any
 
 import torch
 
-from pyrope.compat._serving import check_dtype
-from pyrope.errors import UnsupportedError
+import pyrope.torch
+from pyrope.compat._serving import check_dtype, int32, pages_of, rope_of
 
-NOT_YET = "{name}: appending without a rotation is not there yet; append by pyrope.FusedRope with the rotation"
 Cache = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 
@@ -74,8 +74,35 @@ def append_paged_kv_cache(
     kv_last_page_len: torch.Tensor,
     kv_layout: str = "NHD",
 ) -> None:
-    """Append keys and values as they are. Not there yet: the core appends what it rotates."""
-    raise UnsupportedError(NOT_YET.format(name="append_key"))
+    """Append keys and values as they are, bit by bit.
+
+    Parameters
+    ----------
+    append_key, append_value : torch.Tensor
+        ``[tokens, heads, head_dim]`` of the cache's dtype.
+    batch_indices, positions : torch.Tensor
+        ``[tokens]``: the request of every token, and its place there. One of request -1 is appended nowhere.
+    paged_kv_cache : tuple of torch.Tensor, or torch.Tensor
+        k and v, ``[pages, page_size, heads, head_dim]`` or as ``kv_layout`` says; or both, in the second dimension.
+    kv_indices, kv_indptr : torch.Tensor
+        The pages of all requests, and where each one's begin: ``[requests + 1]``.
+    kv_last_page_len : torch.Tensor
+        Means nothing here.
+    kv_layout : {"NHD", "HND"}
+        Of the pages.
+    """
+    if kv_layout not in ("NHD", "HND"):
+        raise KeyError(f"kv_layout: {kv_layout!r}, must be 'NHD' or 'HND'")
+    caches = paged_kv_cache
+    if isinstance(caches, torch.Tensor):
+        if caches.ndim != 5 or caches.shape[1] != 2:
+            raise ValueError(f"paged_kv_cache: shape {tuple(caches.shape)}, must be [pages, 2, ...]")
+        caches = caches[:, 0], caches[:, 1]
+    for name, x in (("append_key", append_key), ("append_value", append_value)):
+        if x.ndim != 3:
+            raise ValueError(f"{name}: shape {tuple(x.shape)}, must be [tokens, heads, head_dim]")
+    pairs = [(append_key, caches[0]), (append_value, caches[1])]
+    _append(pairs, batch_indices, positions, kv_indices, kv_indptr, kv_layout)
 
 
 def append_paged_mla_kv_cache(
@@ -89,5 +116,47 @@ def append_paged_mla_kv_cache(
     kv_indptr: torch.Tensor,
     kv_last_page_len: torch.Tensor,
 ) -> None:
-    """Append rows of latent attention as they are. Not there yet: the core appends what it rotates."""
-    raise UnsupportedError(NOT_YET.format(name="append_ckv"))
+    """:func:`append_paged_kv_cache` of latent attention.
+
+    append_ckv and append_kpe are ``[tokens, dim]``, their caches ``[pages, page_size, dim]``; of no cache nothing is
+    appended.
+    """
+    for name, x in (("append_ckv", append_ckv), ("append_kpe", append_kpe)):
+        if x.ndim != 2:
+            raise ValueError(f"{name}: shape {tuple(x.shape)}, must be [tokens, dim]")
+    both = [(append_ckv, ckv_cache), (append_kpe, kpe_cache)]
+    pairs = [(x, cache) for x, cache in both if cache is not None]
+    if pairs:
+        _append(pairs, batch_indices, positions, kv_indices, kv_indptr, "NHD")
+
+
+def _append(
+    pairs: list[tuple[torch.Tensor, torch.Tensor]],
+    batch_indices: torch.Tensor,
+    positions: torch.Tensor,
+    kv_indices: torch.Tensor,
+    kv_indptr: torch.Tensor,
+    kv_layout: str,
+) -> None:
+    """One or two tensors to their pages. Elements of one byte go in twos."""
+    for x, cache in pairs:
+        check_dtype("cache", cache, x.dtype)
+    pairs = [(_wide(x), _wide(cache)) for x, cache in pairs]
+    (k, k_cache), *rest = pairs
+    places: dict[str, Any] = {
+        "page_table": int32(kv_indices), "page_indptr": int32(kv_indptr), "request_ids": int32(batch_indices),
+        "cache_positions": int32(positions), "k_cache": k_cache,
+    }  # fmt: skip
+    for v, v_cache in rest:
+        places |= {"v": v, "v_cache": v_cache}
+    heads = k.shape[1] if k.ndim == 3 else 1
+    rope = rope_of(
+        k.shape[-1], 0, heads, 0, True, k.dtype, k.device.type, pages_of("cache", k_cache, kv_layout),
+        num_v_heads=rest[0][0].shape[1] if rest and k.ndim == 3 else None,
+        v_head_dim=rest[0][0].shape[-1] if rest else None,
+    )  # fmt: skip
+    pyrope.torch.apply_(rope, None, k, layout="thd", **places)
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x.view(torch.float16) if x.dtype.itemsize == 1 else x

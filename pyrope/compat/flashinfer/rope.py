@@ -45,7 +45,7 @@ def _rope(
         raise ValueError(f"{name}: shape {tuple(wrong)}, must be [tokens, heads, head_dim]")
     return rope_of(
         shape[2], shape[1], k_shape[1], shape[2] if rotary_dim is None else index(rotary_dim), not interleave, q.dtype,
-        q.device.type, theta=theta, scaling=scaling,
+        q.device.type, theta=theta, scaling=scaling, skip=None,
     )  # fmt: skip
 
 

@@ -104,8 +104,6 @@ def _check_tokens(k: torch.Tensor, tokens: int, other: str) -> None:
     """Before the first of two launches has written anything."""
     if k.shape[0] != tokens:
         raise ValueError(f"k: {k.shape[0]} tokens, must be those of {other}, {tokens}")
-    if k.stride(2) != 1:
-        raise ValueError(f"k: the last dimension has stride {k.stride(2)}, must be contiguous (1)")
 
 
 def _slots(name: str, cache: torch.Tensor, heads: int, head_dim: int) -> torch.Tensor:
@@ -138,10 +136,6 @@ def apply_rope_inplace_with_kvcache(
         ``[slots, heads * head_dim]`` of k's dtype.
     out_loc : torch.Tensor
         ``[tokens]``: the slot of every token; below 0 none.
-
-    Notes
-    -----
-    Two launches: one that stores, and one that rotates k where it lies.
     """
     rotary_dim = _check(q, k, cos_sin_cache, rope_dim)
     v = v.view(k.shape)
@@ -154,9 +148,8 @@ def apply_rope_inplace_with_kvcache(
         (1, k_cache.shape[0], "NHD"), angle="cos_sin", cos_sin_dtype=cos_sin_cache.dtype,
     )  # fmt: skip
     arguments: dict[str, Any] = {"positions": positions, "cos": cos_sin_cache, "slots": out_loc}
-    arguments |= {"v": v, "k_cache": caches[0], "v_cache": caches[1]}
+    arguments |= {"k_out": k, "v": v, "k_cache": caches[0], "v_cache": caches[1]}
     pyrope.torch.apply_(rope, q if together else None, k, layout="thd", **arguments)
-    _turn(None, k, cos_sin_cache, positions, is_neox)
     if not together:
         _turn(q, None, cos_sin_cache, positions, is_neox)
 

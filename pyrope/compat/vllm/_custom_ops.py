@@ -5,9 +5,9 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
+import pyrope
 import pyrope.torch
 from pyrope.compat._serving import heads_of, pages_of, rope_of, split_qkv, table_width
-from pyrope.errors import UnsupportedError
 
 CacheDType: TypeAlias = Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"]
 STORED = {"auto": None, "fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
@@ -149,10 +149,6 @@ def concat_and_cache_mla_rope_fused(
         What it holds; ``auto``: the dtype of kv_c.
     kv_cache_scale : torch.Tensor
         ``[1]`` float32, what is divided by before rounding to fp8.
-
-    Notes
-    -----
-    Two launches: one that appends, and one that rotates k_pe.
     """
     stored, tokens, lora = stored_as(kv_cache_dtype), slot_mapping.shape[0], kv_c.shape[-1]
     if q_pe.ndim != 3 or k_pe.ndim != 2:
@@ -161,22 +157,17 @@ def concat_and_cache_mla_rope_fused(
     if kv_cache.ndim != 3 or kv_cache.shape[2] != lora + k_pe.shape[1]:
         width = lora + k_pe.shape[1]
         raise ValueError(f"kv_cache: shape {tuple(kv_cache.shape)}, must be [blocks, block_size, {width}]")
-    moved = positions[:tokens].masked_fill(slot_mapping < 0, -1)
     q, k = q_pe[:tokens], k_pe[:tokens]
-    shape = table_width(cos_sin_cache), is_neox, k.dtype, k.device.type
-    options: dict[str, Any] = {"angle": "cos_sin", "cos_sin_dtype": cos_sin_cache.dtype}
-    table: dict[str, Any] = {"layout": "thd", "positions": moved, "cos": cos_sin_cache}
-
-    appends = rope_of(
-        q.shape[2], q.shape[1], 1, *shape, pages_of("kv_cache", kv_cache), v_head_dim=lora, k_out_dtype=stored,
-        v_out_dtype=stored, **options,
+    rope = rope_of(
+        q.shape[2], q.shape[1], 1, table_width(cos_sin_cache), is_neox, k.dtype, k.device.type,
+        pages_of("kv_cache", kv_cache), skip_q=True, angle="cos_sin", cos_sin_dtype=cos_sin_cache.dtype,
+        v_head_dim=lora, k_out_dtype=stored, v_out_dtype=stored,
     )  # fmt: skip
     scales: dict[str, Any] = {} if stored is None else {"k_scale": kv_cache_scale, "v_scale": kv_cache_scale}
     pyrope.torch.apply_(
-        appends, q, k, v=kv_c[:tokens], k_cache=kv_cache[..., lora:], v_cache=kv_cache[..., :lora], slots=slot_mapping,
-        **scales, **table,
+        rope, q, k, layout="thd", positions=positions[:tokens], cos=cos_sin_cache, k_out=k, v=kv_c[:tokens],
+        k_cache=kv_cache[..., lora:], v_cache=kv_cache[..., :lora], slots=slot_mapping, **scales,
     )  # fmt: skip
-    pyrope.torch.apply_(rope_of(k.shape[1], 0, 1, *shape, **options), None, k, **table)
 
 
 def fused_qknorm_rope_cache(
@@ -222,32 +213,33 @@ def fused_qknorm_rope_cache(
 
     Notes
     -----
-    Two launches: one for the tensors, one for the cache.
+    One launch; where slot_mapping is shorter than the tokens, two.
     """
-    if rotary_dim == 0:
-        raise UnsupportedError("rotary_dim: 0, a norm without a rotation is not there yet")
-    if table_width(cos_sin_cache) != rotary_dim:
+    if rotary_dim and table_width(cos_sin_cache) != rotary_dim:
         raise ValueError(f"cos_sin_cache: {table_width(cos_sin_cache)} columns, must be rotary_dim={rotary_dim}")
     stored = stored_as(kv_cache_dtype)
-    q, k, v = split_qkv(qkv, num_q_heads, num_kv_heads, num_kv_heads, head_dim)
-    outs = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
-    shape = rotary_dim, True, qkv.dtype, qkv.device.type
-    options: dict[str, Any] = {
-        "angle": "cos_sin", "cos_sin_dtype": cos_sin_cache.dtype, "norm": (eps, q_weight.dtype, norm_weight_bias),
-    }  # fmt: skip
-    pyrope.torch.apply_(
-        rope_of(head_dim, num_q_heads, num_kv_heads, *shape, **options), q, k, layout="thd", positions=positions,
-        cos=cos_sin_cache, q_weight=q_weight, k_weight=k_weight, v=v, q_out=outs[0], k_out=outs[1], v_out=outs[2],
-    )  # fmt: skip
+    xs = split_qkv(qkv, num_q_heads, num_kv_heads, num_kv_heads, head_dim)
+    outs = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in xs]
+    shape = head_dim, num_q_heads, num_kv_heads, rotary_dim, True, qkv.dtype, qkv.device.type
+    options: dict[str, Any] = {"norm": (eps, q_weight.dtype, norm_weight_bias)}
+    if rotary_dim:
+        options |= {"angle": "cos_sin", "cos_sin_dtype": cos_sin_cache.dtype}
+
+    def call(rows: slice, rope: pyrope.FusedRope, **cache: Any) -> None:
+        q, k, v = (x[rows] for x in xs)
+        q_out, k_out, v_out = (x[rows] for x in outs)
+        if rotary_dim:
+            cache |= {"positions": positions[rows], "cos": cos_sin_cache}
+        pyrope.torch.apply_(
+            rope, q, k, layout="thd", v=v, q_weight=q_weight, k_weight=k_weight, q_out=q_out, k_out=k_out, v_out=v_out,
+            **cache,
+        )  # fmt: skip
 
     tokens = slot_mapping.shape[0]
-    appends = rope_of(
-        head_dim, 0, num_kv_heads, *shape, pages_of("key_cache", key_cache), k_out_dtype=stored, v_out_dtype=stored,
-        **options,
-    )  # fmt: skip
+    pages = pages_of("key_cache", key_cache)
     scales: dict[str, Any] = {} if stored is None else {"k_scale": k_scale, "v_scale": v_scale}
-    pyrope.torch.apply_(
-        appends, None, k[:tokens], v=v[:tokens], layout="thd", positions=positions[:tokens], cos=cos_sin_cache,
-        k_weight=k_weight, k_cache=key_cache, v_cache=value_cache, slots=slot_mapping, **scales,
-    )  # fmt: skip
+    appends = rope_of(*shape, pages, k_out_dtype=stored, v_out_dtype=stored, **options)
+    call(slice(tokens), appends, k_cache=key_cache, v_cache=value_cache, slots=slot_mapping, **scales)
+    if tokens < qkv.shape[0]:
+        call(slice(tokens, None), rope_of(*shape, **options))
     return outs[0], outs[1], outs[2]
