@@ -26,7 +26,7 @@ def test_no_test_module_is_imported():
 
 def test_the_reference_shares_nothing_with_the_library():
     names = {name.partition(".")[0] for name in imported(MODULES[TESTS / "kit/reference.py"])}
-    assert names == {"fractions", "functools", "ml_dtypes", "mpmath", "numpy"}
+    assert names == {"fractions", "functools", "itertools", "ml_dtypes", "mpmath", "numpy"}
 
 
 def test_no_helper_is_written_twice():

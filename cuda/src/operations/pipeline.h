@@ -120,7 +120,7 @@ struct PipelineCall : PipelineParams {
   bool slot_skips = false;      // a token with a negative slot is left alone as a whole
   int32_t sequence_length = 0;  // of operands with a stride between sequences; 0: none has
   OperandExtras extras[kMaxOperands] = {};
-  Groups groups[kMaxOperands];
+  Groups groups[kMaxOperands] = {};
 
   ROPE_INLINE_MEMBER const Groups& groups_of(const PipelineOperand& o) const { return groups[&o - operands]; }
 };

@@ -46,7 +46,9 @@ class TokenCount {
       const int32_t size = p.cache.page_size;
       entry_ = {true, int32_t(slot) / size, int32_t(slot) % size, slot};
     } else if (p.cache.indices) {
-      entry_ = find_entry<kCode.form>(args, TokenIndices{{}, Index{slot, 0}, 0}, true, {}, false);
+      CachePlace place = {};
+      const bool named = look_up_place<false>(args.params.cache, CacheIndex{int64_t(slot), 0}, &place);
+      entry_ = find_entry<kCode.form>(args, TokenIndices{{}, Index{slot, 0}, 0}, named, place, false);
     }
     CHECK(entry_.found && (!p.cache.indices || entry_.row == slot));
     for (int32_t i = 0; i < p.num_operands; ++i) {
