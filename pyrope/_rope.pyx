@@ -366,7 +366,8 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False, 
             ``[num_tokens]`` int32 or int64: the position of every token. -1 (see ``skip``) leaves a token alone, its
             output unwritten. Other negative positions turn backwards.
         offset : int
-            Without positions and indptr, token ``t`` has position ``offset + t``. Any 64-bit integer.
+            Without positions and indptr, token ``t`` has position ``offset + t``. Any 64-bit integer. Arrays of more
+            than three dimensions are sequences, each of which starts there; those of three are one.
         sequence_length : int, optional
             Tokens of each of a batch's sequences, one after the other: token ``t`` is number ``t % sequence_length`` of
             its own, and without positions and indptr has position ``offset + t % sequence_length``.
