@@ -28,7 +28,8 @@ cos_sin_columns='pairs', sections=None, sections_interleaved=False, pair_streams
 num_v_heads=None, v_head_dim=None, q_nope_dim=0, norm=None, q_out_dtype=None, k_out_dtype=None, v_out_dtype=None, \
 q_scale_kind=None, k_scale_kind=None, v_scale_kind=None, cache=None, rotary_dim=None, rotary_offset=0, theta=10000.0, \
 scaling=None, inv_freq=None, attention_factor=None, layout='neox', dtype='bfloat16', device='cuda', \
-position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False, skip=-1, out_layout=None, k_nope_dim=0)
+position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False, skip=-1, out_layout=None, \
+k_nope_dim=0)
 --
 
     A Rope with stages around the rotation, in one launch that reads and writes every element once.
