@@ -379,7 +379,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False, 
         offset : int
             Without positions and indptr, token ``t`` has position ``offset + t``. Any 64-bit integer.
         sequence_length : int, optional
-            Tokens of each of a batch's sequences. Without positions and indptr each starts at the offset.
+            Tokens of each sequence, which starts at the offset. Default: as arrays of over three dimensions say.
         indptr, offsets : pointer or array, optional
             Ragged requests: token ``t`` with ``indptr[r] <= t < indptr[r + 1]`` has position
             ``offsets[r] + t - indptr[r]``; without offsets, requests start at 0. ``[num_requests + 1]`` and

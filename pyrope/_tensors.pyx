@@ -8,7 +8,7 @@ from pyrope._arguments cimport (
     ONE_BYTE, Call, as_count, as_integer, choose, read_elements, refuse_read_only, require, shape_of, stored_units,
 )
 from pyrope._capi cimport *
-from pyrope._view cimport View, is_array, is_immutable, read_pointer
+from pyrope._view cimport Rows, View, is_array, is_immutable, read_pointer
 
 _SKIPPED = {"leave": 0, "copy": 1}
 
@@ -66,6 +66,21 @@ cdef int read_strides(str name, object strides, bint written, rope_tensor* tenso
     return 0
 
 
+cdef int read_leading(str name, View* v, int leading, Call* c) except -1:
+    """Leading dimensions are sequences, each of which starts at the offset; the last is that of their tokens."""
+    cdef int64_t sequences = 1
+    cdef int i
+    for i in range(leading - 1):
+        sequences *= v.shape[i]
+    if sequences <= 1 or v.shape[leading - 1] == 0:
+        return 0
+    if c.sequence_length not in (0, v.shape[leading - 1]):
+        raise ValueError(f"{name}: sequences of {v.shape[leading - 1]} tokens, must be of {c.sequence_length} as "
+                         "sequence_length or the other arguments")
+    c.sequence_length = v.shape[leading - 1]
+    return 0
+
+
 cdef int64_t fold_tokens(str name, View* v, int leading, rope_tensor* tensor, rope_steps* steps, Call* c) except -1:
     """How many tokens the leading dimensions are, which have one stride, or one in a sequence and one between them."""
     cdef int64_t tokens = 1, stride = 0, length = 0, outer = 0
@@ -84,9 +99,6 @@ cdef int64_t fold_tokens(str name, View* v, int leading, rope_tensor* tensor, ro
     tensor.token_stride = stride if stride or tokens <= 1 else ROPE_BROADCAST
     if length == 0 or tokens == 0:
         return tokens
-    if c.sequence_length == 0 and not c.placed:
-        raise ValueError(f"{name}: the leading dimensions do not fold into one dimension of tokens; pass "
-                         f"sequence_length={length} for sequences that each start at the offset, or positions")
     if c.sequence_length not in (0, length):
         raise ValueError(f"{name}: sequences of {length} tokens, must be of {c.sequence_length} as sequence_length or "
                          "the other arguments")
@@ -122,6 +134,8 @@ cdef int read_tensor(str name, object x, object strides, int64_t heads, int64_t 
     else:
         raise ValueError(f"{name}: shape {shape_of(&v)}, must be "
                          f"[num_tokens, {heads}, {dim}] or two-dimensional [num_tokens, {heads * dim}]")
+    if not c.placed and type(x) is not Rows:
+        read_leading(name, &v, leading, c)
     cdef int64_t tokens = fold_tokens(name, &v, leading, tensor, steps, c)
     tensor.head_stride = head if head else ROPE_BROADCAST
     if last != 1 and dim > 1:

@@ -6,11 +6,11 @@ import itertools
 import numpy as np
 import pytest
 
-from kit.blocks import call, normal_block
+from kit.blocks import call, equal, normal_block
 from kit.memory import memory_of
 from kit.objects import Producer, on
 from kit.refusals import refused
-from kit.ropes import make
+from kit.ropes import DIM, Q_HEADS, make
 from kit.rotations import check_both_ways
 
 EARLY = {"enable_pdl": True, "positions_ready": True}  # positions are read before the previous kernel has ended
@@ -170,3 +170,34 @@ def test_positions_from_lie_as_positions():
     for positions, others in ((np.arange(10), np.arange(20)[::2]), (np.zeros((2, 9), int)[:, :5], np.arange(10))):
         with refused(ValueError, "positions_from: must have the strides of positions"):
             make(fused=True).apply(q, positions=positions, positions_from=others)
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (3, 1), (2, 2, 3), (1, 6), (1, 1, 6)])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_leading_dimensions_are_sequences(shape, inverse, rng):
+    """Each starts at the offset; what has three dimensions is one."""
+    rope, tokens = make(num_k_heads=1), shape[-1]
+    q, k = (rng.standard_normal((*shape, heads, DIM)).astype(np.float32) for heads in (Q_HEADS, 1))
+    got_q, got_k, out = q.copy(), k.copy(), np.empty_like(q)
+    rope.apply(got_q, got_k, offset=7, inverse=inverse)
+    rope.apply(q, offset=7, q_out=out, inverse=inverse)
+    for i in np.ndindex(shape[:-1]):
+        one_q, one_k = q[i].copy(), k[i].copy()
+        rope.apply(one_q, one_k, positions=np.arange(7, 7 + tokens), inverse=inverse)
+        assert equal(got_q[i], one_q) and equal(got_k[i], one_k) and equal(out[i], one_q)
+
+
+def test_sequences_need_not_fold(rng):
+    """Some of the tokens of each, where they lie; and a batch that positions place is what they say."""
+    room = rng.standard_normal((2, 5, Q_HEADS, DIM)).astype(np.float32)
+    want, some = room.copy(), room[:, :3]
+    make().apply(some, offset=2)
+    for x in want:
+        make().apply(x[:3], offset=2)
+    assert equal(room, want)
+    placed, flat = want.copy(), want.reshape(10, Q_HEADS, DIM).copy()
+    make().apply(placed, positions=np.arange(10))
+    make().apply(flat)
+    assert equal(placed.reshape(flat.shape), flat)
+    with refused(ValueError, "k: sequences of 2 tokens, must be of 5 as sequence_length or the other arguments"):
+        make(num_k_heads=Q_HEADS).apply(want, np.empty((5, 2, Q_HEADS, DIM), np.float32))

@@ -76,13 +76,6 @@ ARRAYS = rows(
     ("q flat", {}, lambda a: {"q": a.q.reshape(-1)}, V, r"q: shape \(384,\), must be \[num_tokens, 2, 64\] or"),
     ("q one token without its dimension", {}, lambda a: {"q": a.q[0]}, V, r"q: shape \(2, 64\), must be \[num_tokens"),
     (
-        "q leading dimensions do not fold",
-        {},
-        lambda a: {"q": np.zeros((2, 5, 2, 64), np.float32)[:, :3]},
-        V,
-        "q: the leading dimensions do not fold into one dimension of tokens; pass sequence_length=3",
-    ),
-    (
         "q sequences of another length",
         {},
         lambda a: {"q": np.zeros((2, 5, 2, 64), np.float32)[:, :3], "sequence_length": 2},
