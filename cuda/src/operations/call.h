@@ -12,7 +12,7 @@
 namespace rope {
 
 inline constexpr int kMaxRotaryDim = 2048;
-inline constexpr int kFewPairs = 64;  // rotary_dim / 2 of most heads, which have code of their own
+inline constexpr int kFewPairs = 128;  // rotary_dim / 2 of most heads, which have code of their own
 
 constexpr int32_t divide_up(int64_t a, int64_t b) { return int32_t((a + b - 1) / b); }
 

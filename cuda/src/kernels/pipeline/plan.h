@@ -72,7 +72,7 @@ inline constexpr PipelineCode kPipelineCodes[] = {
 };
 
 // Angles of a block's tokens, at most; of code for few pairs, and for many.
-inline constexpr int32_t kMaxAngles[] = {4 * kFewPairs, kMaxRotaryDim / 2};
+inline constexpr int32_t kMaxAngles[] = {2 * kFewPairs, kMaxRotaryDim / 2};
 
 // An operand in the list. Heads of it that lie one behind the other, and are only stored, may be counted as more and
 // narrower ones.
