@@ -10,6 +10,7 @@ cdef int set_strides(str name, strides, int64_t heads, int64_t dim, bint heads_f
                      rope_cache_tensor* pages) except -1
 cdef int read_paged(str name, View* v, int64_t heads, int64_t dim, bint heads_first, rope_cache_tensor* pages,
                     rope_apply_desc* d) except -1
+cdef int begin_rotate_cache(k_cache, slots, bint cache, rope_apply_desc* d) except -1
 cdef int read_num_tokens(slots, cache_positions, Call* c) except -1
 cdef int read_cache(k, v, k_nope, k_cache, v_cache, k_nope_cache, slots, page_table, page_indptr,
                     page_table_stride, request_ids, cache_positions, cache_skipped, cache, bint heads_first,

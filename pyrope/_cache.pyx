@@ -54,6 +54,23 @@ cdef int set_strides(str name, strides, int64_t heads, int64_t dim, bint heads_f
     return 0
 
 
+cdef int begin_rotate_cache(k_cache, slots, bint cache, rope_apply_desc* d) except -1:
+    """What a call on the keys in the cache leaves of a FusedRope's stages."""
+    if not cache:
+        raise ValueError("k_cache: only allowed with cache=pyrope.PagedCache(...)")
+    if d.norm.after:
+        raise ValueError("norm: after=True, not allowed with rotate_cache: behind a norm keys cannot be turned")
+    if d.table_flags:
+        raise ValueError("angle: rows of radians or of elements, not allowed with rotate_cache")
+    require("k_cache", k_cache, "with rotate_cache")
+    d.flags |= ROPE_FLAG_IN_CACHE
+    d.cache.kind = ROPE_CACHE_PAGES if slots is None else ROPE_CACHE_SLOTS
+    memset(&d.norm, 0, sizeof(d.norm))
+    memset(&d.q_quantize, 0, sizeof(d.q_quantize))
+    memset(&d.v_quantize, 0, sizeof(d.v_quantize))
+    return 0
+
+
 cdef int read_num_tokens(slots, cache_positions, Call* c) except -1:
     """num_tokens, where an array of one index a token brings it."""
     cdef View v

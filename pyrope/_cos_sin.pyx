@@ -4,7 +4,7 @@
 from libc.stdint cimport INT32_MAX, int32_t, int64_t
 
 from pyrope._arguments cimport (
-    DTYPES, Call, as_count, as_integer, as_positive, begin_call, choose, element_name, holds, name_of,
+    ANGLES, DTYPES, Call, as_count, as_integer, as_positive, begin_call, choose, element_name, holds, name_of,
     read_array, read_elements, read_index, read_memory, refuse, refuse_dtype, refuse_read_only, require, shape_of,
 )
 from pyrope._capi cimport *
@@ -83,7 +83,17 @@ cdef int build_rows(cos, sin, num_rows, offset, positions, dtype, row_stride, st
     return check(status)
 
 
+_ANGLES = ANGLES | {"cos_sin": ROPE_ANGLE_COS_SIN, "radians": ROPE_ANGLE_COS_SIN + 1}
 _COLUMNS = {"pairs": 0, "elements": ROPE_TABLE_ELEMENTS}
+
+
+cdef str choose_angle(angle, theta, scaling, inv_freq):
+    """The name of a FusedRope's angle, and that nothing says what rows do."""
+    name = name_of(_ANGLES, choose("angle", angle, _ANGLES))
+    if name not in ANGLES and (theta != 10000.0 or scaling is not None or inv_freq is not None):
+        refused = "scaling" if scaling is not None else "theta" if inv_freq is None else "inv_freq"
+        raise ValueError(f"{refused}: not allowed with angle={name!r}, whose rows come with the call")
+    return name
 
 
 cdef tuple set_table(dtype, columns, str angle, rope_apply_desc* d):

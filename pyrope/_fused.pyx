@@ -2,13 +2,12 @@
 """pyrope.FusedRope: Rope with the stages before and behind the rotation."""
 
 from libc.stdint cimport uint8_t
-from libc.string cimport memset
 
-from pyrope._arguments cimport ANGLES, LAYOUTS, Call, as_count, as_flag, choose, name_of, require
-from pyrope._cache cimport read_cache, read_check, read_num_tokens, set_cache
+from pyrope._arguments cimport ANGLES, LAYOUTS, Call, as_count, as_flag, choose, name_of
+from pyrope._cache cimport begin_rotate_cache, read_cache, read_check, read_num_tokens, set_cache
 from pyrope._call cimport rotate
 from pyrope._capi cimport *
-from pyrope._cos_sin cimport read_cos_sin, set_table
+from pyrope._cos_sin cimport choose_angle, read_cos_sin, set_table
 from pyrope._positions cimport read_all_positions
 from pyrope._rope cimport Rope
 from pyrope._stages cimport (
@@ -16,7 +15,6 @@ from pyrope._stages cimport (
 )
 from pyrope._tensors cimport begin_stages, read_k_nope, read_q_nope, read_rotated, read_sequences, read_v
 
-_ANGLES = ANGLES | {"cos_sin": ROPE_ANGLE_COS_SIN, "radians": ROPE_ANGLE_COS_SIN + 1}
 # Options that a Rope does not have: those that a repr shows, where they are not the default, and all.
 _SHOWN = {
     "cos_sin_columns": "pairs", "sections": None, "sections_interleaved": False, "pair_streams": None, "num_blocks": 1,
@@ -154,11 +152,8 @@ enable_pdl, positions_ready, skip
                  skip: SupportsIndex | None = -1, out_layout: Layout | None = None,
                  k_nope_dim: SupportsIndex = 0) -> None:
         cdef rope_apply_desc* d = &self.base
-        name = name_of(_ANGLES, choose("angle", angle, _ANGLES))
+        name = choose_angle(angle, theta, scaling, inv_freq)
         cdef bint tabulated = name not in ANGLES
-        if tabulated and (theta != 10000.0 or scaling is not None or inv_freq is not None):
-            refused = "scaling" if scaling is not None else "theta" if inv_freq is None else "inv_freq"
-            raise ValueError(f"{refused}: not allowed with angle={name!r}, whose rows come with the call")
         cdef bint still = type(rotary_dim) is int and rotary_dim == 0
         self.blocks = as_count("num_blocks", num_blocks, 1, ROPE_MAX_PAIR_STREAMS)
         Rope.__init__(self, head_dim, num_q_heads, num_k_heads, rotary_dim=2 if still else rotary_dim,
@@ -434,19 +429,7 @@ enable_pdl, positions_ready, skip
         cdef rope_apply_desc d
         cdef Call c
         self._begin(num_tokens, inverse, stream, &d, &c)
-        if self.cache is None:
-            raise ValueError("k_cache: only allowed with cache=pyrope.PagedCache(...)")
-        if d.norm.after:
-            raise ValueError("norm: after=True, not allowed with rotate_cache: behind a norm keys cannot be turned")
-        if d.table_flags:
-            raise ValueError("angle: rows of radians or of elements, not allowed with rotate_cache")
-        require("k_cache", k_cache, "with rotate_cache")
-        d.flags |= ROPE_FLAG_IN_CACHE
-        d.cache.kind = ROPE_CACHE_PAGES if slots is None else ROPE_CACHE_SLOTS
-        memset(&d.norm, 0, sizeof(d.norm))
-        memset(&d.q_quantize, 0, sizeof(d.q_quantize))
-        memset(&d.v_quantize, 0, sizeof(d.v_quantize))
-
+        begin_rotate_cache(k_cache, slots, self.cache is not None, &d)
         read_num_tokens(slots, cache_positions, &c)
         d.num_tokens = c.num_tokens
         read_all_positions(positions, offset, indptr, offsets, num_requests, positions_stride, positions_from, &d, &c)

@@ -11,8 +11,8 @@ from pyrope.torch._layouts import ROWS, addressable
 
 Launch = Callable[[Any, str, Any, Any, Options], None]
 CACHED = ("k", "v", "k_nope")
-
 TABULATED = ("cos_sin", "radians")  # angles that are read from rows, of which a token may have none
+
 
 def may_skip(rope: Any, options: Options) -> bool:
     """Whether a call may leave tokens alone."""

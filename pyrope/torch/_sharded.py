@@ -93,7 +93,7 @@ def _local_options(layout: str, rows: dict[str, Any], options: Options, mesh: An
             )
     local = dict(options)
     for name, value in options.items():
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(value, DTensor):
             continue
         placements: list[Any] = [Replicate()] * mesh.ndim
         grads = placements

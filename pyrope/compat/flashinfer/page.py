@@ -1,14 +1,14 @@
 """flashinfer.page: what appends, and what says where to."""
 
 from operator import index
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 import pyrope.torch
 from pyrope.compat._serving import check_dtype, int32, pages_of, rope_of
 
-Cache = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+Cache: TypeAlias = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 
 def get_seq_lens(kv_indptr: torch.Tensor, kv_last_page_len: torch.Tensor, page_size: int) -> torch.Tensor:

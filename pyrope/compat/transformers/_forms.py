@@ -42,6 +42,7 @@ class Form(NamedTuple):
             # As if it had cos's dimensions. What turns backward does so in the configuration too.
             outs = cos.turn(xs, "bhsd" if unsqueeze_dim in (1, -3) else "bshd")
         else:
+            assert not isinstance(sin, Angles)
             outs = self.by_tables(xs, x, cos, sin, layout_of(x, cos, unsqueeze_dim))
         return [None if y is None else deinterleave(y) for y in outs] if self.halves else outs
 

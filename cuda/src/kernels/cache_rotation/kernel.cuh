@@ -44,6 +44,19 @@ __device__ __forceinline__ GroupRows<kVec> group_rows(const PipelineCall& p, con
           live,  row,  scales};
 }
 
+// What the x of a head are stored with, whose threads meet: its scale, the n-th, is computed and written.
+template <int kVec>
+__device__ __forceinline__ float renewed_factor(const PipelineOperand& keys, const Slot& slot, int32_t lane,
+                                                const float* x, int64_t n, bool live) {
+  __shared__ float largest_of[kMaxBlock];
+  const int32_t lanes = blockDim.x, row = threadIdx.z * blockDim.y + threadIdx.y;
+  float largest[1] = {};
+#pragma unroll
+  for (int j = 0; j < 2 * kVec; ++j) largest[0] = larger_magnitude(largest[0], x[j]);
+  BlockRows<kVec>{lanes, lane, keys.dim, 32 % lanes == 0, true, slot, largest_of + row * lanes}.largest(largest);
+  return renew_scale(keys.quantize, n, largest[0], lane == 0 && live);
+}
+
 // Stored: a dtype, or Codes, whose type is an argument.
 template <class Stored, Layout kLayout, int kVec, int kUnroll, bool kDynamic, bool kGrouped>
 __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
@@ -117,15 +130,8 @@ __global__ void __launch_bounds__(kMaxBlock, kUnspilledBlocks)
     if constexpr (kGrouped) {
       groups_at(u).store(x);
     } else if constexpr (kDynamic) {
-      __shared__ float largest_of[kMaxBlock];
-      const int32_t lanes = blockDim.x, row = threadIdx.z * blockDim.y + threadIdx.y;
-      float largest[1] = {};
-#pragma unroll
-      for (int j = 0; j < 2 * kVec; ++j) largest[0] = larger_magnitude(largest[0], x[j]);
-      BlockRows<kVec>{lanes, slot_index, keys.dim, 32 % lanes == 0, true, slot, largest_of + row * lanes}.largest(
-          largest);
-      factor = renew_scale(keys.quantize, scale_row(p, keys, token, place) * keys.heads + head + u * step, largest[0],
-                           slot_index == 0 && live(u));
+      const int64_t n = scale_row(p, keys, token, place) * keys.heads + head + u * step;
+      factor = renewed_factor<kVec>(keys, slot, slot_index, x, n, live(u));
     }
     if (kGrouped || !live(u)) return;
     if constexpr (kQuantised) {
