@@ -122,8 +122,8 @@ ROPE_INLINE CosSin angle_in_table(const PipelineCall& p, const CosSinRows& rows,
 }
 
 // For an operand with that sign of xPos, and those rows.
-ROPE_INLINE CosSin pair_angle(const PipelineCall& p, const PairData& pairs, int32_t xpos_sign, const CosSinRows& rows,
-                              const PlacedToken& s, int32_t pair) {
+ROPE_RARE CosSin pair_angle(const PipelineCall& p, const PairData& pairs, int32_t xpos_sign, const CosSinRows& rows,
+                            const PlacedToken& s, int32_t pair) {
   const int64_t position = pair_position(p, pairs, s, pair);
   if (p.angle == Angle::kCosSin) return angle_in_table(p, rows, s, position * rows.stride + pair);
   uint64_t phase, from = 0;
