@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kit import reference
-from kit.torch_tensors import array_of, on, require_torch
+from kit.torch_tensors import array_of, on, randn, require_torch
 
 torch = require_torch()
 import pyrope.compat.liger as liger  # noqa: E402
@@ -36,11 +36,6 @@ SIGNATURES = {  # of TransformerEngine d0067d0d, megatron-core 0.16.1 and Liger-
 def test_signatures(function):
     parameters = inspect.signature(function).parameters.values()
     assert ", ".join(str(p.replace(annotation=p.empty)) for p in parameters) == SIGNATURES[function]
-
-
-def randn(device, *shape, dtype="float32"):
-    torch.manual_seed(sum(shape))
-    return torch.randn(*shape).to(on(device), getattr(torch, dtype))
 
 
 def rotated(x, angles, pairing, conjugate=False, first=0, magnitudes=None):
