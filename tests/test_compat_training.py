@@ -261,7 +261,9 @@ def test_errors(device):
         liger.liger_rotary_pos_emb(*[t.permute(1, 2, 0, 3)] * 2, *[torch.ones(1, 5, DIM, device=t.device)] * 2)
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of dynamo's own making
+# Of dynamo's own making; the second of a module of torch 2.11, as dynamo imports it.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("name", ["thd of two ranks", "start_positions", "qkv", "megatron"])
 def test_compiled_in_one_graph(name):
     ((cos, sin), _), (freqs, _) = mla_tables("cpu"), freqs_of("cpu", 32, False)
