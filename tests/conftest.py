@@ -23,3 +23,13 @@ def device(request):
 @pytest.fixture
 def rng():
     return np.random.default_rng(20260717)
+
+
+@pytest.fixture
+def fresh_compiler():
+    """torch.compile that knows of nothing compiled before, nor leaves anything."""
+    import torch  # most tests do without it
+
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

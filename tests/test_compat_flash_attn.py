@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kit import reference
-from kit.torch_tensors import array_of, on, require_torch
+from kit.torch_tensors import array_of, on, randn, require_torch
 
 torch = require_torch()
 import pyrope.compat.flash_attn as flash_attn  # noqa: E402
@@ -42,11 +42,6 @@ def test_places():
     assert flash_attn.layers.rotary.apply_rotary_emb is flash_attn.apply_rotary_emb
     assert flash_attn.ops.triton.rotary.apply_rotary is flash_attn.apply_rotary
     assert flash_attn.apply_rotary_emb_func is flash_attn.apply_rotary_emb
-
-
-def randn(device, *shape, dtype="float32"):
-    torch.manual_seed(sum(shape))
-    return torch.randn(*shape).to(on(device), getattr(torch, dtype))
 
 
 def tables(device, rotary_dim, dtype="float32", seed=0):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from kit import reference
-from kit.serving import by_table, check, randn, rotated, signature_of
-from kit.torch_tensors import array_of, on, require_torch
+from kit.serving import by_table, check, rotated, signature_of
+from kit.torch_tensors import array_of, on, randn, require_torch
 
 torch = require_torch()
 import pyrope.compat.sglang as sglang  # noqa: E402

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kit import reference
-from kit.torch_tensors import array_of, on, require_torch
+from kit.torch_tensors import array_of, on, randn, require_torch
 
 torch = require_torch()
 import pyrope.compat.liger as liger  # noqa: E402
@@ -36,11 +36,6 @@ SIGNATURES = {  # of TransformerEngine d0067d0d, megatron-core 0.16.1 and Liger-
 def test_signatures(function):
     parameters = inspect.signature(function).parameters.values()
     assert ", ".join(str(p.replace(annotation=p.empty)) for p in parameters) == SIGNATURES[function]
-
-
-def randn(device, *shape, dtype="float32"):
-    torch.manual_seed(sum(shape))
-    return torch.randn(*shape).to(on(device), getattr(torch, dtype))
 
 
 def rotated(x, angles, pairing, conjugate=False, first=0, magnitudes=None):
@@ -266,7 +261,9 @@ def test_errors(device):
         liger.liger_rotary_pos_emb(*[t.permute(1, 2, 0, 3)] * 2, *[torch.ones(1, 5, DIM, device=t.device)] * 2)
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of dynamo's own making
+# Of dynamo's own making; the second of a module of torch 2.11, as dynamo imports it.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("name", ["thd of two ranks", "start_positions", "qkv", "megatron"])
 def test_compiled_in_one_graph(name):
     ((cos, sin), _), (freqs, _) = mla_tables("cpu"), freqs_of("cpu", 32, False)

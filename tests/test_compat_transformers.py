@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from kit.hf import require_transformers
 from kit.torch_tensors import on, require_torch
 
 torch = require_torch()
-transformers = pytest.importorskip("transformers")
+transformers = require_transformers()
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
@@ -43,7 +44,6 @@ NOT_KNOWN = {
     ("vjepa2", "rotate_queries_or_keys"),
 }
 PARTS = {("gpt_oss", "_apply_rotary_emb"), ("openai_privacy_filter", "_apply_rotary_emb")}  # of those that are known
-
 
 FUNCTION = re.compile(r"^def (\w+)\((?:.*\n)((?:(?:[ )].*)?\n)+)", re.MULTILINE)
 

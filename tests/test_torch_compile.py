@@ -17,15 +17,11 @@ from pyrope.torch._specs import like, rope_of, spec_of  # noqa: E402
 
 BATCH, SEQ = 2, 5
 
-# Of a module of torch 2.11, as it is imported with inductor.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = [
+    pytest.mark.usefixtures("fresh_compiler"),
+    # Of a module of torch 2.11, as it is imported with inductor.
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
+]
 
 
 def randn(device, heads, seq=SEQ):

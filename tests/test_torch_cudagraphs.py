@@ -9,16 +9,12 @@ from kit.torch_tensors import on, require_torch
 torch = require_torch()
 import pyrope.torch as face  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # inductor's
+pytestmark = [
+    pytest.mark.usefixtures("fresh_compiler"),
+    pytest.mark.filterwarnings("ignore"),  # inductor's
+]
 
 BATCH, SEQ = 2, 5
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def functional(rope):

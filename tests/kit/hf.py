@@ -1,8 +1,12 @@
 """What the tests of Hugging Face configurations share: minimal ones, and how they are read."""
 
+import importlib
 import importlib.metadata
 
+import pytest
+
 import pyrope
+from pyrope.hf import models
 
 D = {"hidden_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 8, "rope_theta": 1e4}
 MLA = {
@@ -26,3 +30,11 @@ def version_of(package):
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def require_transformers():
+    """transformers; where it is not the version whose models are known, the module's tests skip."""
+    known = models()["transformers"]
+    if version_of("transformers") != known:
+        pytest.skip(f"transformers is {version_of('transformers')}, not {known}", allow_module_level=True)
+    return importlib.import_module("transformers")

@@ -19,12 +19,6 @@ def signature_of(function):
     return ", ".join(text)
 
 
-def randn(device, *shape, dtype="float32", seed=0):
-    torch = require_torch()
-    torch.manual_seed(sum(shape) + seed)
-    return torch.randn(*shape).to(device, getattr(torch, dtype))
-
-
 def quantised(x):
     """An fp8 tensor as an array of its format."""
     torch = require_torch()

@@ -26,6 +26,12 @@ def on(device):
     return device
 
 
+def randn(device, *shape, dtype="float32", seed=0):
+    torch = require_torch()
+    torch.manual_seed(sum(shape) + seed)
+    return torch.randn(*shape).to(on(device), getattr(torch, dtype))
+
+
 def laid_out(x, layout):
     """[batch, seq, heads, dim] in another order of dimensions, as a view."""
     return {"bshd": x, "sbhd": x.transpose(0, 1), "bhsd": x.transpose(1, 2), "thd": x.flatten(0, 1)}[layout]
