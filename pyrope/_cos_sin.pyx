@@ -126,6 +126,13 @@ cdef int64_t fold_rows(str name, View* v, int leading, int64_t* stride) except -
     return rows
 
 
+cdef bint has_sequence_steps(rope_apply_desc* d) noexcept:
+    """Whether a tensor has a stride between sequences that is not that of its tokens."""
+    return (d.q_steps.sequence or d.k_steps.sequence or d.q_out_steps.sequence or d.k_out_steps.sequence
+            or d.v_steps.sequence or d.v_out_steps.sequence or d.q_nope_steps.sequence or d.q_nope_out_steps.sequence
+            or d.k_nope_steps.sequence or d.k_nope_out_steps.sequence)
+
+
 cdef void* read_source(str name, object x, int64_t width, rope_apply_desc* d, rope_cos_sin* table,
                        Call* c) except? NULL:
     """[rows, width], or rows of several dimensions that fold; the first array sets their number and their stride."""
@@ -137,9 +144,14 @@ cdef void* read_source(str name, object x, int64_t width, rope_apply_desc* d, ro
     read_elements(name, x, table.dtype, c, &v)
     if v.ndim > 2:
         last = v.ndim - 1
-        if (v.ndim == 3 and v.shape[0] == 1 and v.shape[1] == c.inner_tokens
-                and not (d.positions or d.indptr or d.offset)):
-            d.sequence_length = c.inner_tokens  # rows of one sequence for all
+        if not (d.positions or d.indptr or d.offset):
+            if v.ndim == 3 and v.shape[0] == 1 and v.shape[1] == c.inner_tokens:
+                d.sequence_length = c.inner_tokens  # rows of one sequence for all
+            elif has_sequence_steps(d):
+                raise ValueError(f"{name}: a row for each token of a batch, which must fold into one dimension of "
+                                 "tokens; pass positions=numpy.arange(num_tokens) with rows of two dimensions")
+            else:
+                d.sequence_length = 0
         v.shape[0] = fold_rows(name, &v, last, &stride)
         v.strides[0], v.shape[1], v.strides[1], v.ndim = stride, v.shape[last], v.strides[last], 2
     check_rows(name, &v, width, 1, &table.num_rows, &table.row_stride)

@@ -312,8 +312,8 @@ enable_pdl, positions_ready, skip
         cos, sin : pointer or array
             With ``angle="cos_sin"``: ``[rows, columns]`` of ``cos_sin_dtype``; without ``sin``, ``cos`` is
             ``[rows, 2 columns]``, cosines before sines. A token whose position is no row is left alone. Without
-            positions token ``t`` takes row ``offset + t``: an array may be ``[batch, tokens, columns]`` then, or of
-            any dimensions that fold, and ``[1, tokens, columns]`` is for every sequence of q.
+            positions a token takes row ``offset`` + its place in its sequence; an array may then be ``[batch, tokens,
+            columns]``, a row for each token, and ``[1, tokens, columns]`` is for every sequence of q.
         angles : pointer or array
             With ``angle="radians"``: ``[rows, columns]`` float32, likewise.
         k_cos, k_sin, k_angles : pointer or array, optional

@@ -145,6 +145,8 @@ def test_skipped_rows_are_counted(device, rng):
 def test_a_row_for_each_token(device, shape, rng):
     """Without positions; [1, tokens, columns] is for every sequence."""
     angles, x = rng.uniform(-9, 9, shape).astype(np.float32), rng.standard_normal((2, 5, 3, R)).astype(np.float32)
+    if len(shape) == 2:  # rows by position, of tokens that are one sequence
+        x = x.reshape(10, 3, R)
     (q, buffer), (given, _keep) = on(device, x.copy(), "float32"), on(device, angles, "float32")
     make(device, fused=True, angle="radians").apply(q, angles=given)
     full = np.broadcast_to(angles, (2, 5, 32)).reshape(10, 32) if len(shape) == 3 else angles.reshape(10, 32)

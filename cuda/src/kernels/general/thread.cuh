@@ -91,9 +91,9 @@ struct GeneralThread {
   __device__ __forceinline__ void take_place(PairTurn* angle) {
     const bool reports = plan.reports && at.head == 0 && at.slot == 0;
     moves = moves && token_state(p, at.token, reports, &state);
-    if (moves && (o.cached || p.slot_skips)) {
-      const CacheIndex index = cache_index(p.cache, at.token);
-      if (p.slot_skips) moves = !is_negative(index);
+    if (o.cached || p.slot_skips) {
+      const CacheIndex index = moves ? cache_index(p.cache, at.token) : CacheIndex{-1, 0};
+      if (p.slot_skips) moves = moves && !is_negative(index);
       if (o.cached) found = moves && cache_place<true>(p.cache, index, reports, &place);
     }
     if (!acts() || !moves || !slot.rotated) return;
