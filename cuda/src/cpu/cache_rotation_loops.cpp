@@ -66,7 +66,7 @@ void rotate_tokens(const void* context, int64_t begin, int64_t end) {
   for (int32_t i = pairs; i % kAnglePadding; ++i) cos[i] = sin[i] = 0.0f;
   typename Keys::Angles angles;
   for (int64_t token = begin; token < end; ++token) {
-    PlacedToken state;
+    PlacedToken state = {};
     CachePlace place = {};
     if (!token_state(p, token, true, &state)) continue;
     if (!cache_place<true>(p.cache, cache_index(p.cache, token), true, &place)) continue;

@@ -214,7 +214,7 @@ void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
   const bool second = p.table.elements;
   const Angles angles = {cos, sin, second ? cos_second : cos, second ? sin_second : sin};
   for (int64_t token = begin; token < end; ++token) {
-    PlacedToken state;
+    PlacedToken state = {};
     CachePlace place = {};
     TokenWork w = {token, place_in_sequence(token, p.sequence_length), nullptr, angles};
     bool moves = token_state(p, token, true, &state);

@@ -111,9 +111,9 @@ struct OperandExtras {
 // What is rare, behind what is not: the pipeline kernel's argument has none of it.
 struct PipelineCall : PipelineParams {
   PositionPlaces places = {0, 1, 0};
-  TableForm table;
-  CosSinRows k_rows;  // of k, if it has its own; cos null: as the others
-  int32_t k_operand;
+  TableForm table = {};
+  CosSinRows k_rows = {};  // of k, if it has its own; cos null: as the others
+  int32_t k_operand = 0;
   int32_t blocks = 1;  // of the rotated part, which have their pairs in themselves; 1 where pairs are neighbours
   Layout out_layout = Layout::kNeox;  // of what is stored
   Skip skip = kUsualSkip;

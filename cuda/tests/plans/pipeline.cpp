@@ -359,7 +359,7 @@ void check_general() {
   // Many pairs, or an element at a time: with a norm, with codes, or neither.
   const Change one_element = [](PipelineParams& p) { ++p.operands[0].in_token_stride; };
   for (const auto& [norm, codes] : {std::pair(false, false), std::pair(true, false), std::pair(false, true)}) {
-    CHECK(is_general(256, norm, codes, nothing) == (norm || codes));
+    CHECK(is_general(512, norm, codes, nothing) == (norm || codes));
     CHECK(is_general(128, norm, codes, one_element) == (norm || codes));
   }
   // 128 slots of a head, and more.

@@ -94,7 +94,7 @@ inline PipelineParams random_call(Random& r, int32_t dim) {
 }
 
 inline int32_t random_dim(Random& r) {
-  if (r.chance(0.7)) return r.of({64, 80, 96, 128, 192, 256});
+  if (r.chance(0.7)) return r.of({64, 80, 96, 128, 192, 256, 320, 512});
   if (r.chance(0.2)) return r.of({2, 4, 8, 16, 32});
   return int32_t(r.chance(0.9) ? r.between(2, 700) : r.between(700, 5000));
 }

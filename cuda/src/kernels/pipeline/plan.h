@@ -60,7 +60,6 @@ inline constexpr PipelineCode kPipelineCodes[] = {
     {16, 2, true, true, false, Form::kTables},
 
     {kElementBytes, 2, false, false, false, Form::kAny},
-    {kElementBytes, 2, false, false, true, Form::kAny},
     {8, 1, false, false, false, Form::kAny},
     {8, 1, false, false, true, Form::kAny},
     {16, 4, false, false, false, Form::kAny},
