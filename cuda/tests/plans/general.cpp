@@ -39,7 +39,8 @@ void check_extras(const PipelineCall& p, const GeneralCode& code, int element_by
   for (int32_t i = 0; i < p.num_operands; ++i) {
     const OperandExtras& x = p.extras[i];
     CHECK(vec == 1 || (p.out_layout == p.layout && !x.in_gap && !x.out_gap && !x.kept_gap));
-    CHECK(x.out_sequence_stride % stored_bytes(p.operands[i].quantize.type, element_bytes, vec) == 0);
+    const PipelineOperand& o = p.operands[i];
+    CHECK(is_grouped(o) || x.out_sequence_stride % stored_bytes(o.quantize.type, element_bytes, vec) == 0);
     for (const int64_t at : {x.in_sequence_stride, reinterpret_cast<int64_t>(x.kept), x.kept_sequence_stride,
                              x.kept_token_stride, x.kept_head_stride})
       CHECK(at % code.access_bytes == 0);
