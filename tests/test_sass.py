@@ -28,7 +28,7 @@ KERNEL = re.compile(
     r"(LNS_6LayoutE(?P<layout>\d)E)?(LNS_5AngleE(?P<angle>\d)E)?Li(?P<vec>\d+)E(?P<rest>(?:L[ib]\d+E|LNS\d*_4FormE\d+E)*)EEv"
 )
 FORMS = ("Usual", "Tables", "Any")  # of kernels/pipeline/plan.h
-USUAL = 0
+USUAL, ANY = 0, 2
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", re.M)
 
 
@@ -104,10 +104,10 @@ def listed_codes(name):
 
 
 def pipeline_variants():
-    """(access, variant) of each code: of usual calls with and without a dependent launch, of others once."""
+    """(access, variant) of each code: with and without a dependent launch, but of any call once."""
     for access, unroll, reduce, quantised, many, form in listed_codes("kPipelineCodes"):
-        for dependent in (0, 1) if form == USUAL else (1,):
-            yield access, (unroll, reduce, quantised, form, dependent, 1024 if many else 64)
+        for dependent in (1,) if form == ANY else (0, 1):
+            yield access, (unroll, reduce, quantised, form, dependent, 1024 if many else 128)
 
 
 VARIANTS = {
