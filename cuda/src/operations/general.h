@@ -73,20 +73,34 @@ ROPE_INLINE bool token_state(const PipelineCall& p, int64_t token, bool counts, 
   return inside;
 }
 
+// Of scalars alone: what is called passes structs through memory.
+ROPE_RARE uint64_t phase_of_radians(float radians) { return detail::phase_of_radians<6>(radians); }
+ROPE_RARE uint64_t phase_at_float(float position, uint64_t word, uint64_t whole) {
+  return phase_at(position, word, whole);
+}
+ROPE_RARE CosSin angle_of_phase(uint64_t phase, float cos_scale, float sin_scale) {
+  return scaled_angle(phase, cos_scale, sin_scale);
+}
+ROPE_RARE float xpos_magnitude_at(double rate, double distance, int32_t sign) {
+  return xpos_magnitude(rate, distance, sign);
+}
+
 // The phase of a pair at a position. False: there is none, as the position, or kFp32's product, is not finite.
 ROPE_INLINE bool phase_of(const PipelineParams& p, int64_t position, const uint64_t* words, int32_t pair,
                           uint64_t* phase) {
   if (!positions_are_floats(p)) {
-    *phase = phase_at(p.angle, position, words[pair]);
+    const uint64_t word = words[pair];
+    *phase = p.angle == Angle::kExact ? phase_at<Angle::kExact>(position, word)
+                                      : phase_of_radians(float(position) * bit_cast<float>(uint32_t(word)));
     return true;
   }
   const float at = as_float(position);
   if (p.angle == Angle::kExact) {
-    *phase = phase_at(at, words[pair], words[p.rotary_dim / 2 + pair]);
+    *phase = phase_at_float(at, words[pair], words[p.rotary_dim / 2 + pair]);
     return is_finite(at);
   }
   const float radians = at * bit_cast<float>(uint32_t(words[pair]));
-  *phase = detail::phase_of_radians<6>(radians);
+  *phase = phase_of_radians(radians);
   return is_finite(radians);
 }
 
@@ -118,21 +132,22 @@ ROPE_INLINE CosSin angle_in_table(const PipelineCall& p, const CosSinRows& rows,
   if (!p.table.radians)
     return {float_at(rows.cos, rows.dtype, i) * s.cos_scale, float_at(rows.sin, rows.dtype, i) * s.sin_scale};
   const float radians = static_cast<const float*>(rows.cos)[i];
-  return is_finite(radians) ? scaled_angle(detail::phase_of_radians<6>(radians), s.cos_scale, s.sin_scale) : no_angle();
+  return is_finite(radians) ? angle_of_phase(phase_of_radians(radians), s.cos_scale, s.sin_scale) : no_angle();
 }
 
 // For an operand with that sign of xPos, and those rows.
-ROPE_RARE CosSin pair_angle(const PipelineCall& p, const PairData& pairs, int32_t xpos_sign, const CosSinRows& rows,
-                            const PlacedToken& s, int32_t pair) {
+ROPE_INLINE CosSin pair_angle(const PipelineCall& p, const PairData& pairs, int32_t xpos_sign, const CosSinRows& rows,
+                              const PlacedToken& s, int32_t pair) {
   const int64_t position = pair_position(p, pairs, s, pair);
   if (p.angle == Angle::kCosSin) return angle_in_table(p, rows, s, position * rows.stride + pair);
   uint64_t phase, from = 0;
   bool turns = phase_of(p, position, s.words ? s.words : pairs.words, pair, &phase);
   if (p.positions_from) turns &= phase_of(p, s.from, s.words_from ? s.words_from : pairs.words, pair, &from);
   if (!turns) return no_angle();
-  const CosSin a = scaled_angle(phase - from, s.cos_scale, s.sin_scale);
+  const CosSin a = angle_of_phase(phase - from, s.cos_scale, s.sin_scale);
   if (!xpos_sign) return a;
-  const float magnitude = xpos_magnitude(pairs.xpos->rates[pair], xpos_distance(p, pairs, position, s.from), xpos_sign);
+  const float magnitude =
+      xpos_magnitude_at(pairs.xpos->rates[pair], xpos_distance(p, pairs, position, s.from), xpos_sign);
   return {a.cos * magnitude, a.sin * magnitude};
 }
 
