@@ -8,7 +8,6 @@ import pytest
 
 import pyrope
 from kit.blocks import call, index, normal_block, same_on_both
-from kit.memory import HAS_CUDA
 from kit.ropes import make
 
 TOKENS = 12
@@ -118,12 +117,11 @@ def test_blocks_have_frequencies_of_their_own(rng):
     np.testing.assert_allclose(got, turned(x.view(), angles, first, first + 2), rtol=0, atol=2e-6)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("norm", [{}, {"after": True}, {"across_heads": True}])
 @pytest.mark.parametrize(("head_dim", "rotary_dim"), [(128, 128), (64, 48), (40, 20)])
 def test_blocks_between_stages(head_dim, rotary_dim, norm, rng):
     """Equal bits on both backends where heads are added up, of every access width."""
-    if not HAS_CUDA:
-        pytest.skip("built without CUDA")
     for blocks, dtype in itertools.product((2, 5), ("float16", "float32")):
         if rotary_dim // 2 % blocks:
             continue

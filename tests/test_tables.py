@@ -5,7 +5,7 @@ import pytest
 
 from kit import reference as ref
 from kit.blocks import Block, call, index, normal_block, rows_block, same_on_both
-from kit.memory import HAS_CUDA, memory_of
+from kit.memory import memory_of
 from kit.objects import on
 from kit.refusals import T, V, refused, rows
 from kit.ropes import make
@@ -156,7 +156,7 @@ def test_a_row_for_each_token(device, shape, rng):
     np.testing.assert_allclose(memory_of(device).get(buffer).reshape(10, 3, R), want, rtol=0, atol=2e-6)
 
 
-@pytest.mark.skipif(not HAS_CUDA, reason="built without CUDA")
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize(("head_dim", "rotary_dim"), [(64, 64), (80, 36), (6, 4)])
 def test_bits(head_dim, rotary_dim, dtype, rng):
