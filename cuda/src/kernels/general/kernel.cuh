@@ -11,11 +11,12 @@
 
 namespace rope::cuda {
 
-// Blocks that must fit a multiprocessor: one less where a thread holds its part of a head in float32.
-constexpr int general_blocks(bool reduce) { return reduce ? kUnspilledBlocks - 1 : kUnspilledBlocks; }
+// Blocks that must fit a multiprocessor: one less where a thread holds its part of a head in float32, and one where that
+// is in groups.
+constexpr int general_blocks(bool reduce, bool grouped) { return kUnspilledBlocks - reduce - grouped; }
 
 template <class D, int kVec, bool kReduce, bool kGrouped>
-__global__ void __launch_bounds__(kMaxBlock, general_blocks(kReduce))
+__global__ void __launch_bounds__(kMaxBlock, general_blocks(kReduce, kGrouped))
     general_kernel(const __grid_constant__ GeneralArgs args) {
   int which = 0;  // the operand that the block works on
 #pragma unroll
