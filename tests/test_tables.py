@@ -13,6 +13,9 @@ from kit.ropes import make
 TOKENS, ROWS, R = 7, 50, 64
 
 
+ATOL = 2e-6  # of values up to 5: cos and sin within 1e-7, and two products and a sum in float32
+
+
 def turned(x, first, second, cos, sin, transposed=False):
     """Elements by columns of their own: cos and sin are [tokens, elements]."""
     y, c, s = x.astype(np.float64), cos[:, None].astype(np.float64), sin[:, None].astype(np.float64)
@@ -77,7 +80,7 @@ def test_elements(device, form, layout, blocks, method, rng):
     operands |= {"q": x, "positions": index(positions if blocks > 1 else positions[0])}
     got = x.view(call(rope, operands, TOKENS, method)["q"])
     want = turned(x.view(), first, second, cos[chosen], sin[chosen], method == "inverse")
-    np.testing.assert_allclose(got, want, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(got, want, rtol=0, atol=ATOL)
 
 
 def test_radians_of_pairs(device, rng):
@@ -153,7 +156,7 @@ def test_a_row_for_each_token(device, shape, rng):
     i = np.arange(32)
     wide = np.tile(full.astype(np.float64), 2)
     want = turned(x.reshape(10, 3, R), i, i + 32, np.cos(wide), np.sin(wide))
-    np.testing.assert_allclose(memory_of(device).get(buffer).reshape(10, 3, R), want, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(memory_of(device).get(buffer).reshape(10, 3, R), want, rtol=0, atol=ATOL)
 
 
 @pytest.mark.gpu

@@ -1,7 +1,7 @@
 // The kernel that rotates keys where they lie in a cache (operations/pipeline.h).
 //
-// Blocks and threads as in the rotation kernel (../pipeline/kernel.cuh): a thread owns one slot of a head, forms its
-// cos and sin once and applies them to every head of its token that is its own. Of scales that are computed a head's
+// A thread owns one slot of a head, forms its cos and sin once and applies them to every head of its token that is its
+// own. Of scales that are computed a head's
 // slots, then also those that are not rotated, are all in one block. What is grouped is read an element at a time.
 #pragma once
 
