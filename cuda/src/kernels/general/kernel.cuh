@@ -11,8 +11,8 @@
 
 namespace rope::cuda {
 
-// Blocks that must fit a multiprocessor: one less where a thread holds its part of a head in float32, and one where that
-// is in groups.
+// Blocks that must fit a multiprocessor: one less where a thread holds its part of a head in float32, and one where
+// that is in groups.
 constexpr int general_blocks(bool reduce, bool grouped) { return kUnspilledBlocks - reduce - grouped; }
 
 template <class D, int kVec, bool kReduce, bool kGrouped>
