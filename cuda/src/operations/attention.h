@@ -1,0 +1,40 @@
+// Attention over queries and keys that turn before they get here, or, of queries, on the way: what a call is, validated.
+//   o = softmax(scale q k^T) v    row by row, over the keys that a query sees
+//   lse = log(sum(exp(scale q k^T)))
+#pragma once
+
+#include "call.h"
+
+namespace rope {
+
+// Element [sequence, token, head, i] at data + sequence * sequence_stride + token * token_stride + head * head_stride
+// and elements that are neighbours; strides are bytes. Ragged: one sequence, of all tokens.
+struct AttentionTensor {
+  char* data;
+  int64_t sequence_stride, token_stride, head_stride;
+};
+
+struct AttentionParams {
+  AttentionTensor q;  // [sequences, q_tokens, q_heads, head_dim]
+  AttentionTensor k;  // [sequences, k_tokens, k_heads, head_dim]
+  AttentionTensor v;  // [sequences, k_tokens, k_heads, v_head_dim]
+  AttentionTensor o;  // [sequences, q_tokens, q_heads, v_head_dim]
+  float* lse;         // [sequences, q_heads, q_tokens], ragged [q_heads, q_total]; null: not written
+  const float* sinks;  // [q_heads]: a logit that each row has beside its keys', with no value; null: none
+  // Ragged: the first token of each sequence, and the end of the last, [sequences + 1]; null: all are of equal length.
+  const int32_t *q_indptr, *k_indptr;
+  int32_t sequences;
+  int32_t q_tokens, k_tokens;  // of a sequence; ragged: of the longest
+  int64_t q_total, k_total;    // of all sequences
+  int32_t q_heads, k_heads;    // q_heads is a multiple
+  int32_t head_dim, v_head_dim;
+  // Query i sees the keys from i + d - window_left to i + d + window_right, d = k_tokens - q_tokens of its sequence, so
+  // that the last query stands at the last key. Causal: window_right is 0.
+  int32_t window_left, window_right;  // kNoWindow: no limit
+  float scale;                        // of the scores
+  float softcap;                      // scores become softcap * tanh(score / softcap); 0: they stay
+};
+
+inline constexpr int32_t kNoWindow = -1;
+
+}  // namespace rope
