@@ -15,14 +15,13 @@ from pyrope._stages cimport (
 )
 from pyrope._tensors cimport begin_stages, read_k_nope, read_q_nope, read_rotated, read_sequences, read_v
 
-# Options that a Rope does not have: those that a repr shows, where they are not the default, and all.
-_SHOWN = {
-    "cos_sin_columns": "pairs", "sections": None, "sections_interleaved": False, "pair_streams": None, "num_blocks": 1,
-    "xpos": None, "q_nope_dim": 0, "norm": None, "q_out_dtype": None, "k_out_dtype": None, "v_out_dtype": None,
-    "q_scale_kind": None, "k_scale_kind": None, "v_scale_kind": None, "cache": None, "out_layout": None,
-    "k_nope_dim": 0,
-}
-_OPTIONS = (*_SHOWN, "cos_sin_dtype", "v_head_dim")
+# Options that a Rope does not have, those that a repr shows where they are not the default: of angles, of stages.
+_TURNS = {"cos_sin_columns": "pairs", "sections": None, "sections_interleaved": False, "pair_streams": None,
+           "num_blocks": 1, "xpos": None}
+_STAGES = {"q_nope_dim": 0, "norm": None, "q_out_dtype": None, "k_out_dtype": None, "v_out_dtype": None,
+           "q_scale_kind": None, "k_scale_kind": None, "v_scale_kind": None, "cache": None, "out_layout": None,
+           "k_nope_dim": 0}
+_OPTIONS = (*_TURNS, *_STAGES, "cos_sin_dtype", "v_head_dim")
 
 
 cdef class FusedRope(Rope):
@@ -212,9 +211,8 @@ enable_pdl, positions_ready, skip
         return partial(type(self), **options), arguments
 
     def __repr__(self):
-        text = super().__repr__()
-        stages = [f"{name}={getattr(self, name)!r}" for name, usual in _SHOWN.items() if getattr(self, name) != usual]
-        return f"FusedRope{text[4:-1]}{''.join(', ' + stage for stage in stages)})"
+        unusual = "".join(f", {option}" for option in unusual_of(self, _TURNS | _STAGES))
+        return f"FusedRope{super().__repr__()[4:-1]}{unusual})"
 
     @property
     def num_blocks(self) -> int:
@@ -441,3 +439,12 @@ enable_pdl, positions_ready, skip
         read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from, &d, &c)
         read_check(check, &d)
         rotate(&d)
+
+
+cdef list unusual_of(rope, dict options):
+    return [f"{name}={getattr(rope, name)!r}" for name, usual in options.items() if getattr(rope, name) != usual]
+
+
+def stages_of(rope: Rope) -> list[str]:
+    """What a rope does besides rotating, as text."""
+    return unusual_of(rope, _STAGES) if isinstance(rope, FusedRope) else []

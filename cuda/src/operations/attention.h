@@ -1,4 +1,5 @@
-// Attention over queries and keys that turn before they get here, or, of queries, on the way: what a call is, validated.
+// Attention over queries and keys that turn before they get here, or, of queries, on the way: what a call is,
+// validated.
 //   o = softmax(scale q k^T) v    row by row, over the keys that a query sees
 //   lse = log(sum(exp(scale q k^T)))
 #pragma once
@@ -15,11 +16,11 @@ struct AttentionTensor {
 };
 
 struct AttentionParams {
-  AttentionTensor q;  // [sequences, q_tokens, q_heads, head_dim]
-  AttentionTensor k;  // [sequences, k_tokens, k_heads, head_dim]
-  AttentionTensor v;  // [sequences, k_tokens, k_heads, v_head_dim]
-  AttentionTensor o;  // [sequences, q_tokens, q_heads, v_head_dim]
-  float* lse;         // [sequences, q_heads, q_tokens], ragged [q_heads, q_total]; null: not written
+  AttentionTensor q;   // [sequences, q_tokens, q_heads, head_dim]
+  AttentionTensor k;   // [sequences, k_tokens, k_heads, head_dim]
+  AttentionTensor v;   // [sequences, k_tokens, k_heads, v_head_dim]
+  AttentionTensor o;   // [sequences, q_tokens, q_heads, v_head_dim]
+  float* lse;          // [sequences, q_heads, q_tokens], ragged [q_heads, q_total]; null: not written
   const float* sinks;  // [q_heads]: a logit that each row has beside its keys', with no value; null: none
   // Ragged: the first token of each sequence, and the end of the last, [sequences + 1]; null: all are of equal length.
   const int32_t *q_indptr, *k_indptr;
@@ -33,8 +34,11 @@ struct AttentionParams {
   int32_t window_left, window_right;  // kNoWindow: no limit
   float scale;                        // of the scores
   float softcap;                      // scores become softcap * tanh(score / softcap); 0: they stay
+  void* workspace;                    // kAttentionWorkspace bytes, zero between calls; CUDA
 };
 
 inline constexpr int32_t kNoWindow = -1;
+inline constexpr int64_t kAttentionWorkspace = 256;  // bytes
+inline constexpr int32_t kMaxAttentionHeadDim = 256;
 
 }  // namespace rope
