@@ -33,8 +33,11 @@ struct AttentionParams {
   int32_t window_left, window_right;  // kNoWindow: no limit
   float scale;                        // of the scores
   float softcap;                      // scores become softcap * tanh(score / softcap); 0: they stay
+  void* workspace;                    // kAttentionWorkspace bytes, zero between calls; CUDA
 };
 
 inline constexpr int32_t kNoWindow = -1;
+inline constexpr int64_t kAttentionWorkspace = 256;  // bytes
+inline constexpr int32_t kMaxAttentionHeadDim = 256;
 
 }  // namespace rope
