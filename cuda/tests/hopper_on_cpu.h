@@ -16,6 +16,10 @@ struct uint4 {
   uint32_t x, y, z, w;
 };
 
+struct float4 {
+  float x, y, z, w;
+};
+
 namespace rope::cuda {
 
 using std::max;
@@ -39,6 +43,8 @@ inline uint4 load_shared(uint32_t from) {
   return x;
 }
 inline void store_shared(uint32_t to, uint4 x) { hopper.write(to, &x); }
+
+inline float4 load_global(const float* at) { return *reinterpret_cast<const float4*>(at); }
 
 inline void store_matrices(uint32_t to, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3) {
   struct Lane {

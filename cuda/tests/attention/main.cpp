@@ -104,6 +104,59 @@ double check_random(Random& random) {
                 lengths.ragged && random.chance(0.5) ? int32_t(random.between(0, sequences - 1)) : -1);
 }
 
+// Queries turned on their way against queries turned before: the same bits of o and lse.
+template <class D>
+void check_turn(Random& random) {
+  ++shape;
+  const bool ragged = random.chance(0.5);
+  Lengths lengths = equal(2, int32_t(random.between(1, 400)), int32_t(random.between(0, 200)));
+  if (ragged) lengths = {{int32_t(random.between(1, 300)), 0, int32_t(random.between(1, 300))}, {70, 10, 5}, true};
+  AttentionParams p = params(lengths, 2, 1, random.of<int32_t>({64, 128}));
+  p.window_right = random.chance(0.5) ? 0 : kNoWindow;
+  Problem<D> x(random, p, lengths.q, lengths.k);
+
+  AttentionTurn& turn = x.p.turn;
+  turn.layout = random.chance(0.5) ? Layout::kNeox : Layout::kGptj;
+  turn.rotary_dim = random.chance(0.5) ? p.head_dim : 16 * int32_t(random.between(1, p.head_dim / 16));
+  turn.rotary_offset = 8 * int32_t(random.between(0, (p.head_dim - turn.rotary_dim) / 8));
+  const int32_t half = turn.rotary_dim / 2;
+  turn.row_stride = half + 4 * random.between(0, 1);
+  turn.sequence_stride = random.chance(0.5) || ragged ? 0 : turn.row_stride * p.q_tokens;  // 0: rows for all sequences
+  std::vector<float> rows[2];
+  for (auto& row : rows) {
+    row.assign(size_t(turn.row_stride * p.q_total), std::nanf(""));
+    for (int64_t i = 0; i < p.q_total; ++i)
+      for (int32_t j = 0; j < half; ++j)
+        row[size_t(i * turn.row_stride + j)] = float(random.between(-1000, 1000)) / 999;
+  }
+  turn.cos = rows[0].data(), turn.sin = rows[1].data();
+
+  std::vector<int32_t> workspace(kAttentionWorkspace / 4);
+  x.p.workspace = workspace.data();
+  emulated_multiprocessors = int(random.between(1, 5));
+  CHECK(attention<D>(x.p, PairData(), Execution()).error == 0);
+  std::vector<uint16_t> o;
+  x.o.for_each([&](int64_t s, int64_t t, int32_t h, int32_t i) { o.push_back(x.o.at(s, t, h, i)); });
+  const std::vector<float> lse = x.lse;
+
+  for (int64_t s = 0; s < x.outer(); ++s)
+    for (int64_t t = 0; t < p.q_total / x.outer(); ++t)
+      for (int32_t h = 0; h < p.q_heads; ++h)
+        for (int32_t j = 0; j < half; ++j) {
+          const bool halves = turn.layout == Layout::kNeox;
+          uint16_t& first = x.q.at(s, t, h, turn.rotary_offset + (halves ? j : 2 * j));
+          uint16_t& second = x.q.at(s, t, h, turn.rotary_offset + (halves ? j + half : 2 * j + 1));
+          const int64_t at = s * turn.sequence_stride + t * turn.row_stride + j;
+          const Pair y = rotate_pair({D::widen(first), D::widen(second)}, CosSin{turn.cos[at], turn.sin[at]});
+          first = D::narrow(y.first), second = D::narrow(y.second);
+        }
+  turn = {};
+  CHECK(attention<D>(x.p, PairData(), Execution()).error == 0);
+  size_t n = 0;
+  x.o.for_each([&](int64_t s, int64_t t, int32_t h, int32_t i) { CHECK(x.o.at(s, t, h, i) == o[n++]); });
+  for (size_t i = 0; i < lse.size(); ++i) CHECK(lse[i] == x.lse[i]);
+}
+
 // Blocks of keys against what each query of a tile sees.
 void check_seen_blocks(Random& random) {
   constexpr int kRows = 128, kKeys = 128;
@@ -154,6 +207,7 @@ void check_refusals() {
   starts("k:", [](AttentionParams& p, int&) { p.k.token_stride += 8; });
   starts("v:", [](AttentionParams& p, int&) { p.v.head_stride = 0; });
   starts("o:", [](AttentionParams& p, int&) { p.o.sequence_stride = -16; });
+  starts("rotation:", [](AttentionParams& p, int&) { p.turn = {&p.scale, &p.scale, 0, 0, Layout::kNeox, 24, 0}; });
   starts("", [](AttentionParams& p, int&) { p.sequences = 1, p.o.sequence_stride = 2; });
 }
 
@@ -162,7 +216,7 @@ void check_refusals() {
 
 int main(int argc, char** argv) {
   using namespace rope::cuda::test;
-  const int count = argc > 1 ? std::atoi(argv[1]) : 40;  // random calls
+  const int count = argc > 1 ? std::atoi(argv[1]) : 24;  // random calls
   Random random(argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 7);
   check_misuse();
   check_refusals();
@@ -175,6 +229,10 @@ int main(int argc, char** argv) {
     } else {
       f16 = std::max(f16, check_random<rope::F16>(random));
     }
+  }
+  for (int i = 0; i < count / 4; ++i) {
+    check_turn<rope::BF16>(random);
+    check_turn<rope::F16>(random);
   }
   std::printf("%d shapes; largest error, as a part of its bound: bfloat16 %.2f, float16 %.2f\n", shape, bf16, f16);
 }

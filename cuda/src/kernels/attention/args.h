@@ -21,6 +21,7 @@ struct AttentionArgs {
   int32_t window_left, window_right;
   float scale_log2;     // of scores, for powers of 2; with a softcap, of what tanh returns
   float softcap_scale;  // of scores, for powers of 2 that make tanh
+  AttentionTurn turn;
 };
 
 }  // namespace rope::cuda

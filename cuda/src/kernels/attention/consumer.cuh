@@ -3,8 +3,8 @@
 // take turns in issuing, so that one's softmax runs under the other's products (FlashAttention-3, arXiv:2407.08608).
 #pragma once
 
+#include "producer.cuh"
 #include "softmax.cuh"
-#include "storage.cuh"
 
 namespace rope::cuda {
 
@@ -41,6 +41,7 @@ class Consumer {
 
   __device__ __forceinline__ void run() {
     if (warpgroup_ == 0) group_arrive(kMyTurn, kBoth);  // the first turn is its own
+    if (args_.turn.cos) turn_first_queries();
 #pragma unroll 1
     for (;; ++turn_.count) {
       queries_.wait_full(turn_);
@@ -71,6 +72,18 @@ class Consumer {
   using Scores = float[Shape::kKeys / 2];
 
   __device__ __forceinline__ bool leader() const { return thread_ == 0; }
+
+  // While there is no other work, those that compute turn their rows of the first tile themselves; nobody else does.
+  __device__ __forceinline__ void turn_first_queries() const {
+    wait_for_previous();
+    const Tile t = TileList<Shape>(args_).find(int32_t(blockIdx.x));
+    if (t.head < 0) return;
+    QueryTurner<Shape, D, kWarpgroup, 4> turner(args_, t, warpgroup_ * 64, 64, thread_);
+    queries_.wait_full(turn_);
+    turner.turn(queries_.buffer(turn_));
+    fence_async_proxy();
+    group_sync(kMyRows + warpgroup_, kWarpgroup);
+  }
 
   // All blocks of a tile, the last one first.
   __device__ __forceinline__ void attend(const SeenBlocks& seen, float (&inverse)[2]) {
@@ -212,14 +225,14 @@ class Consumer {
   // What the sums added up so far are to be multiplied with, and lse to memory.
   __device__ __forceinline__ void end_rows(float (&inverse)[2]) const {
     const float sink = args_.sinks ? args_.sinks[tile_.head] : kMinusInfinity;
-    float* lse =
-        args_.lse + tile_.sequence * args_.lse_sequence_stride + tile_.head * args_.lse_head_stride + tile_.q_begin;
+    const int64_t first =
+        tile_.sequence * args_.lse_sequence_stride + tile_.head * args_.lse_head_stride + tile_.q_begin;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const auto end = args_.sinks ? softmax_.end(r, args_.scale_log2, sink) : softmax_.end(r, args_.scale_log2);
       inverse[r] = end.inverse;
       const int32_t row = tile_.row + first_row_ + 8 * r;
-      if (args_.lse && thread_ % 4 == 0 && row < tile_.q_tokens) lse[row] = end.lse;
+      if (args_.lse && thread_ % 4 == 0 && row < tile_.q_tokens) args_.lse[first + row] = end.lse;
     }
   }
 
@@ -234,8 +247,8 @@ class Consumer {
 #pragma unroll
     for (int j = 0; j < Shape::kValueDim / 16; ++j) {
       const float* x = out_ + 8 * j;
-      store_matrices(out + chunk_of(row, 2 * j + thread_ / 16 % 2), D::narrow2(x[0], x[1]), D::narrow2(x[2], x[3]),
-                     D::narrow2(x[4], x[5]), D::narrow2(x[6], x[7]));
+      store_matrices(out + chunk_place<Shape::kRows>(row, 2 * j + thread_ / 16 % 2), D::narrow2(x[0], x[1]),
+                     D::narrow2(x[2], x[3]), D::narrow2(x[4], x[5]), D::narrow2(x[6], x[7]));
     }
     const int32_t first = tile_.row + warpgroup_ * 64, rows = tile_.q_tokens - first;
     const bool clipped = args_.q_indptr && rows < 64;
@@ -246,8 +259,8 @@ class Consumer {
     } else if (leader()) {
 #pragma unroll
       for (int c = 0; c < Shape::kValuePanels; ++c)
-        store_box(&args_.o, out + chunk_of(warpgroup_ * 64, c * 8), c * kPanelColumns, tile_.q_begin + first,
-                  tile_.head, tile_.sequence);
+        store_box(&args_.o, out + chunk_place<Shape::kRows>(warpgroup_ * 64, c * 8), c * kPanelColumns,
+                  tile_.q_begin + first, tile_.head, tile_.sequence);
       commit_stores();
     }
     synchronize(true);
@@ -259,13 +272,8 @@ class Consumer {
     for (int u = thread_; u < rows * kChunks; u += kWarpgroup) {
       const int row = u / kChunks, chunk = u % kChunks;
       *reinterpret_cast<uint4*>(to + row * args_.o_token_stride + chunk * 16) =
-          load_shared(out + chunk_of(warpgroup_ * 64 + row, chunk));
+          load_shared(out + chunk_place<Shape::kRows>(warpgroup_ * 64 + row, chunk));
     }
-  }
-
-  // Where 16 bytes of a row lie in the swizzled panels of the output.
-  static __device__ __forceinline__ uint32_t chunk_of(int row, int chunk) {
-    return uint32_t((chunk / 8 * Shape::kRows + row) * kPanelRowBytes + (chunk % 8 ^ row % 8) * 16);
   }
 
   const AttentionArgs& args_;

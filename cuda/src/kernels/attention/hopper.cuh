@@ -53,6 +53,13 @@ __device__ __forceinline__ void store_shared(uint32_t at, uint4 x) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
 }
 
+// A load from device memory that stays where it is written.
+__device__ __forceinline__ float4 load_global(const float* at) {
+  float4 x;
+  asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "l"(at));
+  return x;
+}
+
 // Four matrices of 8 x 8 elements of 16 bits: lane 8 i + j has the address of row j of matrix i; every lane holds two
 // neighbours of each matrix, of row lane / 4.
 __device__ __forceinline__ void store_matrices(uint32_t at, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3) {

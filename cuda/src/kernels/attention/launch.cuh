@@ -55,6 +55,7 @@ inline void fill_args(const AttentionParams& p, const AttentionPlan& plan, Atten
   args->window_left = plan.window_left;
   args->window_right = plan.window_right;
   args->scale_log2 = (p.softcap ? p.softcap : p.scale) * kLog2E;
+  args->turn = p.turn;
   args->softcap_scale = p.softcap ? 2 * kLog2E * p.scale / p.softcap : 0.0f;
 }
 

@@ -20,6 +20,14 @@ bool has_boxes(const AttentionTensor& t, int64_t sequences, int64_t tokens, int3
                      good(t.token_stride, tokens) && good(t.head_stride, heads));
 }
 
+// Slots of 16 elements and angles by four (query_turn.cuh).
+bool has_slots(const AttentionTurn& t, int32_t head_dim) {
+  const auto by_four = [](const void* at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; };
+  return t.rotary_dim > 0 && t.rotary_dim % 16 == 0 && t.rotary_offset % 8 == 0 &&
+         t.rotary_offset + t.rotary_dim <= head_dim && by_four(t.cos) && by_four(t.sin) && t.row_stride % 4 == 0 &&
+         t.sequence_stride % 4 == 0;
+}
+
 const char* unsupported(const AttentionParams& p, int multiprocessors) {
   const int64_t sequences = p.q_indptr ? 1 : p.sequences;
   const int64_t q_rows = p.q_indptr ? p.q_total : p.q_tokens, k_rows = p.k_indptr ? p.k_total : p.k_tokens;
@@ -36,6 +44,8 @@ const char* unsupported(const AttentionParams& p, int multiprocessors) {
     return "v: an address and positive strides that are multiples of 16 bytes";
   if (!has_boxes(p.o, sequences, q_rows, p.q_heads))
     return "o: an address and positive strides that are multiples of 16 bytes";
+  if (p.turn.cos && !has_slots(p.turn, p.head_dim))
+    return "rotation: rotary_dim a multiple of 16 and rotary_offset of 8, rows of cos and sin by multiples of 16 bytes";
   if (p.q_total > kMaxTokens || p.k_total > kMaxTokens) return "q, k: at most 2^29 tokens";
   return nullptr;
 }

@@ -1,7 +1,8 @@
-// The warpgroup that loads: one thread brings queries, a tile ahead of those that compute, another one keys and values.
+// The warpgroup that loads: one thread brings keys and values, another one queries, a tile ahead of those that compute;
+// the warps that bring no keys turn queries, if they are to turn.
 #pragma once
 
-#include "storage.cuh"
+#include "query_turn.cuh"
 
 namespace rope::cuda {
 
@@ -66,29 +67,69 @@ __device__ __forceinline__ void end_numbers(const AttentionArgs& args) {
 }
 
 template <class Shape>
-__device__ __forceinline__ void load_queries(const AttentionArgs& args, AttentionStorage<Shape>& storage) {
-  const auto queries = storage.queries();
-  TileList<Shape> list(args);
-  wait_for_previous();
-  int32_t number = int32_t(blockIdx.x);
-  Turn turn;
-#pragma unroll 1
-  for (;; ++turn.count) {
-    queries.wait_empty(turn);
-    if (turn.count) number = next_number(args);
-    const Tile t = list.find(number);
-    storage.tile[turn.stage()] = t;
-    if (t.head < 0) break;
-    queries.template load<Shape::kHeadPanels>(turn, &args.q, t.q_begin + t.row, t.head, t.sequence);
+class QueryLoader {
+ public:
+  __device__ __forceinline__ QueryLoader(const AttentionArgs& args, AttentionStorage<Shape>& storage)
+      : args_(args), storage_(storage), list_(args), queries_(storage.loaded_queries(args.turn.cos)) {
+    wait_for_previous();
   }
-  barrier_arrive(queries.filled(turn));
-  end_numbers(args);
+
+  // Has a tile's queries loaded; false: there is none left, which the tile says too.
+  __device__ __forceinline__ bool load(Turn turn) {
+    queries_.wait_empty(turn);
+    const Tile t = list_.find(turn.count ? next_number(args_) : int32_t(blockIdx.x));
+    storage_.tile[turn.stage()] = t;
+    if (t.head < 0) {
+      barrier_arrive(queries_.filled(turn));
+      end_numbers(args_);
+      return false;
+    }
+    queries_.template load<Shape::kHeadPanels>(turn, &args_.q, t.q_begin + t.row, t.head, t.sequence);
+    return true;
+  }
+
+ private:
+  const AttentionArgs& args_;
+  AttentionStorage<Shape>& storage_;
+  TileList<Shape> list_;
+  const Ring<Shape::kQueryBytes> queries_;
+};
+
+template <class Shape>
+__device__ __forceinline__ void load_queries(const AttentionArgs& args, AttentionStorage<Shape>& storage) {
+  QueryLoader<Shape> loader(args, storage);
+#pragma unroll 1
+  for (Turn turn; loader.load(turn); ++turn.count) {
+  }
+}
+
+// By kTurningWarps warps, the first of which loads. The first tile is turned by those that compute (consumer.cuh).
+template <class Shape, class D>
+__device__ __forceinline__ void load_and_turn_queries(const AttentionArgs& args, AttentionStorage<Shape>& storage,
+                                                      int thread) {
+  const auto loaded = storage.loaded_queries(true), turned = storage.queries();
+  QueryLoader<Shape> loader(args, storage);
+#pragma unroll 1
+  for (Turn turn;; ++turn.count) {
+    if (thread == 0) loader.load(turn);
+    synchronize(true);
+    loaded.wait_full(turn);
+    const Tile t = storage.tile[turn.stage()];
+    if (turn.count && t.head >= 0) {
+      QueryTurner<Shape, D, kTurningWarps * kWarp, 1> turner(args, t, 0, Shape::kRows, thread);
+      turner.turn(loaded.buffer(turn));
+      fence_async_proxy();
+    }
+    synchronize(true);
+    if (thread % kWarp == 0) barrier_arrive(turned.filled(turn));
+    if (t.head < 0) break;
+  }
 }
 
 // Blocks of keys from the last to the first: where keys are masked comes first.
 template <class Shape>
 __device__ __forceinline__ void load_keys_and_values(const AttentionArgs& args, AttentionStorage<Shape>& storage) {
-  const auto queries = storage.queries();
+  const auto queries = storage.loaded_queries(args.turn.cos);
   const auto keys = storage.keys();
   const auto values = storage.values();
   const auto next_tile = [&](Turn turn) {

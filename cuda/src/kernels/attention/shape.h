@@ -9,6 +9,7 @@ namespace rope::cuda {
 // of 64 columns: what the swizzle of TMA and wgmma spans. Heads that do not fill their last panel leave zeros there.
 inline constexpr int kPanelColumns = 64, kPanelRowBytes = 128;
 inline constexpr int kComputing = 2, kAttentionThreads = 128 * (1 + kComputing);
+inline constexpr int kTurningWarps = 3;  // of the warpgroup that loads
 
 template <int kHeadDim_, int kValueDim_, int kKeys_>
 struct AttentionShape {

@@ -5,6 +5,12 @@
 
 namespace rope::cuda {
 
+// Where 16 bytes of a row lie in swizzled panels of kRows rows.
+template <int kRows>
+__device__ __forceinline__ uint32_t chunk_place(int row, int chunk) {
+  return uint32_t((chunk / 8 * kRows + row) * kPanelRowBytes + (chunk % 8 ^ row % 8) * 16);
+}
+
 // Which of two buffers comes next, and how often it has come around.
 struct Turn {
   uint32_t count = 0;
@@ -47,11 +53,15 @@ struct AttentionStorage {
   alignas(1024) char k[2][Shape::kKeyBytes];
   alignas(1024) char v[2][Shape::kValueBytes];
   alignas(1024) char o[Shape::kOutBytes];
-  uint64_t q_full[2], q_empty[2], k_full[2], k_empty[2], v_full[2], v_empty[2];
+  uint64_t q_loaded[2], q_full[2], q_empty[2], k_full[2], k_empty[2], v_full[2], v_empty[2];
   Tile tile[2];  // whose queries q[] holds; filled and released with them
 
   __device__ __forceinline__ Ring<Shape::kQueryBytes> queries() const {
     return {shared_address(q), shared_address(q_full), shared_address(q_empty)};
+  }
+  // As loaded: before they turn, if they do.
+  __device__ __forceinline__ Ring<Shape::kQueryBytes> loaded_queries(bool turn) const {
+    return {shared_address(q), shared_address(turn ? q_loaded : q_full), shared_address(q_empty)};
   }
   __device__ __forceinline__ Ring<Shape::kKeyBytes> keys() const {
     return {shared_address(k), shared_address(k_full), shared_address(k_empty)};
@@ -61,9 +71,10 @@ struct AttentionStorage {
   }
 
   // By one thread. A warpgroup that computes releases a buffer by one arrival; of queries, or rather of their tile, the
-  // thread that loads keys is a reader too.
-  __device__ __forceinline__ void init() const {
-    queries().init(1, kComputing + 1);
+  // thread that loads keys is a reader too. Each warp that turns queries fills by one arrival.
+  __device__ __forceinline__ void init(bool turn) const {
+    for (uint32_t stage = 0; stage < 2; ++stage) barrier_init(shared_address(q_loaded + stage), 1);
+    queries().init(turn ? kTurningWarps : 1, kComputing + 1);
     keys().init(1, kComputing);
     values().init(1, kComputing);
     fence_barrier_init();
