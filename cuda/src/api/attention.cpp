@@ -324,11 +324,6 @@ rope_status attention(const Desc* desc) {
   ROPE_TRY(check_block("workspace", d.workspace, w.bytes, all, kCount));
   ROPE_TRY(check_sequences(c));
 
-  if (d.rotation) {
-    if (c.turns_q) set_turn(d.q, q_out, &turn.q, &turn.q_steps, &turn.q_out, &turn.q_out_steps);
-    if (c.turns_k) set_turn(d.k, k_out, &turn.k, &turn.k_steps, &turn.k_out, &turn.k_out_steps);
-    ROPE_TRY(rope_apply(&turn));
-  }
   p.q = tensor_of(all[c.turns_q ? kQOut : kQ].rows);
   p.k = tensor_of(all[c.turns_k ? kKOut : kK].rows);
   p.v = tensor_of(all[kV].rows);
@@ -336,6 +331,14 @@ rope_status attention(const Desc* desc) {
   p.lse = d.lse;
   p.sinks = d.sinks;
   p.workspace = d.workspace;
+  if (d.rotation) {
+    p.asks = true;  // before q_out and k_out are written
+    ROPE_TRY(status_of(operations->attention(p, {}, execution)));
+    p.asks = false;
+    if (c.turns_q) set_turn(d.q, q_out, &turn.q, &turn.q_steps, &turn.q_out, &turn.q_out_steps);
+    if (c.turns_k) set_turn(d.k, k_out, &turn.k, &turn.k_steps, &turn.k_out, &turn.k_out_steps);
+    ROPE_TRY(rope_apply(&turn));
+  }
   return status_of(operations->attention(p, {}, execution));
 }
 

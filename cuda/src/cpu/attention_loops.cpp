@@ -159,6 +159,7 @@ void attend(const void* context, int64_t begin, int64_t end) {
 
 template <class Set, class D>
 Outcome attention(const AttentionParams& p, const PairData&, const Execution& e) {
+  if (p.asks) return {};
   const int64_t group = p.q_heads / p.k_heads;
   const Job job{p, (p.q_tokens * group + kRows - 1) / kRows};
   // The time of a tile, as the bytes that a rotation moves in it.

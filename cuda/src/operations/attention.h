@@ -15,6 +15,15 @@ struct AttentionTensor {
   int64_t sequence_stride, token_stride, head_stride;
 };
 
+// Rows of cos and sin by which queries turn on their way, one a token; of sequence s and token t (ragged: 0 and t of
+// all) at s * sequence_stride + t * row_stride, in elements.
+struct AttentionTurn {
+  const float *cos, *sin;  // [rows, rotary_dim / 2]; null: queries are taken as they are
+  int64_t sequence_stride, row_stride;
+  Layout layout;
+  int32_t rotary_dim, rotary_offset;
+};
+
 struct AttentionParams {
   AttentionTensor q;   // [sequences, q_tokens, q_heads, head_dim]
   AttentionTensor k;   // [sequences, k_tokens, k_heads, head_dim]
@@ -35,6 +44,8 @@ struct AttentionParams {
   float scale;                        // of the scores
   float softcap;                      // scores become softcap * tanh(score / softcap); 0: they stay
   void* workspace;                    // kAttentionWorkspace bytes, zero between calls; CUDA
+  AttentionTurn turn;                 // of q
+  bool asks;                          // nothing is done but to say whether the backend serves the call
 };
 
 inline constexpr int32_t kNoWindow = -1;
