@@ -18,7 +18,9 @@ FACTORS = cases.FACTORS | {
         "after f32 bias",
         "before bias q",
         "before across",
+        "before across ranks",
         "after across q",
+        "after across ranks q",
     ],
     "q_out": ["same", "other", *QUANTISED, *cases.GROUPED],
     "kv_out": ["same", "other", *QUANTISED, *cases.GROUPED],
@@ -35,13 +37,13 @@ FACTORS = cases.FACTORS | {
 }
 STORED = ["other", *QUANTISED, *cases.GROUPED]
 STILL = {"rotary": ["none"]}
-OF_Q = ["before bias q", "after across q"]
+OF_Q = ["before bias q", "after across q", "after across ranks q"]
 REFUSED = [
     ("q_out", {"place": ["in", "q in"], "q_out": STORED}),
     ("k_out", {"place": ["in"], "kv_out": STORED, "cache": ["none"]}),
     ("q_out", {"place": ["in", "q in"], "out_layout": ["other"]}),
     ("out_layout", {"positions": cases.BLOCKS, "out_layout": ["other"]}),
-    ("out_layout", {"norm": ["after", "after f32 bias", "after across q"], "out_layout": ["other"]}),
+    ("out_layout", {"norm": ["after", "after f32 bias", *OF_Q[1:]], "out_layout": ["other"]}),
     ("q_out", STILL | {"place": ["in", "q in"], "norm": ["none"]}),
     ("k_out", STILL | {"place": ["in"], "norm": OF_Q, "cache": ["none"]}),
     ("k_out", STILL | {"place": ["in"], "norm": OF_Q, "cache": cases.FACTORS["cache"], "kept": [True]}),

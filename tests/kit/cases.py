@@ -9,6 +9,7 @@ from kit.checks import GROUPED, SCALES, Checked, Output
 from kit.positions import BLOCKS, FLOATS, TABLE_ROWS, Positioned
 
 Q_HEADS, K_HEADS = 3, 2
+RANKS = 4  # that share a norm
 THETAS = (10000.0, 500000.0, 100.0)
 PARTIAL = {128: (64, 64), 64: (32, 16), 80: (36, 7), 20: (8, 12), 6: (4, 1)}  # head_dim: rotary_dim, rotary_offset
 OTHER = {"float32": "bfloat16", "float16": "float32", "bfloat16": "float16"}  # dtypes to store another as
@@ -228,11 +229,15 @@ class Case(Positioned, Checked):
             weight_bias=self.bias,
             after=words[0] == "after",
             across_heads="across" in words,
+            ranks=RANKS if "ranks" in words else 1,
         )
         weight = ref.storage("float32" if wide else dtype)
         for name, heads in (("q_weight", Q_HEADS), ("k_weight", K_HEADS))[: 1 if "q" in words else 2]:
             count = heads * self.head_dim if "across" in words else self.head_dim
             self.array(name, self.rng.standard_normal(count) + 1 - self.bias, weight)
+            if "ranks" in words:  # the sums of all ranks
+                sums = RANKS * heads * self.head_dim * self.rng.uniform(0.5, 2, self.tokens)
+                self.array(f"{name[0]}_sums", sums, np.float32)
 
     def norm(self, value, name, when):
         weight = self.blocks.get(f"{name}_weight")
@@ -241,8 +246,11 @@ class Case(Positioned, Checked):
         if "across" not in self.row["norm"]:
             return ref.rms_norm(value, weight.view(), 1e-5, self.bias)
         shape = value[0].shape
-        flat = tuple(x.reshape(self.tokens, -1) for x in value)
-        return tuple(x.reshape(shape) for x in ref.rms_norm(flat, weight.view(), 1e-5, self.bias))
+        flat, given = tuple(x.reshape(self.tokens, -1) for x in value), None
+        if f"{name}_sums" in self.blocks:
+            sums = self.blocks[f"{name}_sums"].view().astype(np.float64)[:, None]
+            given = sums, RANKS * flat[0].shape[-1]
+        return tuple(x.reshape(shape) for x in ref.rms_norm(flat, weight.view(), 1e-5, self.bias, given))
 
     def make_cache(self):
         """The slot of every token; negative: nothing is appended."""

@@ -103,6 +103,7 @@ typedef void (*rope_parallel_for)(void* context, int64_t num_pieces, rope_piece 
 #define ROPE_MAX_FUSED_HEAD_DIM 4096
 #define ROPE_MAX_ROTARY_DIM 2048
 #define ROPE_MAX_NORM_HEADS 1024
+#define ROPE_MAX_NORM_RANKS (1 << 14)
 #define ROPE_MAX_PAGE_SIZE (1 << 20)
 #define ROPE_MAX_ROW_STRIDE (1 << 20)
 #define ROPE_MAX_XPOS_DIM 512
@@ -273,6 +274,17 @@ typedef struct rope_norm {
                             weights [num_heads, head_dim] (OLMo 2) */
   int32_t reserved;      /* 0 */
 } rope_norm;
+
+/* A norm across heads that several ranks share, each of which has as many: sums of the squares of a token's heads. A
+ * call that writes them does nothing else; the caller adds up those of all ranks; the same call then reads them. Only
+ * with across_heads. */
+typedef struct rope_norm_sums {
+  float* q;      /* [num_tokens], memory of the backend; required where q is normalised */
+  float* k;      /* likewise */
+  int32_t ranks; /* 1 to ROPE_MAX_NORM_RANKS; 0: the norm is of the call's heads, without sums */
+  int32_t write; /* 0: the sums are read; 1: written for every token that is not left alone, and nothing else is
+                    written, or counted */
+} rope_norm_sums;
 
 /* How a token's cache slot is found; slot = page * page_size + entry. */
 typedef int32_t rope_cache_kind;
@@ -457,6 +469,8 @@ typedef struct rope_apply_desc {
   rope_tensor k_nope_out; /* NULL: into the cache */
   rope_cache_tensor cache_k_nope; /* where k_nope is appended */
   rope_steps k_nope_steps, k_nope_out_steps;
+
+  rope_norm_sums norm_sums;
 } rope_apply_desc;
 
 /* Zero, then struct_size. */
