@@ -57,12 +57,17 @@ def not_grouped(out):
 
 
 class Case(Positioned, Checked):
-    """One row of options as a call: `options` of FusedRope, `blocks` and `scalars` of apply, and what must come out."""
+    """One row of options as a call: `options` of FusedRope, `blocks` and `scalars` of apply, and what must come out.
+
+    A row may have other shapes than those here: "heads" of q and k, "part" (rotary_dim, rotary_offset), "pages".
+    """
 
     def __init__(self, row, rng):
         self.row, self.rng, self.tokens = row, rng, row["tokens"]
         d = self.head_dim = row["head_dim"]
-        self.rotary_dim, self.rotary_offset = PARTIAL[d] if row["rotary"] == "partial" else (d, 0)
+        self.q_heads, self.k_heads = row.get("heads", (Q_HEADS, K_HEADS))
+        part = row.get("part") or PARTIAL.get(d)
+        self.rotary_dim, self.rotary_offset = part if row["rotary"] == "partial" else (d, 0)
         self.pairs = self.rotary_dim // 2
         self.turns = row["rotary"] != "none"
         self.sequences = 1
@@ -94,7 +99,7 @@ class Case(Positioned, Checked):
         self.make_tensors()
 
     def rope(self, device):
-        return pyrope.FusedRope(self.head_dim, Q_HEADS, K_HEADS, device=device, **self.options)
+        return pyrope.FusedRope(self.head_dim, self.q_heads, self.k_heads, device=device, **self.options)
 
     def run(self, device):
         """The contents of every block after the call, which are what they must be, and on CUDA the CPU's too."""
@@ -171,7 +176,7 @@ class Case(Positioned, Checked):
         for name, part in parts.items():
             self.blocks[name] = Block(dtype, part.shape, (stride, 1), values=part)
         self.scalars |= {"cos_sin_rows": TABLE_ROWS, "cos_sin_stride": stride}
-        if self.tokens == 40 and "positions" in self.blocks:
+        if self.tokens > 6 and "positions" in self.blocks:
             outside = np.atleast_2d(self.blocks["positions"].view())[-1]
             outside[5], outside[6] = TABLE_ROWS, -2
             positions[5, self.stream == self.stream.max()] = TABLE_ROWS
@@ -232,7 +237,7 @@ class Case(Positioned, Checked):
             ranks=RANKS if "ranks" in words else 1,
         )
         weight = ref.storage("float32" if wide else dtype)
-        for name, heads in (("q_weight", Q_HEADS), ("k_weight", K_HEADS))[: 1 if "q" in words else 2]:
+        for name, heads in (("q_weight", self.q_heads), ("k_weight", self.k_heads))[: 1 if "q" in words else 2]:
             count = heads * self.head_dim if "across" in words else self.head_dim
             self.array(name, self.rng.standard_normal(count) + 1 - self.bias, weight)
             if "ranks" in words:  # the sums of all ranks
@@ -265,7 +270,7 @@ class Case(Positioned, Checked):
         if kind.startswith("slots"):
             slots = rng.permutation(limit)[:tokens]
             if tokens > 3:
-                slots[[2, 9, 20]] = -1, limit, -7
+                slots[[2, 9 % tokens, 20 % tokens]] = -1, limit, -7
             if tokens > 1:
                 slots[0] = limit + 3
             self.array("slots", slots, dtype)
@@ -279,7 +284,7 @@ class Case(Positioned, Checked):
             request, position = where.T.astype(np.int64)
             if tokens > 3:
                 pages[[1, 4]] = self.num_pages, -3
-                request[2], position[9] = -1, -2
+                request[2], position[9 % tokens] = -1, -2
             page_table = self.array("page_table", pages, np.int32)
             if "indptr" in kind:
                 self.array("page_indptr", starts, np.int32)
@@ -298,19 +303,19 @@ class Case(Positioned, Checked):
 
     def make_tensors(self):
         row, d = self.row, self.head_dim
-        q, kv, v_heads, v_dim = row["q_out"], row["kv_out"], K_HEADS, d
+        q, kv, v_heads, v_dim = row["q_out"], row["kv_out"], self.k_heads, d
         if row["v"] == "own":
             v_heads, v_dim = self.options["num_v_heads"], self.options["v_head_dim"] = 1, 40
-        self.place("q", Q_HEADS, d, q, in_place=row["place"] != "out")
-        self.place("k", K_HEADS, d, kv, in_place=row["place"] == "in")
+        self.place("q", self.q_heads, d, q, in_place=row["place"] != "out")
+        self.place("k", self.k_heads, d, kv, in_place=row["place"] == "in")
         if row["v"] != "none":
             self.place("v", v_heads, v_dim, kv)
         if row["q_nope"] in (True, "q"):
             self.options["q_nope_dim"] = 24
-            self.place("q_nope", Q_HEADS, 24, q)
+            self.place("q_nope", self.q_heads, 24, q)
         if row["q_nope"] == "k":
             self.options["k_nope_dim"] = 24
-            self.place("k_nope", K_HEADS, 24, kv)
+            self.place("k_nope", self.k_heads, 24, kv)
 
     def place(self, name, heads, d, out, in_place=False):
         """An operand, where it goes, its scale and its expected value."""
