@@ -178,9 +178,9 @@ class Case(Positioned, Checked):
         self.scalars |= {"cos_sin_rows": TABLE_ROWS, "cos_sin_stride": stride}
         if self.tokens > 6 and "positions" in self.blocks:
             outside = np.atleast_2d(self.blocks["positions"].view())[-1]
-            outside[5], outside[6] = TABLE_ROWS, -2
-            positions[5, self.stream == self.stream.max()] = TABLE_ROWS
-            positions[6, self.stream == self.stream.max()] = -2
+            for token, place in ((5, TABLE_ROWS), (6, -2)):
+                if self.live[token]:
+                    outside[token] = positions[token, self.stream == self.stream.max()] = place
         inside = ((positions >= 0) & (positions < TABLE_ROWS)).all(1)
         self.counter("cos_sin_skipped", (self.live & ~inside).sum())
         self.live &= inside

@@ -200,7 +200,7 @@ def frequencies_fp32(rotary_dim, theta):
     return np.array([float(f) for f in base_frequencies(rotary_dim, theta)]).astype(np.float32)
 
 
-@functools.cache
+@functools.lru_cache(1 << 16)  # as random_rows.py has positions without end
 def phase_fp32(position, frequency):
     position = np.int64(position) if isinstance(position, int) else position
     angle = Fraction(float(np.float32(position) * np.float32(frequency)))

@@ -493,14 +493,17 @@ typedef struct rope_build_cos_sin_desc {
   int32_t rotary_dim;          /* even, 2 to ROPE_MAX_ROTARY_DIM */
   int32_t num_threads;         /* as rope_apply_desc's */
   int32_t position_dtype;      /* rope_index_dtype of positions */
-  const uint64_t* frequencies; /* host, [rotary_dim/2], from rope_frequencies; copied before the call returns */
+  const uint64_t* frequencies; /* host, [rotary_dim/2], from rope_frequencies; copied before the call returns. With
+                                  ROPE_INDEX_FLOAT32 [2, rotary_dim/2], made for it */
   float attention_factor;      /* multiplies cos and sin; 0: 1 */
   int32_t reserved;            /* 0 */
   int64_t num_rows;            /* 0 to 2^31 - 1; 0 does nothing */
   void* cos;                   /* [num_rows, rotary_dim/2], memory of the backend */
   void* sin;                   /* likewise; NULL: behind the cosines of a row, as vLLM's [cos | sin] */
   int64_t row_stride;    /* elements, at most ROPE_MAX_ROW_STRIDE; 0: rotary_dim/2, or rotary_dim where sin is NULL */
-  const void* positions; /* [num_rows], memory of the backend; -1 is a position like any other; NULL: offset + row */
+  const void* positions; /* [num_rows], memory of the backend; -1 is a position like any other; NULL: offset + row.
+                            With ROPE_INDEX_FLOAT32 as rope_apply_desc's, rotary_dim at most
+                            ROPE_MAX_FLOAT32_ROTARY_DIM */
   int64_t offset;        /* any int64; with positions 0 */
   void* stream;          /* cudaStream_t of the current device; NULL: the legacy default stream. CPU: NULL */
   rope_parallel_for parallel_for; /* as rope_apply_desc's */

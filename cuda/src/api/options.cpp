@@ -163,7 +163,6 @@ rope_status check_float_positions(const rope_apply_desc& d) {
 }  // namespace
 
 rope_status read_positions(const rope_apply_desc& d, PipelineCall* call) {
-  constexpr PositionKind kIds[] = {PositionKind::kIds64, PositionKind::kIds32, PositionKind::kFloat32};
   Positions* const p = &call->positions;
   ROPE_TRY(check_position_dtype(d.position_dtype));
   ROPE_TRY(read_places(d, call));
@@ -181,7 +180,7 @@ rope_status read_positions(const rope_apply_desc& d, PipelineCall* call) {
   call->rare |= d.pair_streams != nullptr;
   if (d.positions) {
     ROPE_TRY(check_pointer(d.backend, "positions", d.positions, index_bytes(d.position_dtype)));
-    p->kind = kIds[d.position_dtype];
+    p->kind = id_kind(d.position_dtype);
     p->ids = d.positions;
     if (p->kind == PositionKind::kFloat32) {
       ROPE_TRY(check_float_positions(d));
