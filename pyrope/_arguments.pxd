@@ -42,10 +42,10 @@ cdef tuple shape_of(View* v)
 cdef bint is_contiguous(View* v) noexcept
 cdef int read_array(str name, object x, Call* c, View* v) except -1
 cdef int read_elements(str name, object x, int32_t element, Call* c, View* v) except -1
-cdef int32_t index_dtype(str name, object x, View* v) except -1
+cdef int32_t index_dtype(str name, object x, View* v, bint floats=*) except -1
 cdef int refuse_dtype(str name, object x, str allowed) except -1
 cdef int refuse_read_only(str name, View* v) except -1
 cdef int64_t stored_units(int32_t out_dtype, int64_t dim) noexcept
-cdef void* read_index(str name, object x, int64_t* length, int32_t* dtype, Call* c) except? NULL
+cdef void* read_index(str name, object x, int64_t* length, int32_t* dtype, Call* c, bint floats=*) except? NULL
 cdef void* read_memory(str name, object x, ElementKind kind, int itemsize, int64_t* count, str shape, bint written,
                        Call* c) except? NULL

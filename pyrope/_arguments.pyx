@@ -231,9 +231,11 @@ cdef int read_elements(str name, object x, int32_t element, Call* c, View* v) ex
     return 0 if holds(v, element) else refuse_dtype(name, x, element_name(element))
 
 
-cdef int32_t index_dtype(str name, object x, View* v) except -1:
+cdef int32_t index_dtype(str name, object x, View* v, bint floats=False) except -1:
+    if floats and v.kind == KIND_FLOAT and v.itemsize == 4:
+        return ROPE_INDEX_FLOAT32
     if v.kind != KIND_INT or v.itemsize not in (4, 8):
-        refuse_dtype(name, x, "int32 or int64")
+        refuse_dtype(name, x, "int32, int64 or float32" if floats else "int32 or int64")
     return ROPE_INDEX_INT32 if v.itemsize == 4 else ROPE_INDEX_INT64
 
 
@@ -256,13 +258,13 @@ cdef int64_t stored_units(int32_t out_dtype, int64_t dim) noexcept:
     return dim // 32 * 18 if out_dtype == ROPE_OUT_Q4_0 else dim
 
 
-cdef void* read_index(str name, object x, int64_t* length, int32_t* dtype, Call* c) except? NULL:
-    """A pointer to `length` integers; an array's own dtype and length (where -1) replace those given."""
+cdef void* read_index(str name, object x, int64_t* length, int32_t* dtype, Call* c, bint floats=False) except? NULL:
+    """A pointer to `length` integers, or floats; an array's own dtype and length (where -1) replace those given."""
     if not is_array(x):
         return <void*>read_pointer(x, name, length[0] == 0)
     cdef View v
     read_array(name, x, c, &v)
-    dtype[0] = index_dtype(name, x, &v)
+    dtype[0] = index_dtype(name, x, &v, floats)
     must = f"must be contiguous [{length[0] if length[0] >= 0 else 'num_requests + 1'}]"
     if v.ndim == 1 and v.shape[0] != length[0] and length[0] >= 0:
         each = {"indptr": ", num_requests + 1", "offsets": ", one a request"}.get(

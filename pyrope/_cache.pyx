@@ -66,6 +66,7 @@ cdef int begin_rotate_cache(k_cache, slots, bint cache, rope_apply_desc* d) exce
     d.flags |= ROPE_FLAG_IN_CACHE
     d.cache.kind = ROPE_CACHE_PAGES if slots is None else ROPE_CACHE_SLOTS
     memset(&d.norm, 0, sizeof(d.norm))
+    memset(&d.norm_sums, 0, sizeof(d.norm_sums))
     memset(&d.q_quantize, 0, sizeof(d.q_quantize))
     memset(&d.v_quantize, 0, sizeof(d.v_quantize))
     return 0

@@ -56,6 +56,7 @@ cdef extern from "roperope/roperope.h" nogil:
         ROPE_MAX_FUSED_HEAD_DIM
         ROPE_MAX_ROTARY_DIM
         ROPE_MAX_NORM_HEADS
+        ROPE_MAX_NORM_RANKS
         ROPE_MAX_PAGE_SIZE
         ROPE_MAX_ROW_STRIDE
         ROPE_MAX_XPOS_DIM
@@ -177,6 +178,12 @@ cdef extern from "roperope/roperope.h" nogil:
         float weight_bias
         int32_t across_heads
         int32_t reserved
+
+    ctypedef struct rope_norm_sums:
+        float* q
+        float* k
+        int32_t ranks
+        int32_t write
 
     ctypedef int32_t rope_cache_kind
     enum:
@@ -302,6 +309,7 @@ cdef extern from "roperope/roperope.h" nogil:
         rope_tensor k_nope_out
         rope_cache_tensor cache_k_nope
         rope_steps k_nope_steps, k_nope_out_steps
+        rope_norm_sums norm_sums
 
     void rope_frequencies_desc_init(rope_frequencies_desc* desc)
     void rope_apply_desc_init(rope_apply_desc* desc)

@@ -76,7 +76,7 @@ cdef int build_rows(cos, sin, num_rows, offset, positions, dtype, row_stride, st
         d.dtype = ROPE_DTYPE_F32
     if positions is not None:
         length = d.num_rows
-        d.positions = read_index("positions", positions, &length, &d.position_dtype, &c)
+        d.positions = read_index("positions", positions, &length, &d.position_dtype, &c, True)
     d.offset = as_integer("offset", offset)
     with nogil:
         status = rope_build_cos_sin(d)

@@ -181,6 +181,9 @@ class FusedRope(Rope):
         k_tensor_scale: Scale | None = None,
         v_tensor_scale: Scale | None = None,
         check: bool | None = None,
+        q_sums: Memory | None = None,
+        k_sums: Memory | None = None,
+        write_sums: bool = False,
     ) -> None: ...
     def inverse(
         self,
@@ -249,6 +252,9 @@ class FusedRope(Rope):
         k_tensor_scale: Scale | None = None,
         v_tensor_scale: Scale | None = None,
         check: bool | None = None,
+        q_sums: Memory | None = None,
+        k_sums: Memory | None = None,
+        write_sums: bool = False,
     ) -> None: ...
     def rotate_cache(
         self,

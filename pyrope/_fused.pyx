@@ -11,7 +11,7 @@ from pyrope._cos_sin cimport choose_angle, read_cos_sin, set_table
 from pyrope._positions cimport read_all_positions
 from pyrope._rope cimport Rope
 from pyrope._stages cimport (
-    read_frequency_sets, read_scale, read_weights, set_norm, set_quantize, set_sections, set_still, set_xpos,
+    read_frequency_sets, read_scale, read_sums, read_weights, set_norm, set_quantize, set_sections, set_still, set_xpos,
 )
 from pyrope._tensors cimport begin_stages, read_k_nope, read_q_nope, read_rotated, read_sequences, read_v
 
@@ -248,7 +248,8 @@ enable_pdl, positions_ready, skip
               k_nope_out: Memory | None = None, k_nope_strides: Strides | None = None,
               k_nope_out_strides: Strides | None = None, k_nope_cache: Memory | None = None,
               q_tensor_scale: Scale | None = None, k_tensor_scale: Scale | None = None,
-              v_tensor_scale: Scale | None = None, check: bool | None = None) -> None:
+              v_tensor_scale: Scale | None = None, check: bool | None = None, q_sums: Memory | None = None,
+              k_sums: Memory | None = None, write_sums: bool = False) -> None:
         """Rotate q and k, and pass q, k and v through the stages.
 
         Memory is given as to :meth:`Rope.apply`: as a pointer, or as an array of the shape and dtype below. An array of
@@ -279,6 +280,8 @@ enable_pdl, positions_ready, skip
         q_weight, k_weight : pointer or array, optional
             With ``norm``: ``[head_dim]``, or ``[num_heads, head_dim]`` across heads, in one dimension or two, of its
             ``weight_dtype``. One left out leaves its tensor as it is.
+        q_sums, k_sums : pointer or array, optional
+            With ``RMSNorm(ranks=...)``: ``[num_tokens]`` float32. ``write_sums`` writes them, and nothing else.
         q_scale, k_scale, v_scale : float, pointer or array, optional
             Of a quantised tensor: a number above 0, or float32 memory as the tensor's ``scale_kind`` says: ``[1]``;
             ``[heads]``; ``[num_tokens]``; or, written, ``[num_tokens, heads]``, in a cache
@@ -349,6 +352,7 @@ enable_pdl, positions_ready, skip
         read_q_nope(q, q_nope, q_nope_out, q_nope_strides, q_nope_out_strides, self.q_nope_dim, &d, &c)
         read_k_nope(k, k_nope, k_nope_out, k_nope_strides, k_nope_out_strides, self.k_nope_dim, &d, &c)
         read_weights(q, k, q_weight, k_weight, self.norm, &d, &c)
+        read_sums(q_sums, k_sums, write_sums, &d, &c)
         read_scale("q_scale", q_scale, q_tensor_scale, self.q_scale_kind, d.num_q_heads, d.head_dim, False, &d, &c)
         read_scale("k_scale", k_scale, k_tensor_scale, self.k_scale_kind, d.num_k_heads, d.head_dim, self.heads_first,
                    &d, &c)

@@ -283,7 +283,7 @@ position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False, 
         offset : int
             Without positions, row ``r`` is that of position ``offset + r``. Any 64-bit integer.
         positions : pointer or array, optional
-            ``[num_rows]`` int32 or int64: the position of every row. -1 is a position like any other.
+            ``[num_rows]`` int32, int64 or float32: the position of every row. -1 is a position like any other.
         dtype : {"float32", "float16", "bfloat16"}, optional
             What the rows hold, rounded once. Arrays bring it; default with pointers: float32.
         row_stride : int, optional

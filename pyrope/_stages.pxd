@@ -11,6 +11,7 @@ cdef int set_xpos(xpos, rope_apply_desc* d) except -1
 cdef int set_norm(norm, str dtype, rope_apply_desc* d) except -1
 
 cdef int read_weights(q, k, q_weight, k_weight, norm, rope_apply_desc* d, Call* c) except -1
+cdef int read_sums(q_sums, k_sums, write_sums, rope_apply_desc* d, Call* c) except -1
 cdef int read_scale(str name, object x, object tensor_scale, object kind, int64_t heads, int64_t dim, bint heads_first,
                     rope_apply_desc* d, Call* c) except -1
 cdef int read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from,

@@ -151,6 +151,11 @@ cdef int set_norm(norm, str dtype, rope_apply_desc* d) except -1:
         d.norm.weight_is_f32 = choose("weight_dtype", norm.weight_dtype, {dtype: 0, "float32": 1})
     d.norm.after = as_flag("after", norm.after)
     d.norm.across_heads = as_flag("across_heads", norm.across_heads)
+    d.norm_sums.ranks = as_count("ranks", norm.ranks, 1, ROPE_MAX_NORM_RANKS)
+    if d.norm_sums.ranks == 1:
+        d.norm_sums.ranks = 0
+    elif not d.norm.across_heads:
+        raise ValueError(f"ranks: {norm.ranks}, must be 1 without across_heads")
     return 0
 
 
@@ -170,6 +175,28 @@ cdef int read_weights(q, k, q_weight, k_weight, norm, rope_apply_desc* d, Call* 
         require("k", k, "with k_weight")
         d.norm.k_weight = read_weight("k_weight", k_weight, d.num_k_heads, d, c)
     return 0
+
+
+cdef int read_sums(q_sums, k_sums, write_sums, rope_apply_desc* d, Call* c) except -1:
+    """Sums of squares of a norm that ranks share."""
+    d.norm_sums.write = as_flag("write_sums", write_sums)
+    if not d.norm_sums.ranks:
+        if d.norm_sums.write:
+            raise ValueError("write_sums: True, only allowed with norm=pyrope.RMSNorm(ranks=...)")
+        refuse("q_sums", q_sums, "only allowed with norm=pyrope.RMSNorm(ranks=...)")
+        return refuse("k_sums", k_sums, "only allowed with norm=pyrope.RMSNorm(ranks=...)")
+    d.norm_sums.q = read_token_sums("q_sums", q_sums, d.norm.q_weight != NULL, d, c)
+    d.norm_sums.k = read_token_sums("k_sums", k_sums, d.norm.k_weight != NULL, d, c)
+    return 0
+
+
+cdef float* read_token_sums(str name, object x, bint normalised, rope_apply_desc* d, Call* c) except? NULL:
+    cdef int64_t count = c.num_tokens
+    if not normalised:
+        refuse(name, x, f"only allowed with {name[0]}_weight")
+        return NULL
+    require(name, x, f"with {name[0]}_weight and ranks={d.norm_sums.ranks}")
+    return <float*>read_memory(name, x, KIND_FLOAT, 4, &count, "[num_tokens]", d.norm_sums.write, c)
 
 
 cdef void* read_weight(str name, object x, int64_t heads, rope_apply_desc* d, Call* c) except? NULL:

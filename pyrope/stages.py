@@ -23,6 +23,11 @@ class RMSNorm(Frozen):
     across_heads : bool
         Whether the mean is over all heads of a token, at most 1024, with a weight for every element of each (OLMo 2),
         instead of over the ``head_dim`` elements of a head (Qwen 3, Gemma 3).
+    ranks : int
+        Ranks that share a norm across heads, each with as many heads of a token (tensor parallelism).
+        :meth:`FusedRope.apply` is then called twice: with ``write_sums=True`` it writes the sums of the squares of each
+        token's heads to ``q_sums`` and ``k_sums``, and nothing else; once those of all ranks are added up (all-reduce),
+        the same call without it reads them.
     """
 
     eps: float
@@ -30,6 +35,7 @@ class RMSNorm(Frozen):
     weight_bias: float
     after: bool
     across_heads: bool
+    ranks: int
 
     def __init__(
         self,
@@ -38,9 +44,15 @@ class RMSNorm(Frozen):
         weight_bias: float = 0.0,
         after: bool = False,
         across_heads: bool = False,
+        ranks: int = 1,
     ) -> None:
         vars(self).update(
-            eps=eps, weight_dtype=weight_dtype, weight_bias=weight_bias, after=after, across_heads=across_heads
+            eps=eps,
+            weight_dtype=weight_dtype,
+            weight_bias=weight_bias,
+            after=after,
+            across_heads=across_heads,
+            ranks=ranks,
         )
 
 

@@ -67,6 +67,56 @@ def test_fp32(device, options):
     assert largest_error(build(rope, len(EDGES), positions=np.array(EDGES)), want) <= 1e-7
 
 
+FLOATS = np.array([0.0, 0.5, -0.5, 1 / 3, -1.0, 1e-30, 12345.678, 2**24 - 1, 2**30 + 64, -(2.0**31)], np.float32)
+
+
+@pytest.mark.parametrize("angle", ["exact", "fp32"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_floats(device, dtype, angle, rng):
+    """Positions that are no integers: within 1e-7 of the truth, and the bits of a rotation."""
+    positions = np.append(FLOATS, (rng.uniform(-1, 1, 60) * 2.0 ** rng.integers(-30, 31, 60)).astype(np.float32))
+    rope = one_head(device, position_dtype="float32", angle=angle, theta=500000.0)
+    got = build(rope, len(positions), dtype, positions=positions)
+    if angle == "exact":
+        want = reference.cos_sin(positions, reference.base_frequencies(128, 500000.0))
+    else:
+        want = reference.cos_sin_fp32(positions, rope.inv_freq.astype(np.float32))
+    for x, w in zip(got, want, strict=True):
+        assert within(x, (w, np.full_like(w, 1e-7)), dtype).all()
+    assert same(got, [x.astype(DTYPES[dtype]) for x in cos_sin_by(rope, positions)])
+
+
+def test_floats_that_are_integers_are_integers(device):
+    positions = np.array([p for p in EDGES if int(np.float32(p)) == p])
+    plain, floats = (one_head(device, **YARN, position_dtype=x) for x in ("int64", "float32"))
+    want = build(plain, len(positions), positions=positions)
+    assert same(build(floats, len(positions), merged=True, positions=positions.astype(np.float32)), want)
+
+
+@pytest.mark.parametrize("angle", ["exact", "fp32"])
+def test_floats_that_are_not_finite(device, angle):
+    rope = one_head(device, head_dim=4, inv_freq=[1.0, 4.0], angle=angle, position_dtype="float32")
+    for x in build(rope, 5, positions=np.array([np.inf, 1.0, -np.inf, np.nan, 3e38], np.float32)):
+        assert np.isnan(x[[0, 2, 3]]).all() and np.isfinite(x[1]).all()
+        assert list(np.isnan(x[4])) == [False, angle == "fp32"]  # whose product is beyond float32
+
+
+def test_an_array_of_floats():
+    """Brings its dtype."""
+    rope, table = one_head("cpu", head_dim=64), np.zeros((10, 64), np.float32)
+    rope.build_cos_sin(table, positions=FLOATS)
+    floats = one_head("cpu", head_dim=64, position_dtype="float32")
+    assert same(np.split(table, 2, axis=1), build(floats, 10, positions=FLOATS))
+
+
+def test_too_wide_for_floats(device):
+    rope = one_head(device, head_dim=2048, position_dtype="float32")
+    buffers = Buffers(device, {"cos": zeros(4, 2048), "positions": np.ones(4, np.float32)})
+    with refused(pyrope.UnsupportedError, "rotary_dim: 2048, must be at most 1024 with ROPE_INDEX_FLOAT32"):
+        rope.build_cos_sin(**vars(buffers.at), num_rows=4)
+    assert buffers.untouched()
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_rounded_once(device, dtype):
     """To the nearest, from float32 and from the truth."""

@@ -72,6 +72,12 @@ FIELD(rope_norm, weight_bias, 28, 4);
 FIELD(rope_norm, across_heads, 32, 4);
 FIELD(rope_norm, reserved, 36, 4);
 
+CHECK(sizeof(rope_norm_sums) == 24);
+FIELD(rope_norm_sums, q, 0, 8);
+FIELD(rope_norm_sums, k, 8, 8);
+FIELD(rope_norm_sums, ranks, 16, 4);
+FIELD(rope_norm_sums, write, 20, 4);
+
 CHECK(sizeof(rope_cache_tensor) == 32);
 FIELD(rope_cache_tensor, data, 0, 8);
 FIELD(rope_cache_tensor, page_stride, 8, 8);
@@ -122,7 +128,7 @@ FIELD(rope_xpos, scale_base, 0, 8);
 FIELD(rope_xpos, gamma, 8, 8);
 FIELD(rope_xpos, center, 16, 8);
 
-CHECK(sizeof(rope_apply_desc) == 1272);
+CHECK(sizeof(rope_apply_desc) == 1296);
 FIELD(rope_apply_desc, struct_size, 0, 4);
 FIELD(rope_apply_desc, flags, 4, 4);
 FIELD(rope_apply_desc, backend, 8, 4);
@@ -197,6 +203,7 @@ FIELD(rope_apply_desc, k_nope_out, 1184, 24);
 FIELD(rope_apply_desc, cache_k_nope, 1208, 32);
 FIELD(rope_apply_desc, k_nope_steps, 1240, 16);
 FIELD(rope_apply_desc, k_nope_out_steps, 1256, 16);
+FIELD(rope_apply_desc, norm_sums, 1272, 24);
 
 CHECK(sizeof(rope_build_cos_sin_desc) == 120);
 FIELD(rope_build_cos_sin_desc, struct_size, 0, 4);

@@ -22,11 +22,12 @@ READ = (
 # Besides, of the mutating one. Dynamic scales are written, others are not.
 WRITTEN = (
     "q_out", "k_out", "v_out", "q_nope_out", "k_nope_out", "k_cache", "v_cache", "k_nope_cache", "q_scale", "k_scale",
-    "v_scale", "cache_skipped", "cos_sin_skipped",
+    "v_scale", "cache_skipped", "cos_sin_skipped", "q_sums", "k_sums",
 )  # fmt: skip
 TENSOR_SCALES = ("q_tensor_scale", "k_tensor_scale", "v_tensor_scale")
 ALSO_READ = ("slots", "page_table", "page_indptr", "request_ids", "cache_positions", *TENSOR_SCALES)
 NUMBERS = ("q_scale", "k_scale", "v_scale", *TENSOR_SCALES)  # or tensors
+_CHOICES = "str skipped, bool? write_sums"
 REST = "SymInt offset, bool inverse, str layout, str rope"
 EFFECTS = frozenset((*WRITTEN, *ALSO_READ))  # an argument that makes a call one with side effects
 OPTIONS = frozenset((*READ, *EFFECTS))
@@ -43,7 +44,7 @@ def _schema(names: tuple[str, ...], written: tuple[str, ...]) -> str:
 library = torch.library.Library("pyrope", "DEF")
 library.define(f"apply({_schema(READ, ())}, {REST}) -> Tensor[]")
 _numbers = ", ".join(f"float? {name}_number" for name in NUMBERS)
-library.define(f"apply_({_schema(MUTATING, ('q', 'k', *WRITTEN))}, {_numbers}, str skipped, {REST}) -> ()")
+library.define(f"apply_({_schema(MUTATING, ('q', 'k', *WRITTEN))}, {_numbers}, {_CHOICES}, {REST}) -> ()")
 
 
 def call_apply(spec: str, layout: str, rows: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -60,8 +61,8 @@ def call_apply_(spec: str, layout: str, options: dict[str, Any]) -> None:
     numbers = [options[name] if isinstance(options.get(name), float) else None for name in NUMBERS]
     options = {name: x for name, x in options.items() if name not in NUMBERS or isinstance(x, torch.Tensor)}
     torch.ops.pyrope.apply_.default(
-        *(options.get(name) for name in MUTATING), *numbers, options.get("skipped", "leave"), options.get("offset", 0),
-        options.get("inverse", False), layout, spec,
+        *(options.get(name) for name in MUTATING), *numbers, options.get("skipped", "leave"),
+        options.get("write_sums") or None, options.get("offset", 0), options.get("inverse", False), layout, spec,
     )  # fmt: skip
 
 
@@ -84,7 +85,7 @@ def _apply_fake(*arguments: Any) -> list[torch.Tensor]:
 
 
 def _apply_(*arguments: Any) -> None:
-    options = given(dict(zip((*MUTATING, *NUMBERS, "skipped"), arguments, strict=False)))
+    options = given(dict(zip((*MUTATING, *NUMBERS, "skipped", "write_sums"), arguments, strict=False)))
     offset, inverse, layout, spec = arguments[-4:]
     q, k = options.pop("q", None), options.pop("k", None)
     launch(rope_of(spec), layout, q, k, {**options, "offset": offset, "inverse": inverse})

@@ -9,6 +9,7 @@ from kit.checks import GROUPED, SCALES, Checked, Output
 from kit.positions import BLOCKS, FLOATS, TABLE_ROWS, Positioned
 
 Q_HEADS, K_HEADS = 3, 2
+RANKS = 4  # that share a norm
 THETAS = (10000.0, 500000.0, 100.0)
 PARTIAL = {128: (64, 64), 64: (32, 16), 80: (36, 7), 20: (8, 12), 6: (4, 1)}  # head_dim: rotary_dim, rotary_offset
 OTHER = {"float32": "bfloat16", "float16": "float32", "bfloat16": "float16"}  # dtypes to store another as
@@ -56,12 +57,17 @@ def not_grouped(out):
 
 
 class Case(Positioned, Checked):
-    """One row of options as a call: `options` of FusedRope, `blocks` and `scalars` of apply, and what must come out."""
+    """One row of options as a call: `options` of FusedRope, `blocks` and `scalars` of apply, and what must come out.
+
+    A row may have other shapes than those here: "heads" of q and k, "part" (rotary_dim, rotary_offset), "pages".
+    """
 
     def __init__(self, row, rng):
         self.row, self.rng, self.tokens = row, rng, row["tokens"]
         d = self.head_dim = row["head_dim"]
-        self.rotary_dim, self.rotary_offset = PARTIAL[d] if row["rotary"] == "partial" else (d, 0)
+        self.q_heads, self.k_heads = row.get("heads", (Q_HEADS, K_HEADS))
+        part = row.get("part") or PARTIAL.get(d)
+        self.rotary_dim, self.rotary_offset = part if row["rotary"] == "partial" else (d, 0)
         self.pairs = self.rotary_dim // 2
         self.turns = row["rotary"] != "none"
         self.sequences = 1
@@ -93,7 +99,7 @@ class Case(Positioned, Checked):
         self.make_tensors()
 
     def rope(self, device):
-        return pyrope.FusedRope(self.head_dim, Q_HEADS, K_HEADS, device=device, **self.options)
+        return pyrope.FusedRope(self.head_dim, self.q_heads, self.k_heads, device=device, **self.options)
 
     def run(self, device):
         """The contents of every block after the call, which are what they must be, and on CUDA the CPU's too."""
@@ -170,11 +176,11 @@ class Case(Positioned, Checked):
         for name, part in parts.items():
             self.blocks[name] = Block(dtype, part.shape, (stride, 1), values=part)
         self.scalars |= {"cos_sin_rows": TABLE_ROWS, "cos_sin_stride": stride}
-        if self.tokens == 40 and "positions" in self.blocks:
+        if self.tokens > 6 and "positions" in self.blocks:
             outside = np.atleast_2d(self.blocks["positions"].view())[-1]
-            outside[5], outside[6] = TABLE_ROWS, -2
-            positions[5, self.stream == self.stream.max()] = TABLE_ROWS
-            positions[6, self.stream == self.stream.max()] = -2
+            for token, place in ((5, TABLE_ROWS), (6, -2)):
+                if self.live[token]:
+                    outside[token] = positions[token, self.stream == self.stream.max()] = place
         inside = ((positions >= 0) & (positions < TABLE_ROWS)).all(1)
         self.counter("cos_sin_skipped", (self.live & ~inside).sum())
         self.live &= inside
@@ -228,11 +234,15 @@ class Case(Positioned, Checked):
             weight_bias=self.bias,
             after=words[0] == "after",
             across_heads="across" in words,
+            ranks=RANKS if "ranks" in words else 1,
         )
         weight = ref.storage("float32" if wide else dtype)
-        for name, heads in (("q_weight", Q_HEADS), ("k_weight", K_HEADS))[: 1 if "q" in words else 2]:
+        for name, heads in (("q_weight", self.q_heads), ("k_weight", self.k_heads))[: 1 if "q" in words else 2]:
             count = heads * self.head_dim if "across" in words else self.head_dim
             self.array(name, self.rng.standard_normal(count) + 1 - self.bias, weight)
+            if "ranks" in words:  # the sums of all ranks
+                sums = RANKS * heads * self.head_dim * self.rng.uniform(0.5, 2, self.tokens)
+                self.array(f"{name[0]}_sums", sums, np.float32)
 
     def norm(self, value, name, when):
         weight = self.blocks.get(f"{name}_weight")
@@ -241,8 +251,11 @@ class Case(Positioned, Checked):
         if "across" not in self.row["norm"]:
             return ref.rms_norm(value, weight.view(), 1e-5, self.bias)
         shape = value[0].shape
-        flat = tuple(x.reshape(self.tokens, -1) for x in value)
-        return tuple(x.reshape(shape) for x in ref.rms_norm(flat, weight.view(), 1e-5, self.bias))
+        flat, given = tuple(x.reshape(self.tokens, -1) for x in value), None
+        if f"{name}_sums" in self.blocks:
+            sums = self.blocks[f"{name}_sums"].view().astype(np.float64)[:, None]
+            given = sums, RANKS * flat[0].shape[-1]
+        return tuple(x.reshape(shape) for x in ref.rms_norm(flat, weight.view(), 1e-5, self.bias, given))
 
     def make_cache(self):
         """The slot of every token; negative: nothing is appended."""
@@ -257,7 +270,7 @@ class Case(Positioned, Checked):
         if kind.startswith("slots"):
             slots = rng.permutation(limit)[:tokens]
             if tokens > 3:
-                slots[[2, 9, 20]] = -1, limit, -7
+                slots[[2, 9 % tokens, 20 % tokens]] = -1, limit, -7
             if tokens > 1:
                 slots[0] = limit + 3
             self.array("slots", slots, dtype)
@@ -271,7 +284,7 @@ class Case(Positioned, Checked):
             request, position = where.T.astype(np.int64)
             if tokens > 3:
                 pages[[1, 4]] = self.num_pages, -3
-                request[2], position[9] = -1, -2
+                request[2], position[9 % tokens] = -1, -2
             page_table = self.array("page_table", pages, np.int32)
             if "indptr" in kind:
                 self.array("page_indptr", starts, np.int32)
@@ -290,19 +303,19 @@ class Case(Positioned, Checked):
 
     def make_tensors(self):
         row, d = self.row, self.head_dim
-        q, kv, v_heads, v_dim = row["q_out"], row["kv_out"], K_HEADS, d
+        q, kv, v_heads, v_dim = row["q_out"], row["kv_out"], self.k_heads, d
         if row["v"] == "own":
             v_heads, v_dim = self.options["num_v_heads"], self.options["v_head_dim"] = 1, 40
-        self.place("q", Q_HEADS, d, q, in_place=row["place"] != "out")
-        self.place("k", K_HEADS, d, kv, in_place=row["place"] == "in")
+        self.place("q", self.q_heads, d, q, in_place=row["place"] != "out")
+        self.place("k", self.k_heads, d, kv, in_place=row["place"] == "in")
         if row["v"] != "none":
             self.place("v", v_heads, v_dim, kv)
         if row["q_nope"] in (True, "q"):
             self.options["q_nope_dim"] = 24
-            self.place("q_nope", Q_HEADS, 24, q)
+            self.place("q_nope", self.q_heads, 24, q)
         if row["q_nope"] == "k":
             self.options["k_nope_dim"] = 24
-            self.place("k_nope", K_HEADS, 24, kv)
+            self.place("k_nope", self.k_heads, 24, kv)
 
     def place(self, name, heads, d, out, in_place=False):
         """An operand, where it goes, its scale and its expected value."""

@@ -19,7 +19,7 @@ class Positioned:
 
     def make_sequences(self):
         if self.row.get("sequences"):
-            self.sequences = min(self.tokens, 4)
+            self.sequences = max(n for n in (1, 2, 3, 4) if self.tokens % n == 0)
             self.scalars["sequence_length"] = self.tokens // self.sequences
 
     def left_alone(self, positions):
@@ -49,7 +49,9 @@ class Positioned:
             self.scalars["offset"] = 40
             positions = 40 + np.arange(tokens) % (tokens // self.sequences)
         elif kind.startswith("ragged"):
-            indptr = {1: [0, 1], 3: [0, 1, 1, 2], 40: [2, 10, 10, 37]}[tokens]
+            indptr = {1: [0, 1], 3: [0, 1, 1, 2], 40: [2, 10, 10, 37]}.get(tokens)
+            if indptr is None:
+                indptr = np.sort(self.rng.integers(0, tokens + 1, 4))
             offsets = self.array("offsets", self.random_positions(len(indptr) - 1, dtype) // 2, dtype)
             self.array("indptr", indptr, dtype)
             self.scalars["num_requests"] = len(indptr) - 1

@@ -200,7 +200,7 @@ def frequencies_fp32(rotary_dim, theta):
     return np.array([float(f) for f in base_frequencies(rotary_dim, theta)]).astype(np.float32)
 
 
-@functools.cache
+@functools.lru_cache(1 << 16)  # as random_rows.py has positions without end
 def phase_fp32(position, frequency):
     position = np.int64(position) if isinstance(position, int) else position
     angle = Fraction(float(np.float32(position) * np.float32(frequency)))
@@ -289,18 +289,24 @@ def xpos(distances, rotary_dim, scale_base, gamma):
 # ---- norm
 
 
-def rms_norm(value, weight, eps, bias):
-    """x / sqrt(mean(x^2) + eps) * (weight + bias) over the last axis, arXiv:1910.07467, equation 4."""
+def rms_norm(value, weight, eps, bias, given=None):
+    """x / sqrt(mean(x^2) + eps) * (weight + bias) over the last axis, arXiv:1910.07467, equation 4.
+
+    given : the sums of the squares that the mean is of, exact, and of how many elements
+    """
     x, error = value
     n = x.shape[-1]
     squares = (x * x).sum(-1, keepdims=True)
+    moved = (np.abs(x) * error).sum(-1, keepdims=True) / np.maximum(squares, 1e-30)
+    if given:
+        (squares, n), moved = given, 0.0
     inverse = 1 / np.sqrt(squares / n + eps)
     w = weight.astype(np.float64) + bias
     y = x * inverse * w
     # Relative, of float32: squares and their sum (of 16 partial sums or a tree), mean and eps, halved by the root; the
     # root, the reciprocal, two products and weight + bias. The error of x moves the sum by 2 * |x| . error.
-    additions = -(-n // 16) + 4
-    relative = U * ((additions + 3) / 2 + 6) + (np.abs(x) * error).sum(-1, keepdims=True) / np.maximum(squares, 1e-30)
+    additions = 0 if given else -(-n // 16) + 4
+    relative = U * ((additions + 3) / 2 + 6) + moved
     return y, np.abs(y) * relative + error * inverse * np.abs(w)
 
 

@@ -103,6 +103,7 @@ typedef void (*rope_parallel_for)(void* context, int64_t num_pieces, rope_piece 
 #define ROPE_MAX_FUSED_HEAD_DIM 4096
 #define ROPE_MAX_ROTARY_DIM 2048
 #define ROPE_MAX_NORM_HEADS 1024
+#define ROPE_MAX_NORM_RANKS (1 << 14)
 #define ROPE_MAX_PAGE_SIZE (1 << 20)
 #define ROPE_MAX_ROW_STRIDE (1 << 20)
 #define ROPE_MAX_XPOS_DIM 512
@@ -273,6 +274,17 @@ typedef struct rope_norm {
                             weights [num_heads, head_dim] (OLMo 2) */
   int32_t reserved;      /* 0 */
 } rope_norm;
+
+/* A norm across heads that several ranks share, each of which has as many: sums of the squares of a token's heads. A
+ * call that writes them does nothing else; the caller adds up those of all ranks; the same call then reads them. Only
+ * with across_heads. */
+typedef struct rope_norm_sums {
+  float* q;      /* [num_tokens], memory of the backend; required where q is normalised */
+  float* k;      /* likewise */
+  int32_t ranks; /* 1 to ROPE_MAX_NORM_RANKS; 0: the norm is of the call's heads, without sums */
+  int32_t write; /* 0: the sums are read; 1: written for every token that is not left alone, and nothing else is
+                    written, or counted */
+} rope_norm_sums;
 
 /* How a token's cache slot is found; slot = page * page_size + entry. */
 typedef int32_t rope_cache_kind;
@@ -457,6 +469,8 @@ typedef struct rope_apply_desc {
   rope_tensor k_nope_out; /* NULL: into the cache */
   rope_cache_tensor cache_k_nope; /* where k_nope is appended */
   rope_steps k_nope_steps, k_nope_out_steps;
+
+  rope_norm_sums norm_sums;
 } rope_apply_desc;
 
 /* Zero, then struct_size. */
@@ -479,14 +493,17 @@ typedef struct rope_build_cos_sin_desc {
   int32_t rotary_dim;          /* even, 2 to ROPE_MAX_ROTARY_DIM */
   int32_t num_threads;         /* as rope_apply_desc's */
   int32_t position_dtype;      /* rope_index_dtype of positions */
-  const uint64_t* frequencies; /* host, [rotary_dim/2], from rope_frequencies; copied before the call returns */
+  const uint64_t* frequencies; /* host, [rotary_dim/2], from rope_frequencies; copied before the call returns. With
+                                  ROPE_INDEX_FLOAT32 [2, rotary_dim/2], made for it */
   float attention_factor;      /* multiplies cos and sin; 0: 1 */
   int32_t reserved;            /* 0 */
   int64_t num_rows;            /* 0 to 2^31 - 1; 0 does nothing */
   void* cos;                   /* [num_rows, rotary_dim/2], memory of the backend */
   void* sin;                   /* likewise; NULL: behind the cosines of a row, as vLLM's [cos | sin] */
   int64_t row_stride;    /* elements, at most ROPE_MAX_ROW_STRIDE; 0: rotary_dim/2, or rotary_dim where sin is NULL */
-  const void* positions; /* [num_rows], memory of the backend; -1 is a position like any other; NULL: offset + row */
+  const void* positions; /* [num_rows], memory of the backend; -1 is a position like any other; NULL: offset + row.
+                            With ROPE_INDEX_FLOAT32 as rope_apply_desc's, rotary_dim at most
+                            ROPE_MAX_FLOAT32_ROTARY_DIM */
   int64_t offset;        /* any int64; with positions 0 */
   void* stream;          /* cudaStream_t of the current device; NULL: the legacy default stream. CPU: NULL */
   rope_parallel_for parallel_for; /* as rope_apply_desc's */

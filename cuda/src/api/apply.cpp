@@ -85,6 +85,7 @@ rope_status apply(const rope_apply_desc* desc) {
   if (d.num_tokens == 0) return ROPE_OK;
   ROPE_TRY(read_options(d, &p, &xpos));
   ROPE_TRY(read_tensors(d, &p));
+  ROPE_TRY(read_norm_sums(d, &p));
   if (d.flags & ROPE_FLAG_CHECK_PLACES) ROPE_TRY(check_places(d, p.cache));
   uint8_t streams[ROPE_MAX_ROTARY_DIM / 2];
   const PairData pairs = {d.frequencies, d.xpos.scale_base != 0 ? &xpos : nullptr, streams_of(d, p, streams)};

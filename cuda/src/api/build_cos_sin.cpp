@@ -24,9 +24,10 @@ rope_status read_positions(const Desc& d, Positions* p) {
   if (!d.positions) return ROPE_OK;
   if (d.offset)
     return fail(ROPE_ERR_INVALID_ARG, "offset: %lld, must be 0 with positions", static_cast<long long>(d.offset));
-  if (d.position_dtype == ROPE_INDEX_FLOAT32)
-    return fail(ROPE_ERR_UNSUPPORTED, "position_dtype: ROPE_INDEX_FLOAT32 (2), rows are of integer positions");
-  p->kind = d.position_dtype == ROPE_INDEX_INT32 ? PositionKind::kIds32 : PositionKind::kIds64;
+  if (d.position_dtype == ROPE_INDEX_FLOAT32 && d.rotary_dim > ROPE_MAX_FLOAT32_ROTARY_DIM)
+    return fail(ROPE_ERR_UNSUPPORTED, "rotary_dim: %d, must be at most %d with ROPE_INDEX_FLOAT32", d.rotary_dim,
+                ROPE_MAX_FLOAT32_ROTARY_DIM);
+  p->kind = id_kind(d.position_dtype);
   p->ids = d.positions;
   return check_pointer(d.backend, "positions", d.positions, index_bytes(d.position_dtype));
 }

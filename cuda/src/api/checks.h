@@ -17,7 +17,11 @@ rope_status check_flags(uint32_t flags, uint32_t allowed);
 rope_status check_position_dtype(int32_t value);
 rope_status read_attention_factor(float* factor);  // 0 becomes 1
 
-int64_t dtype_bytes(int32_t dtype);  // of a valid one
+int64_t dtype_bytes(int32_t dtype);                 // of a valid one
+inline PositionKind id_kind(int32_t index_dtype) {  // of positions that are given one by one
+  constexpr PositionKind kKinds[] = {PositionKind::kIds64, PositionKind::kIds32, PositionKind::kFloat32};
+  return kKinds[index_dtype];
+}
 inline int64_t index_bytes(int32_t index_dtype) { return index_dtype == ROPE_INDEX_INT64 ? 8 : 4; }
 
 // Memory of the backend, aligned to `bytes`; null is allowed, or required `when`. Of CUDA it is asked, where that can

@@ -8,7 +8,8 @@ namespace rope::api {
 namespace {
 
 static_assert(2 * kMaxXPosPairs == ROPE_MAX_XPOS_DIM && kMaxNormHeads == ROPE_MAX_NORM_HEADS &&
-              kMaxStreams == ROPE_MAX_STREAMS && kMaxPairStreams == ROPE_MAX_PAIR_STREAMS);
+              int64_t(ROPE_MAX_NORM_RANKS) * ROPE_MAX_NORM_HEADS <= 1 << 24 && kMaxStreams == ROPE_MAX_STREAMS &&
+              kMaxPairStreams == ROPE_MAX_PAIR_STREAMS);
 
 rope_status check_pair_streams(const rope_apply_desc& d) {
   const int32_t count = d.sections.num_streams;
@@ -162,7 +163,6 @@ rope_status check_float_positions(const rope_apply_desc& d) {
 }  // namespace
 
 rope_status read_positions(const rope_apply_desc& d, PipelineCall* call) {
-  constexpr PositionKind kIds[] = {PositionKind::kIds64, PositionKind::kIds32, PositionKind::kFloat32};
   Positions* const p = &call->positions;
   ROPE_TRY(check_position_dtype(d.position_dtype));
   ROPE_TRY(read_places(d, call));
@@ -180,7 +180,7 @@ rope_status read_positions(const rope_apply_desc& d, PipelineCall* call) {
   call->rare |= d.pair_streams != nullptr;
   if (d.positions) {
     ROPE_TRY(check_pointer(d.backend, "positions", d.positions, index_bytes(d.position_dtype)));
-    p->kind = kIds[d.position_dtype];
+    p->kind = id_kind(d.position_dtype);
     p->ids = d.positions;
     if (p->kind == PositionKind::kFloat32) {
       ROPE_TRY(check_float_positions(d));
@@ -254,6 +254,30 @@ rope_status read_norm(const rope_apply_desc& d, Norm* n) {
   const int64_t bytes = n->weight_is_f32 ? 4 : dtype_bytes(d.dtype);
   ROPE_TRY(check_pointer(d.backend, "norm.q_weight", from.q_weight, bytes));
   return check_pointer(d.backend, "norm.k_weight", from.k_weight, bytes);
+}
+
+rope_status read_norm_sums(const rope_apply_desc& d, PipelineCall* p) {
+  const rope_norm_sums& from = d.norm_sums;
+  ROPE_TRY(check_range("norm_sums.ranks", from.ranks, 0, ROPE_MAX_NORM_RANKS));
+  ROPE_TRY(check_range("norm_sums.write", from.write, 0, from.ranks ? 1 : 0));
+  if (from.ranks && !p->norm.across_heads)
+    return fail(ROPE_ERR_INVALID_ARG, "norm_sums.ranks: %d, must be 0 without norm.across_heads", from.ranks);
+  const struct {
+    const char* name;
+    float* sums;
+    const void* weight;
+    int operand;
+  } rows[] = {{"norm_sums.q", from.q, d.norm.q_weight, 0}, {"norm_sums.k", from.k, d.norm.k_weight, d.q.data ? 1 : 0}};
+  for (const auto& row : rows) {
+    const bool needed = from.ranks && row.weight;
+    if (row.sums && !needed)
+      return fail(ROPE_ERR_INVALID_ARG, "%s: only allowed with ranks, and where there is a weight", row.name);
+    if (!needed) continue;
+    ROPE_TRY(require_pointer(d.backend, row.name, row.sums, 4, "with ranks"));
+    p->sums[row.operand] = {row.sums, float(from.ranks) * float(p->operands[row.operand].heads)};
+  }
+  p->writes_sums = from.write;
+  return ROPE_OK;
 }
 
 rope_status read_cache(const rope_apply_desc& d, CacheMap* c) {

@@ -10,6 +10,7 @@ rope_status read_positions(const rope_apply_desc& d, PipelineCall* p);
 rope_status read_layouts(const rope_apply_desc& d, PipelineCall* p);
 rope_status read_blocks(const rope_apply_desc& d, PipelineCall* p);
 rope_status read_norm(const rope_apply_desc& d, Norm* n);
+rope_status read_norm_sums(const rope_apply_desc& d, PipelineCall* p);  // behind the operands
 rope_status read_cache(const rope_apply_desc& d, CacheMap* c);
 rope_status read_angles(const rope_apply_desc& d, PipelineCall* p);
 rope_status read_xpos(const rope_apply_desc& d, XPos* x);  // filled where d.xpos.scale_base is set

@@ -159,6 +159,17 @@ rope_status check_scales_apart(const rope_apply_desc& d, const Source& of, const
   return q.scale_kind == ROPE_SCALE_DYNAMIC ? check_apart(s.names->in, s.read, scales) : ROPE_OK;
 }
 
+// The sums of a norm are apart from what is read and written.
+rope_status check_sums_apart(const rope_apply_desc& d, const Source& s) {
+  const int64_t bytes = d.num_tokens * 4;
+  for (const Extent& sums :
+       {Extent{"norm_sums.q", d.norm_sums.q, bytes}, Extent{"norm_sums.k", d.norm_sums.k, bytes}}) {
+    ROPE_TRY(for_written(s, [&](const Written& w) { return check_apart(w.name, w.rows, sums); }));
+    ROPE_TRY(check_apart(s.names->in, s.read, sums));
+  }
+  return ROPE_OK;
+}
+
 // A call that rotates keys in a cache has them and nothing else to work on.
 rope_status check_in_cache(const rope_apply_desc& d) {
   if (d.cache.kind == ROPE_CACHE_NONE)
@@ -264,7 +275,7 @@ bool is_rare(const rope_apply_desc& d, const PipelineCall& p) {
   // Positions that follow each other need no more said.
   bool rare = d.positions ? places.stride != 1 || (batch && places.sequence_stride != places.sequence_length)
                           : batch && !d.indptr;
-  rare |= p.slot_skips || p.sequence_length || p.out_layout != p.layout || p.skip != kUsualSkip;
+  rare |= d.norm_sums.ranks || p.slot_skips || p.sequence_length || p.out_layout != p.layout || p.skip != kUsualSkip;
   for (int32_t i = 0; i < p.num_operands; ++i) {
     const OperandExtras& x = p.extras[i];
     rare |= x.in_gap || x.out_gap || x.kept || x.copies || is_dtype(p.operands[i].quantize.type);
@@ -321,6 +332,7 @@ rope_status read_tensors(const rope_apply_desc& d, PipelineCall* p) {
   for (const Source *x = sources, *end = sources + p->num_operands; x != end; ++x) {
     if (fused) ROPE_TRY(check_fused(d, *p, *x));
     ROPE_TRY(inputs.check_apart_from(*x));
+    if (d.norm_sums.ranks) ROPE_TRY(check_sums_apart(d, *x));
     for (const Source* y = sources; fused && y != end; ++y) ROPE_TRY(check_scales_apart(d, *y, *x));
     for (const Source* y = sources; y != x; ++y) ROPE_TRY(check_sources_apart(*y, *x));
   }

@@ -112,10 +112,10 @@ void move_pairs(const PipelineParams& p, float* row) {
   std::copy_n(moved, p.rotary_dim, x);
 }
 
-// The mean of the sums of squares of a token's heads, at the place of the norm.
+// The sum of the squares of a token's heads, at the place of the norm.
 template <class D, Layout kLayout>
-float mean_across_heads(const PipelineCall& p, const PipelineOperand& o, const OperandExtras& extras, SequencePlace at,
-                        Angles angles) {
+float sum_across_heads(const PipelineCall& p, const PipelineOperand& o, const OperandExtras& extras, SequencePlace at,
+                       Angles angles) {
   float sums[kMaxNormHeads], x[kMaxPipelineDim];
   for (int32_t head = 0; head < o.heads; ++head) {
     const auto in = head_at<D>(o, extras, at, head);
@@ -123,7 +123,18 @@ float mean_across_heads(const PipelineCall& p, const PipelineOperand& o, const O
     if (p.norm.after && o.rotated) rotate_row<kLayout>(p, angles, x);
     sums[head] = sum_of_squares(x, o.dim);
   }
-  return fold(sums, o.heads) / float(o.heads);
+  return fold(sums, o.heads);
+}
+
+// Its mean, over the heads of all ranks; where the call writes sums, they are there behind it.
+template <class D, Layout kLayout>
+float mean_across_heads(const PipelineCall& p, int32_t operand, int64_t token, SequencePlace at, Angles angles) {
+  const PipelineOperand& o = p.operands[operand];
+  const NormSums& sums = p.sums[operand];
+  const bool given = sums.of_tokens && !p.writes_sums;
+  const float total = given ? sums.of_tokens[token] : sum_across_heads<D, kLayout>(p, o, p.extras[operand], at, angles);
+  if (p.writes_sums) sums.of_tokens[token] = total;
+  return total / (given ? sums.heads : float(o.heads));
 }
 
 // What a token's heads have in common. place: in the cache, null where it has none.
@@ -217,11 +228,11 @@ void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
     PlacedToken state = {};
     CachePlace place = {};
     TokenWork w = {token, place_in_sequence(token, p.sequence_length), nullptr, angles};
-    bool moves = token_state(p, token, true, &state);
+    bool moves = token_state(p, token, !p.writes_sums, &state);
     if (p.cache.indices) {
       const CacheIndex index = cache_index(p.cache, token);
       if (p.slot_skips) moves = moves && !is_negative(index);
-      if (moves && cache_place<true>(p.cache, index, true, &place)) w.place = &place;
+      if (moves && cache_place<true>(p.cache, index, !p.writes_sums, &place)) w.place = &place;
     }
     const PipelineOperand* turned = nullptr;  // the operand that the angles are of
     const CosSinRows* turned_by = nullptr;
@@ -229,8 +240,9 @@ void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
       const PipelineOperand& o = p.operands[i];
       const OperandExtras& extras = p.extras[i];
       const CosSinRows& rows = rows_of(p, i);
-      if (!moves) copy_heads<D>(o, extras, w.at);
-      if (!moves || (o.cached && !w.place && !extras.kept)) continue;
+      if (p.writes_sums && !p.sums[i].of_tokens) continue;
+      if (!moves && !p.writes_sums) copy_heads<D>(o, extras, w.at);
+      if (!moves || (o.cached && !w.place && !extras.kept && !p.writes_sums)) continue;
       if (o.rotated && !(turned && turned->xpos_sign == o.xpos_sign && turned_by == &rows)) {
         turned = &o;
         turned_by = &rows;
@@ -244,7 +256,8 @@ void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
         }
       }
       const bool across = o.weight && p.norm.across_heads;
-      const float mean = across ? mean_across_heads<D, kLayout>(p, o, extras, w.at, angles) : 0.0f;
+      const float mean = across ? mean_across_heads<D, kLayout>(p, i, token, w.at, angles) : 0.0f;
+      if (p.writes_sums) continue;
       for (int32_t head = 0; head < o.heads; ++head)
         one_head<D, kLayout>(p, o, extras, w, head, across ? &mean : nullptr);
     }

@@ -41,8 +41,8 @@ ROPE_INLINE bool positions_are_floats(const PipelineParams& p) { return p.positi
 ROPE_INLINE float as_float(int64_t position) { return bit_cast<float>(uint32_t(position)); }
 
 // Rows of words that a call has: with float32 positions the whole turns stand behind the fractions.
-ROPE_INLINE int32_t word_rows(const PipelineParams& p) {
-  return positions_are_floats(p) && p.angle == Angle::kExact ? 2 : 1;
+ROPE_INLINE int32_t word_rows(PositionKind kind, Angle angle) {
+  return kind == PositionKind::kFloat32 && angle == Angle::kExact ? 2 : 1;
 }
 
 ROPE_INLINE int64_t read_position(const PipelineParams& p, const void* positions, int64_t place) {
@@ -85,7 +85,20 @@ ROPE_RARE float xpos_magnitude_at(double rate, double distance, int32_t sign) {
   return xpos_magnitude(rate, distance, sign);
 }
 
-// The phase of a pair at a position. False: there is none, as the position, or kFp32's product, is not finite.
+// The phase of one of so many pairs at a float32 position. False: there is none, as the position, or kFp32's product,
+// is not finite.
+ROPE_INLINE bool phase_of_float(Angle angle, float position, const uint64_t* words, int32_t pair, int32_t pairs,
+                                uint64_t* phase) {
+  if (angle == Angle::kExact) {
+    *phase = phase_at_float(position, words[pair], words[pairs + pair]);
+    return is_finite(position);
+  }
+  const float radians = position * bit_cast<float>(uint32_t(words[pair]));
+  *phase = phase_of_radians(radians);
+  return is_finite(radians);
+}
+
+// The phase of a pair at a position, which there may be none of.
 ROPE_INLINE bool phase_of(const PipelineParams& p, int64_t position, const uint64_t* words, int32_t pair,
                           uint64_t* phase) {
   if (!positions_are_floats(p)) {
@@ -94,14 +107,7 @@ ROPE_INLINE bool phase_of(const PipelineParams& p, int64_t position, const uint6
                                       : phase_of_radians(float(position) * bit_cast<float>(uint32_t(word)));
     return true;
   }
-  const float at = as_float(position);
-  if (p.angle == Angle::kExact) {
-    *phase = phase_at_float(at, words[pair], words[p.rotary_dim / 2 + pair]);
-    return is_finite(at);
-  }
-  const float radians = at * bit_cast<float>(uint32_t(words[pair]));
-  *phase = phase_of_radians(radians);
-  return is_finite(radians);
+  return phase_of_float(p.angle, as_float(position), words, pair, p.rotary_dim / 2, phase);
 }
 
 // What xPos decays with. Of integers, position arithmetic wraps.
@@ -126,6 +132,13 @@ ROPE_INLINE const CosSinRows& rows_of(const PipelineCall& p, int32_t operand) {
 
 // What turns nothing into anything: the canonical NaN (math/dtype.h).
 ROPE_INLINE CosSin no_angle() { return {bit_cast<float>(0x7fffffffu), bit_cast<float>(0x7fffffffu)}; }
+
+// Of a row of cos and sin that is made for a float32 position.
+ROPE_INLINE CosSin angle_at_float(Angle angle, float position, const uint64_t* words, int32_t pair, int32_t pairs,
+                                  float scale) {
+  uint64_t phase;
+  return phase_of_float(angle, position, words, pair, pairs, &phase) ? angle_of_phase(phase, scale, scale) : no_angle();
+}
 
 // Of element i of the rows.
 ROPE_INLINE CosSin angle_in_table(const PipelineCall& p, const CosSinRows& rows, const PlacedToken& s, int64_t i) {

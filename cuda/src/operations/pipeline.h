@@ -108,6 +108,12 @@ struct OperandExtras {
   bool copies;      // a token that is left alone is copied to `kept` or `out`
 };
 
+// Of a norm across heads of several ranks: the sums of squares of tokens.
+struct NormSums {
+  float* of_tokens;  // null: the operand's heads are all
+  float heads;       // of all ranks
+};
+
 // What is rare, behind what is not: the pipeline kernel's argument has none of it.
 struct PipelineCall : PipelineParams {
   PositionPlaces places = {0, 1, 0};
@@ -121,6 +127,8 @@ struct PipelineCall : PipelineParams {
   int32_t sequence_length = 0;  // of operands with a stride between sequences; 0: none has
   OperandExtras extras[kMaxOperands] = {};
   Groups groups[kMaxOperands] = {};
+  NormSums sums[kMaxOperands] = {};
+  bool writes_sums = false;  // and nothing else
 
   ROPE_INLINE_MEMBER const Groups& groups_of(const PipelineOperand& o) const { return groups[&o - operands]; }
 };

@@ -22,7 +22,7 @@ Outcome rotate_stored(const PipelineCall& p, const PairData& pairs, const Execut
   args.turns = plan.turns;
   if (pairs.xpos) args.xpos = *pairs.xpos;
   if (pairs.streams) std::copy_n(pairs.streams, p.rotary_dim / 2, args.streams);
-  copy_words(pairs, word_rows(p) * p.rotary_dim / 2, args.words);
+  copy_words(pairs, word_rows(p.positions.kind, p.angle) * p.rotary_dim / 2, args.words);
   return for_layout(p.layout, [&](auto layout) {
     const auto launch_code = [&](auto index) {
       constexpr CacheCode kCode = kCodes[index.value];

@@ -1,7 +1,8 @@
 // The kernel that fills rows of cos and sin: a thread takes kVec neighbouring pairs, whose words it keeps, through all
-// the rows that are its own.
+// the rows that are its own. Float32 positions, which few calls have, are those of kVec == 1 alone.
 #pragma once
 
+#include "../../operations/general.h"
 #include "../parts/chunk.h"
 #include "../parts/launch.h"
 #include "../parts/words.h"
@@ -27,11 +28,14 @@ __global__ void __launch_bounds__(kCosSinBlock) cos_sin_kernel(const __grid_cons
   wait_for_previous();
   release_next();
   for (int64_t row = int64_t(blockIdx.x) * blockDim.y + threadIdx.y; row < p.num_rows; row += step) {
-    const int64_t position = simple_position(p.positions, row);
+    const bool is_float = kVec == 1 && p.positions.kind == PositionKind::kFloat32;
+    const int64_t position = is_float ? index_at(p.positions.ids, true, row) : simple_position(p.positions, row);
     float cos[kVec], sin[kVec];
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
-      const CosSin a = scaled_angle(phase_at<kAngle>(position, word[j]), p.scale, p.scale);
+      const CosSin a =
+          is_float ? angle_at_float(kAngle, as_float(position), as_memory(args.words), map.pair(j), p.pairs, p.scale)
+                   : scaled_angle(phase_at<kAngle>(position, word[j]), p.scale, p.scale);
       cos[j] = a.cos;
       sin[j] = a.sin;
     }

@@ -12,7 +12,7 @@ Outcome build_cos_sin(const CosSinParams& p, const PairData& pairs, const Execut
   const CosSinPlan plan = plan_cos_sin(p, kElementBytes);
   CosSinArgs args;
   args.params = p;
-  copy_words(pairs, p.pairs, args.words);
+  copy_words(pairs, word_rows(p.positions.kind, p.angle) * p.pairs, args.words);
   return for_angle(p.angle, [&](auto angle) {
     const auto kernel =
         plan.wide ? cos_sin_kernel<D, angle.value, 16 / kElementBytes> : cos_sin_kernel<D, angle.value, 1>;

@@ -16,7 +16,7 @@ CosSinPlan plan_cos_sin(const CosSinParams& p, int element_bytes) {
   alignment.add_address(p.sin);
   alignment.add_bytes(p.row_stride);
   CosSinPlan plan = {};
-  plan.wide = alignment.allows(16);
+  plan.wide = alignment.allows(16) && p.positions.kind != PositionKind::kFloat32;
   const int32_t chunks = plan.wide ? p.pairs / (16 / element_bytes) : p.pairs;
   plan.grid_y = unsigned(divide_up(chunks, kCosSinBlock));
   plan.block_x = unsigned(divide_up(chunks, plan.grid_y));

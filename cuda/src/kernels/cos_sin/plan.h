@@ -11,7 +11,7 @@ inline constexpr int kCosSinBlock = 256;  // threads, at most
 // threadIdx.x runs over the chunks of a row, y over rows; blockIdx.x over rows, y over chunks that do not fit one
 // block.
 struct CosSinPlan {
-  bool wide;  // an access moves 16 bytes, else one element
+  bool wide;  // an access moves 16 bytes, else one element, as with float32 positions
   unsigned block_x, block_y, grid_x, grid_y;
 };
 

@@ -30,10 +30,11 @@ __global__ void __launch_bounds__(kMaxBlock, general_blocks(kReduce, kGrouped))
   t.load_head(a, b);
   PairTurn angle[kVec] = {};
   t.take_place(angle);
-  if (!kReduce && !t.acts()) return;
+  if (kReduce ? t.p.writes_sums && !t.p.sums[which].of_tokens : !t.acts()) return;
 
-  bool summed = false;  // with a norm across heads a first round only adds up
-  float mean = 0.0f;    // of the heads' sums
+  // With a norm across heads a first round only adds up, where no sums of several ranks are read.
+  bool summed = t.reads_sums();
+  float mean = summed && t.inside ? t.p.sums[which].of_tokens[t.at.token] / t.p.sums[which].heads : 0.0f;
   for (int32_t turn = 0;; ++turn) {
     float x[2 * kVec] = {}, factor = 1.0f;
     bool stores = t.live() && t.acts();
@@ -67,7 +68,12 @@ __global__ void __launch_bounds__(kMaxBlock, general_blocks(kReduce, kGrouped))
     t.head += t.plan.columns;
     if (turn + 1 == t.plan.turns) {
       if (!t.across || summed) return;
-      mean = sum_together(t.head_sums(), t.o.heads) / float(t.o.heads);
+      const float total = sum_together(t.head_sums(), t.o.heads);
+      if (kReduce && t.p.writes_sums) {
+        if (threadIdx.x == 0 && t.moves) t.p.sums[which].of_tokens[t.at.token] = total;
+        return;
+      }
+      mean = total / float(t.o.heads);
       summed = true;
       t.head = t.at.head;
       turn = -1;

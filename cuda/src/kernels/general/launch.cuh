@@ -20,7 +20,7 @@ Outcome general(const PipelineCall& p, const PairData& pairs, const Execution& e
   std::copy_n(plan.first_block, kMaxOperands, args.first_block);
   if (pairs.xpos) args.xpos = *pairs.xpos;
   if (pairs.streams) std::copy_n(pairs.streams, p.rotary_dim / 2, args.streams);
-  copy_words(pairs, word_rows(p) * p.rotary_dim / 2, args.words);
+  copy_words(pairs, word_rows(p.positions.kind, p.angle) * p.rotary_dim / 2, args.words);
   const auto launch_code = [&](auto index) {
     constexpr GeneralCode kCode = kGeneralCodes<kElementBytes>[index.value];
     return launch<kCode.reduce>(general_kernel<D, kCode.access_bytes / kElementBytes, kCode.reduce, kCode.grouped>,

@@ -84,12 +84,13 @@ struct GeneralThread {
 
   // Whether anything of the token is stored.
   __device__ __forceinline__ bool acts() const {
+    if (kReduce && p.writes_sums) return moves;
     return o.cached && !extras.kept ? moves && found : moves || (inside && extras.copies);
   }
 
   // Where the token stands, and the angles of the slot's pairs.
   __device__ __forceinline__ void take_place(PairTurn* angle) {
-    const bool reports = plan.reports && at.head == 0 && at.slot == 0;
+    const bool reports = plan.reports && at.head == 0 && at.slot == 0 && !p.writes_sums;
     moves = moves && token_state(p, at.token, reports, &state);
     if (o.cached || p.slot_skips) {
       const CacheIndex index = moves ? cache_index(p.cache, at.token) : CacheIndex{-1, 0};
@@ -225,6 +226,9 @@ struct GeneralThread {
             slot,
             shared + at.row * Rows::floats(plan.lanes)};
   }
+
+  // A norm across heads of several ranks, whose sums the call reads.
+  __device__ __forceinline__ bool reads_sums() const { return kReduce && p.sums[which].of_tokens && !p.writes_sums; }
 
   // Sums of squares of a token's heads, for a norm across them.
   __device__ __forceinline__ static float* head_sums() {
