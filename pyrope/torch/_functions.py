@@ -194,7 +194,8 @@ def apply(
     **options
         Tensors that ``apply`` of the Rope takes, by its names: ``indptr`` and ``offsets`` (``thd`` alone); of a
         FusedRope v, weights, scales, caches and so on, v and q_nope in the layout. What has a value for each token is
-        one-dimensional, in their order.
+        one-dimensional, in their order; rows of ``cos``, ``sin`` and ``angles`` may be ``[batch, seq, columns]``, one
+        for each token.
 
     Returns
     -------
@@ -206,8 +207,8 @@ def apply(
     -----
     The call works on the current stream of the tensors' device. Gradients are those of q, k, v, q_nope and of the
     norm's weights, any number of times; nothing but positions is kept for them, with a norm also q, k and the weights.
-    The backward of a norm is made of torch operations in float32. Without ``positions`` and the like each element is
-    read and written once; with them, inputs are copied first, for the sake of tokens that may be left alone.
+    The backward of a norm is made of torch operations in float32. Each element is read and written once, but for a
+    tensor whose last dimension is not contiguous, which is copied first.
 
     DTensors, sharded by heads or by tokens, are rotated where they are: each rank its part, by its heads and from its
     first position on. Tensors beside them are DTensors of the same mesh; where ranks hold tokens in another order,
