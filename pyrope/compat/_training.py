@@ -48,6 +48,8 @@ def rotate(
     places : ``positions`` and the like of :func:`pyrope.torch.apply`: which row is a token's
     """
     first = next(iter(rows.values()))
+    if not first.shape[-2]:  # and no tokens
+        return [None if x is None else x.clone() for x in xs]
     options: dict[str, Any] = {"angle": "cos_sin" if "cos" in rows else "radians", "cos_sin_dtype": first.dtype}
     options |= {"cos_sin_columns": columns, "rotary_offset": rotary_offset, "out_layout": out_layout}
     rotary_dim = first.shape[-1] * (2 if columns == "pairs" else 1)

@@ -97,8 +97,8 @@ def rows_of(name: str, table: torch.Tensor, take: Take, batch: int, seq: int) ->
     if rows not in (1, seq) or sequences not in (1, batch) or any(n != 1 for n in lead[:-1]):
         raise ValueError(f"{name}: shape {tuple(table.shape)}, must have a row for each of {batch} x {seq} tokens")
     taken = take(table if rows == seq else table.expand(*lead, seq, width))
-    flat = readable(taken).reshape(-1, taken.shape[-1])
-    return flat if sequences == 1 else flat.view(batch, seq, -1)
+    flat = readable(taken).reshape(sequences * seq, taken.shape[-1])
+    return flat if sequences == 1 else flat.view(batch, seq, taken.shape[-1])
 
 
 def q_and_k(form: Form) -> Callable[..., Pair]:
