@@ -9,6 +9,7 @@ import pytest
 
 import pyrope
 from kit.attention import attend, check, reference, rotated, seen
+from kit.memory import memory_of
 from kit.pairwise import Rows
 from kit.reference import storage
 
@@ -48,14 +49,25 @@ def make(row, device="cpu"):
     return pyrope.RopeAttention(rope, v_head_dim=row["v_head_dim"] or None, **{name: row[name] for name in names})
 
 
+def weight_bits(dtype, device):
+    """On CUDA, weights are factors of the matrix units: of dtype."""
+    return 24 if device == "cpu" else {"bfloat16": 9, "float16": 12}[dtype]
+
+
 def normal(rng, dtype, *shape):
     return rng.standard_normal(shape).astype(storage(dtype))
 
 
+def served(row, device):
+    """Whether the kernels for CUDA have it."""
+    sizes = row["head_dim"] in (64, 128) and row["v_head_dim"] in (0, row["head_dim"])
+    return device == "cpu" or (sizes and row["dtype"] != "float32")
+
+
 @pytest.mark.parametrize("number", range(len(ROWS)), ids=ROWS.name)
-def test_values(number):
+def test_values(number, device):
     row, rng = ROWS[number], np.random.default_rng(number)
-    attention, (q_heads, k_heads) = make(row), row["heads"]
+    attention, (q_heads, k_heads) = make(row, device), row["heads"]
     q_tokens, same = row["q_tokens"], row["k_tokens"] == 0
     k_tokens = q_tokens if same else row["k_tokens"]
     q = normal(rng, row["dtype"], row["sequences"], q_tokens, q_heads, row["head_dim"])
@@ -68,6 +80,10 @@ def test_values(number):
         turned["k"] = rotated(attention.rope, "k", k, offset)
     options = {"offset": offset, "k_rotated": not same} | ({"sinks": sinks} if row["sinks"] else {})
     place = (lambda shape: strides_of(row["place"], shape)) if row["place"] != "dense" else None
+    if not served(row, device):
+        with pytest.raises(pyrope.UnsupportedError, match=r"head_dim: |dtype: "):
+            attend(attention, q, k, v, place, **options)
+        return
     got = attend(attention, q, k, v, place, ("q_out", "k_out") if same else ("q_out",), **options)
     np.testing.assert_array_equal(got["q_out"].view(np.uint8), turned["q"].view(np.uint8))
     if same:
@@ -75,7 +91,7 @@ def test_values(number):
     mask = seen(q_tokens, k_tokens, row["causal"], row["window_size"])
     for s in range(row["sequences"]):
         out, bound, lse, lse_bound = reference(turned["q"][s], turned["k"][s], v[s], mask, attention.scale,
-                                               row["softcap"], sinks)  # fmt: skip
+                                               row["softcap"], sinks, weight_bits(row["dtype"], device))  # fmt: skip
         check(got["out"][s], out, bound, row["dtype"])
         some = np.isfinite(lse)
         assert (abs(got["lse"][s][some] - lse[some]) <= lse_bound[some]).all()
@@ -105,11 +121,10 @@ def test_check_rejects(wrong, rng):
 LENGTHS = [(5, 5), (0, 0), (130, 130), (64, 64), (1, 1), (33, 33)]
 
 
-@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
-def test_ragged_is_each_sequence(heads, threads, rng):
+def test_ragged_is_each_sequence(heads, device, rng):
     """With NaNs beyond the last sequence, and with the bits of a call for each."""
-    rope = pyrope.Rope(64, *heads, dtype="bfloat16", device="cpu", num_threads=threads)
+    rope = pyrope.Rope(64, *heads, dtype="bfloat16", device=device)
     attention = pyrope.RopeAttention(rope, causal=True)
     indptr = np.cumsum([0, *(n for n, _ in LENGTHS)], dtype=np.int32)
     total = indptr[-1] + 40
@@ -126,12 +141,12 @@ def test_ragged_is_each_sequence(heads, threads, rng):
     assert (got["out"][:, indptr[-1] :].view(np.uint8) == 0xA5).all()  # written for no sequence
 
 
-def test_ragged_keys_of_their_own(rng):
+def test_ragged_keys_of_their_own(device, rng):
     """Chunks of prompts over keys that a cache had: lengths of q and k differ, and offsets say where queries stand."""
-    rope = pyrope.FusedRope(64, 4, 2, dtype="float32", device="cpu")
+    rope = pyrope.FusedRope(64, 4, 2, dtype="float16", device=device)
     attention = pyrope.RopeAttention(rope, causal=True, window_size=(50, 0))
     q_indptr, k_indptr = np.array([0, 7, 7, 47], np.int32), np.array([0, 90, 100, 140], np.int32)
-    q, k, v = (normal(rng, "float32", 1, n, h, 64) for n, h in ((47, 4), (140, 2), (140, 2)))
+    q, k, v = (normal(rng, "float16", 1, n, h, 64) for n, h in ((47, 4), (140, 2), (140, 2)))
     positions = np.concatenate([np.arange(83, 90), np.arange(40)])
     got = attend(attention, q, k, v, q_indptr=q_indptr, k_indptr=k_indptr, max_q_tokens=40, max_k_tokens=90,
                  positions=positions, k_rotated=True)  # fmt: skip
@@ -139,14 +154,15 @@ def test_ragged_keys_of_their_own(rng):
     for s in range(3):
         of_q, of_k = slice(*q_indptr[s : s + 2]), slice(*k_indptr[s : s + 2])
         mask = seen(of_q.stop - of_q.start, of_k.stop - of_k.start, True, (50, 0))
-        out, bound, lse, lse_bound = reference(turned[0, of_q], k[0, of_k], v[0, of_k], mask, attention.scale)
-        check(got["out"][0, of_q], out, bound, "float32")
+        out, bound, lse, lse_bound = reference(turned[0, of_q], k[0, of_k], v[0, of_k], mask, attention.scale,
+                                               weight_bits=weight_bits("float16", device))  # fmt: skip
+        check(got["out"][0, of_q], out, bound, "float16")
         assert (abs(got["lse"][:, of_q] - lse) <= lse_bound).all()
 
 
-def test_a_query_depends_on_its_sequence_alone(rng):
+def test_a_query_depends_on_its_sequence_alone(device, rng):
     """In a batch, by itself, and behind other queries of its sequence."""
-    rope = pyrope.Rope(64, 6, 2, dtype="float16", device="cpu")
+    rope = pyrope.Rope(64, 6, 2, dtype="float16", device=device)
     attention = pyrope.RopeAttention(rope, causal=True)
     q, k, v = (normal(rng, "float16", 3, 100, h, 64) for h in (6, 2, 2))
     got = attend(attention, q, k, v, keeps=("q_out", "k_out"))
@@ -190,6 +206,24 @@ def test_positions_and_tables(rng):
     out, positions = np.empty_like(q), abs(positions)
     tabled.apply(q, k, v, out, positions=positions, cos=cos, sin=sin)
     np.testing.assert_array_equal(out, attend(attention, q, k, v, positions=positions.reshape(-1))["out"])
+
+
+def test_refused_before_anything_is_written(device, rng):
+    """What the backend alone can refuse: q rotated in place stays as it was."""
+    attention = pyrope.RopeAttention(pyrope.Rope(40, 2, 2, dtype="float16", device=device))
+    q, k, v = (normal(rng, "float16", 1, 9, 2, 40) for _ in range(3))
+    if device == "cpu":
+        attention.apply(q, k, v, np.empty_like(q), q_out=q)
+        assert not np.array_equal(q, normal(np.random.default_rng(20260717), "float16", 1, 9, 2, 40))
+        return
+    memory = memory_of(device)
+    buffers = [memory.put(x) for x in (q, k, v, q)]
+    pointers = [memory.pointer(x) for x in buffers]
+    workspace = memory.put(np.zeros(8192, np.uint8))
+    place = {"workspace": (memory.pointer(workspace) + 255) // 256 * 256, "workspace_size": 7936, "num_q_tokens": 9}
+    with pytest.raises(pyrope.UnsupportedError, match="head_dim: 64 or 128"):
+        attention.apply(*pointers, q_out=pointers[0], **place)
+    np.testing.assert_array_equal(memory.get(buffers[0]), q)
 
 
 def test_nothing_to_do(rng):
