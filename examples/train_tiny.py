@@ -19,7 +19,7 @@ try:
     import pyrope
     import pyrope.torch
 except ModuleNotFoundError as error:
-    sys.exit(f"{error}; install what this example needs: pip install '.[torch]' in the checkout")
+    sys.exit(f"{error}; install what this example needs: pip install 'torch>=2.11', and in the checkout pip install .")
 
 HEADS, HEAD_DIM, LAYERS, CONTEXT, BATCH = 4, 16, 2, 64, 16
 WIDTH, CHARACTERS = HEADS * HEAD_DIM, 128

@@ -4,6 +4,7 @@ The Python blocks of a page are one program, in their order. A comment before a 
 `<!-- test: torch -->`, `<!-- test: cuda -->`. Blocks of C are whole programs.
 """
 
+import ast
 import doctest
 import importlib
 import importlib.util
@@ -83,6 +84,19 @@ def test_page(page):
         else:
             left_out.add(needs)
     assert not (REQUIRED and "torch" in left_out)
+
+
+def test_packages_of_examples():
+    """What a page's examples import is in a `pip install` on that page; NumPy's on the first ones."""
+    for page in PAGES:
+        found = [node for _, _, source in python_blocks(page) for node in ast.walk(ast.parse(source))]
+        names = {alias.name for node in found if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module for node in found if isinstance(node, ast.ImportFrom)}
+        packages = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"pyrope"}
+        if page.name not in ("README.md", "index.md"):
+            packages.discard("numpy")
+        said = " ".join(re.findall(r"pip install ([^`\n]*)", page.read_text()))
+        assert [name for name in packages if name not in said] == [], page
 
 
 def test_types_of_examples(tmp_path):
