@@ -67,14 +67,18 @@ class Fibers {
     for_each_in(block, [&](dim3 index) { start(fibers_[n], stacks_[n].get(), index), ++n; });
     order_.resize(count);
     std::iota(order_.begin(), order_.end(), 0u);
-    for (unsigned left = count; left;) {
+    // Threads must not count on each other's pace: their order changes, and a warp may rest while others can go on.
+    constexpr unsigned kRest = 64;  // rounds
+    unsigned resting = 0;
+    for (unsigned left = count, round = 0; left; ++round) {
       left = 0;
       bool moved = false;
-      std::shuffle(order_.begin(), order_.end(), random_);  // threads must not count on each other's pace
+      std::shuffle(order_.begin(), order_.end(), random_);
+      if (round % kRest == 0) resting = unsigned(random_() % (2 * warps_.size()));  // none, half of the time
       for (const unsigned i : order_) {
         Fiber& fiber = fibers_[i];
         if (fiber.done) continue;
-        if (fiber.is_ready && !fiber.is_ready(fiber.condition)) {
+        if (i / 32 == resting || (fiber.is_ready && !fiber.is_ready(fiber.condition))) {
           ++left;
           continue;
         }
@@ -84,7 +88,12 @@ class Fibers {
         go(home_, nullptr, fiber.context, fiber.stack, kStackBytes);
         left += !fiber.done;
       }
-      if (left && !moved && !idle()) return false;
+      if (!left || moved) continue;
+      if (resting < warps_.size()) {
+        resting = unsigned(warps_.size());
+      } else if (!idle()) {
+        return false;
+      }
     }
     return true;
   }

@@ -26,7 +26,7 @@ AttentionParams params(const Lengths& lengths, int32_t q_heads, int32_t k_heads,
   }
   if (lengths.ragged) p.q_indptr = p.k_indptr = &is_ragged;
   p.q_heads = q_heads, p.k_heads = k_heads;
-  p.head_dim = p.v_head_dim = dim;
+  p.head_dim = dim, p.v_head_dim = dim == 192 ? 128 : dim;
   p.window_left = p.window_right = kNoWindow;
   p.scale = 1 / std::sqrt(float(dim));
   p.lse = &has_lse;
@@ -91,10 +91,10 @@ double check_random(Random& random) {
     lengths.k.push_back(again ? lengths.k[0] : random.chance(0.5) ? lengths.q.back() : length());
   }
   const int32_t k_heads = int32_t(random.between(1, 2)), group = random.of<int32_t>({1, 1, 2, 3});
-  AttentionParams p = params(lengths, k_heads * group, k_heads, random.of<int32_t>({64, 64, 128}));
+  AttentionParams p = params(lengths, k_heads * group, k_heads, random.of<int32_t>({64, 64, 96, 128, 192}));
   if (random.chance(0.5)) p.window_right = random.chance(0.7) ? 0 : int32_t(random.between(1, 150));
   if (random.chance(0.3)) p.window_left = random.chance(0.3) ? 0 : int32_t(random.between(1, 200));
-  if (random.chance(0.2)) p.softcap = random.chance(0.5) ? 30.0f : 1.0f;
+  if (p.head_dim != 192 && random.chance(0.2)) p.softcap = random.chance(0.5) ? 30.0f : 1.0f;
   if (random.chance(0.2)) p.scale *= 4;
   if (random.chance(0.2)) p.lse = nullptr;
   std::vector<float> sinks;
@@ -111,7 +111,7 @@ void check_turn(Random& random) {
   const bool ragged = random.chance(0.5);
   Lengths lengths = equal(2, int32_t(random.between(1, 400)), int32_t(random.between(0, 200)));
   if (ragged) lengths = {{int32_t(random.between(1, 300)), 0, int32_t(random.between(1, 300))}, {70, 10, 5}, true};
-  AttentionParams p = params(lengths, 2, 1, random.of<int32_t>({64, 128}));
+  AttentionParams p = params(lengths, 2, 1, random.of<int32_t>({64, 96, 128, 192}));
   p.window_right = random.chance(0.5) ? 0 : kNoWindow;
   Problem<D> x(random, p, lengths.q, lengths.k);
 
@@ -199,8 +199,10 @@ void check_refusals() {
   };
   starts("", [](AttentionParams&, int&) {});
   starts("device:", [](AttentionParams&, int& multiprocessors) { multiprocessors = 0; });
-  starts("head_dim:", [](AttentionParams& p, int&) { p.head_dim = 80; });
-  starts("v_head_dim:", [](AttentionParams& p, int&) { p.v_head_dim = 128; });
+  starts("head_dim, v_head_dim:", [](AttentionParams& p, int&) { p.head_dim = 80; });
+  starts("head_dim, v_head_dim:", [](AttentionParams& p, int&) { p.v_head_dim = 128; });
+  starts("head_dim, v_head_dim:",
+         [](AttentionParams& p, int&) { p.head_dim = 192, p.v_head_dim = 128, p.softcap = 30; });
   starts("scale:", [](AttentionParams& p, int&) { p.scale = 0; });
   starts("q_indptr", [](AttentionParams& p, int&) { p.q_indptr = &p.sequences; });
   starts("q:", [](AttentionParams& p, int&) { p.q.data += 8; });
@@ -221,8 +223,8 @@ int main(int argc, char** argv) {
   check_misuse();
   check_refusals();
   for (int i = 0; i < 300; ++i) check_seen_blocks(random);
-  double bf16 = std::max(check_tails<rope::BF16>(random, 128), check_tails<rope::BF16>(random, 64));
-  double f16 = check_tails<rope::F16>(random, 64);
+  double bf16 = std::max(check_tails<rope::BF16>(random, 128), check_tails<rope::BF16>(random, 192));
+  double f16 = std::max(check_tails<rope::F16>(random, 64), check_tails<rope::F16>(random, 96));
   for (int i = 0; i < count; ++i) {
     if (random.chance(0.6)) {
       bf16 = std::max(bf16, check_random<rope::BF16>(random));

@@ -8,8 +8,8 @@
 
 namespace rope::cuda {
 
-// Named barriers. kMyTurn and kMyRows: + the warpgroup's number.
-enum GroupBarrier : int { kClearing = 1, kMyTurn = 2, kMyRows = 4 };
+// Named barriers. kIssue, which lets a warpgroup issue products, and kMyRows: + the warpgroup's number.
+enum GroupBarrier : int { kClearing = 1, kIssue = 2, kMyRows = 4 };
 
 // The low word of a matrix descriptor: its address; `panel_bytes`, of matrices whose rows are panels wide, between
 // these.
@@ -40,12 +40,12 @@ class Consumer {
         value_matrix_(matrix_at(values_.data, Shape::kKeys * kPanelRowBytes)) {}
 
   __device__ __forceinline__ void run() {
-    if (warpgroup_ == 0) group_arrive(kMyTurn, kBoth);  // the first turn is its own
+    if (warpgroup_ == 0) group_arrive(kIssue, kBoth);  // it issues first
     if (args_.turn.cos) turn_first_queries();
 #pragma unroll 1
-    for (;; ++turn_.count) {
-      queries_.wait_full(turn_);
-      tile_ = storage_.tile[turn_.stage()];
+    for (;; ++stage_.count) {
+      queries_.wait_full(stage_);
+      tile_ = storage_.tile[stage_.index()];
       if (tile_.head < 0) break;
       softmax_.clear();
 #pragma unroll
@@ -57,14 +57,14 @@ class Consumer {
       } else {
         end_rows(inverse);
         group_sync(kMyRows + warpgroup_, kWarpgroup);  // all have read the tile
-        if (leader()) queries_.release(turn_);
+        release_queries();
       }
       scale_out(inverse);
       store_out();
     }
     if (leader()) wait_stores_read();
     synchronize(true);
-    if (warpgroup_ != 0) group_sync(kMyTurn, kBoth);  // nobody leaves an arrival behind
+    if (warpgroup_ != 0) group_sync(kIssue, kBoth);  // nobody leaves an arrival behind
   }
 
  private:
@@ -79,8 +79,8 @@ class Consumer {
     const Tile t = TileList<Shape>(args_).find(int32_t(blockIdx.x));
     if (t.head < 0) return;
     QueryTurner<Shape, D, kWarpgroup, 4> turner(args_, t, warpgroup_ * 64, 64, thread_);
-    queries_.wait_full(turn_);
-    turner.turn(queries_.buffer(turn_));
+    queries_.wait_full(stage_);
+    turner.turn(queries_.buffer(stage_));
     fence_async_proxy();
     group_sync(kMyRows + warpgroup_, kWarpgroup);
   }
@@ -97,7 +97,7 @@ class Consumer {
       for (; n >= full_end; --n) next_block<false>(n);
       masked_end = seen.begin;
     } while (n >= seen.begin);
-    if (leader()) queries_.release(turn_);
+    release_queries();
     values_.wait_full(block_);
     start_values(block_);
     end_rows(inverse);
@@ -122,15 +122,15 @@ class Consumer {
   // Scores of block n under way with the values of the one before.
   template <bool kMasked>
   __device__ __forceinline__ void next_block(int32_t n) {
-    const Turn last = block_;
+    const BlockStage last = block_;
     ++block_.count;
     Scores scores;
     keys_.wait_full(block_);
-    group_sync(kMyTurn + warpgroup_, kBoth);
+    group_sync(kIssue + warpgroup_, kBoth);
     start_scores(scores);
     values_.wait_full(last);
     start_values(last);
-    group_arrive(kMyTurn + 1 - warpgroup_, kBoth);
+    group_arrive(kIssue + 1 - warpgroup_, kBoth);
     products_wait<1>();
     pin(scores);
     if (leader()) keys_.release(block_);
@@ -143,8 +143,8 @@ class Consumer {
   }
 
   __device__ __forceinline__ void start_scores(Scores& scores) {
-    const uint32_t q = query_matrix_ + turn_.stage() * (Shape::kQueryBytes / 16);
-    const uint32_t k = key_matrix_ + block_.stage() * (Shape::kKeyBytes / 16);
+    const uint32_t q = query_matrix_ + stage_.index() * (Shape::kQueryBytes / 16);
+    const uint32_t k = key_matrix_ + block_.index() * (Shape::kKeyBytes / 16);
     products_begin();
     pin(scores);
 #pragma unroll
@@ -156,8 +156,8 @@ class Consumer {
     products_commit();
   }
 
-  __device__ __forceinline__ void start_values(Turn block) {
-    const uint32_t v = value_matrix_ + block.stage() * (Shape::kValueBytes / 16);
+  __device__ __forceinline__ void start_values(BlockStage block) {
+    const uint32_t v = value_matrix_ + block.index() * (Shape::kValueBytes / 16);
     products_begin();
     pin(out_);
 #pragma unroll
@@ -242,7 +242,7 @@ class Consumer {
     if (leader()) wait_stores_read();
     synchronize(true);
     group_sync(kMyRows + warpgroup_, kWarpgroup);
-    const uint32_t out = shared_address(storage_.o);
+    const uint32_t out = storage_.out();
     const int row = warpgroup_ * 64 + thread_ / kWarp * 16 + thread_ % 16;
 #pragma unroll
     for (int j = 0; j < Shape::kValueDim / 16; ++j) {
@@ -250,11 +250,10 @@ class Consumer {
       store_matrices(out + chunk_place<Shape::kRows>(row, 2 * j + thread_ / 16 % 2), D::narrow2(x[0], x[1]),
                      D::narrow2(x[2], x[3]), D::narrow2(x[4], x[5]), D::narrow2(x[6], x[7]));
     }
-    const int32_t first = tile_.row + warpgroup_ * 64, rows = tile_.q_tokens - first;
-    const bool clipped = args_.q_indptr && rows < 64;
-    if (!clipped) fence_async_proxy();
+    fence_async_proxy();
     group_sync(kMyRows + warpgroup_, kWarpgroup);
-    if (clipped) {
+    const int32_t first = tile_.row + warpgroup_ * 64, rows = tile_.q_tokens - first;
+    if (args_.q_indptr && rows < 64) {
       store_rows(out, first, rows);
     } else if (leader()) {
 #pragma unroll
@@ -262,6 +261,21 @@ class Consumer {
         store_box(&args_.o, out + chunk_place<Shape::kRows>(warpgroup_ * 64, c * 8), c * kPanelColumns,
                   tile_.q_begin + first, tile_.head, tile_.sequence);
       commit_stores();
+    }
+    synchronize(true);
+    if (Shape::kQueryStages == 1) release_out();
+  }
+
+  // With one stage, results go where queries were: release_out().
+  __device__ __forceinline__ void release_queries() const {
+    if (Shape::kQueryStages > 1 && leader()) queries_.release(stage_);
+  }
+
+  __device__ __forceinline__ void release_out() {
+    group_sync(kMyRows + warpgroup_, kWarpgroup);  // rows are read
+    if (leader()) {
+      wait_stores_read();
+      queries_.release(stage_);
     }
     synchronize(true);
   }
@@ -278,12 +292,13 @@ class Consumer {
 
   const AttentionArgs& args_;
   const AttentionStorage<Shape>& storage_;
-  const Ring<Shape::kQueryBytes> queries_;
+  const QueryRing<Shape> queries_;
   const Ring<Shape::kKeyBytes> keys_;
   const Ring<Shape::kValueBytes> values_;
   const int warpgroup_, thread_, first_row_;
   const uint32_t query_matrix_, key_matrix_, value_matrix_;
-  Turn turn_, block_;  // of the tile's queries, and of the last block whose scores were started
+  QueryStage<Shape> stage_;
+  BlockStage block_;  // of the tile's queries, and of the last block whose scores were started
   Tile tile_;
   OnlineSoftmax softmax_;
   uint32_t powers_[Shape::kKeys / 4];

@@ -1,7 +1,7 @@
 // From a plan to the kernel that carries it out.
 #pragma once
 
-#include "../../operations/call.h"
+#include "../parts/compiled.h"
 #include "hopper_host.cuh"
 #include "kernel.cuh"
 #include "plan.h"
@@ -59,26 +59,25 @@ inline void fill_args(const AttentionParams& p, const AttentionPlan& plan, Atten
   args->softcap_scale = p.softcap ? 2 * kLog2E * p.scale / p.softcap : 0.0f;
 }
 
-template <class Shape, class D, bool kSoftcap>
-Outcome launch_attention(const AttentionParams& p, const AttentionPlan& plan, const Execution& e) {
+// Returns a cudaError_t.
+template <class D, size_t kIndex>
+int launch_attention(const AttentionParams& p, const AttentionPlan& plan, const Execution& e) {
+  constexpr AttentionCode kCode = kAttentionCodes[kIndex];
+  using Shape = AttentionShape<kCode.head_dim, kCode.v_head_dim>;
   AttentionArgs args = {};
-  if (const int error = make_tensor_maps<Shape>(p, &args)) return {error, nullptr};
+  if (const int error = make_tensor_maps<Shape>(p, &args)) return error;
   fill_args(p, plan, &args);
-  return {launch_resident<attention_kernel<Shape, D, kSoftcap>>(plan.blocks, kAttentionThreads,
-                                                                sizeof(AttentionStorage<Shape>), args, e.stream,
-                                                                e.dependent),
-          nullptr};
+  return launch_resident<attention_kernel<Shape, D, kCode.softcap>>(plan.blocks, kAttentionThreads,
+                                                                    sizeof(AttentionStorage<Shape>), args, e.stream,
+                                                                    e.dependent);
 }
 
 template <class D>
 Outcome attention(const AttentionParams& p, const PairData&, const Execution& e) {
   const AttentionPlan plan = plan_attention(p, hopper_multiprocessors());
   if (plan.empty || plan.unsupported || p.asks) return {0, plan.unsupported};
-  const auto launch = [&](auto shape) {
-    using Shape = decltype(shape);
-    return p.softcap ? launch_attention<Shape, D, true>(p, plan, e) : launch_attention<Shape, D, false>(p, plan, e);
-  };
-  return p.head_dim == 64 ? launch(AttentionShape<64, 64, 128>()) : launch(AttentionShape<128, 128, 128>());
+  const auto launch = [&](auto index) { return launch_attention<D, index.value>(p, plan, e); };
+  return {for_compiled<kAttentionCodes>(plan.code, launch), nullptr};
 }
 
 }  // namespace rope::cuda

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "../parts/compiled.h"
+
 namespace rope::cuda {
 namespace {
 
@@ -28,13 +30,13 @@ bool has_slots(const AttentionTurn& t, int32_t head_dim) {
          t.sequence_stride % 4 == 0;
 }
 
-const char* unsupported(const AttentionParams& p, int multiprocessors) {
+const char* unsupported(const AttentionParams& p, const AttentionCode& code, int multiprocessors) {
   const int64_t sequences = p.q_indptr ? 1 : p.sequences;
   const int64_t q_rows = p.q_indptr ? p.q_total : p.q_tokens, k_rows = p.k_indptr ? p.k_total : p.k_tokens;
   if (!multiprocessors) return "device: attention runs on compute capability 9.0 (H100, H200)";
   if (!p.q_indptr != !p.k_indptr) return "q_indptr, k_indptr: both or neither";
-  if (p.head_dim != 64 && p.head_dim != 128) return "head_dim: 64 or 128";
-  if (p.v_head_dim != p.head_dim) return "v_head_dim: as head_dim";
+  if (!is_compiled(kAttentionCodes, code))
+    return "head_dim, v_head_dim: 64, 96 or 128 both, or 192 and 128 without softcap";
   if (!(p.scale > 0)) return "scale: above 0";
   if (!has_boxes(p.q, sequences, q_rows, p.q_heads))
     return "q: an address and positive strides that are multiples of 16 bytes";
@@ -67,7 +69,8 @@ AttentionPlan plan_attention(const AttentionParams& p, int multiprocessors) {
   AttentionPlan plan = {};
   plan.empty = !p.sequences || !p.q_heads || !(p.q_indptr ? p.q_total : p.q_tokens);
   if (plan.empty) return plan;
-  plan.unsupported = unsupported(p, multiprocessors);
+  plan.code = {p.head_dim, p.v_head_dim, p.softcap != 0};
+  plan.unsupported = unsupported(p, plan.code, multiprocessors);
   if (plan.unsupported) return plan;
   // Ragged: at most, since every sequence may end in a tile of its own.
   const int64_t blocks =

@@ -8,6 +8,7 @@ namespace rope::cuda {
 struct AttentionPlan {
   const char* unsupported;  // null, or the argument that the kernels do not serve, and what they do
   bool empty;               // there is nothing to compute
+  AttentionCode code;
   unsigned blocks;
   int32_t section;                    // heads
   int32_t window_left, window_right;  // as given, or none where every key is inside

@@ -75,16 +75,16 @@ class QueryLoader {
   }
 
   // Has a tile's queries loaded; false: there is none left, which the tile says too.
-  __device__ __forceinline__ bool load(Turn turn) {
-    queries_.wait_empty(turn);
-    const Tile t = list_.find(turn.count ? next_number(args_) : int32_t(blockIdx.x));
-    storage_.tile[turn.stage()] = t;
+  __device__ __forceinline__ bool load(QueryStage<Shape> stage) {
+    queries_.wait_empty(stage);
+    const Tile t = list_.find(stage.count ? next_number(args_) : int32_t(blockIdx.x));
+    storage_.tile[stage.index()] = t;
     if (t.head < 0) {
-      barrier_arrive(queries_.filled(turn));
+      barrier_arrive(queries_.filled(stage));
       end_numbers(args_);
       return false;
     }
-    queries_.template load<Shape::kHeadPanels>(turn, &args_.q, t.q_begin + t.row, t.head, t.sequence);
+    queries_.template load<Shape::kHeadPanels>(stage, &args_.q, t.q_begin + t.row, t.head, t.sequence);
     return true;
   }
 
@@ -92,14 +92,14 @@ class QueryLoader {
   const AttentionArgs& args_;
   AttentionStorage<Shape>& storage_;
   TileList<Shape> list_;
-  const Ring<Shape::kQueryBytes> queries_;
+  const QueryRing<Shape> queries_;
 };
 
 template <class Shape>
 __device__ __forceinline__ void load_queries(const AttentionArgs& args, AttentionStorage<Shape>& storage) {
   QueryLoader<Shape> loader(args, storage);
 #pragma unroll 1
-  for (Turn turn; loader.load(turn); ++turn.count) {
+  for (QueryStage<Shape> stage; loader.load(stage); ++stage.count) {
   }
 }
 
@@ -110,18 +110,18 @@ __device__ __forceinline__ void load_and_turn_queries(const AttentionArgs& args,
   const auto loaded = storage.loaded_queries(true), turned = storage.queries();
   QueryLoader<Shape> loader(args, storage);
 #pragma unroll 1
-  for (Turn turn;; ++turn.count) {
-    if (thread == 0) loader.load(turn);
+  for (QueryStage<Shape> stage;; ++stage.count) {
+    if (thread == 0) loader.load(stage);
     synchronize(true);
-    loaded.wait_full(turn);
-    const Tile t = storage.tile[turn.stage()];
-    if (turn.count && t.head >= 0) {
+    loaded.wait_full(stage);
+    const Tile t = storage.tile[stage.index()];
+    if (stage.count && t.head >= 0) {
       QueryTurner<Shape, D, kTurningWarps * kWarp, 1> turner(args, t, 0, Shape::kRows, thread);
-      turner.turn(loaded.buffer(turn));
+      turner.turn(loaded.buffer(stage));
       fence_async_proxy();
     }
     synchronize(true);
-    if (thread % kWarp == 0) barrier_arrive(turned.filled(turn));
+    if (thread % kWarp == 0) barrier_arrive(turned.filled(stage));
     if (t.head < 0) break;
   }
 }
@@ -132,17 +132,17 @@ __device__ __forceinline__ void load_keys_and_values(const AttentionArgs& args, 
   const auto queries = storage.loaded_queries(args.turn.cos);
   const auto keys = storage.keys();
   const auto values = storage.values();
-  const auto next_tile = [&](Turn turn) {
-    queries.wait_full(turn);
-    const Tile t = storage.tile[turn.stage()];
-    queries.release(turn);  // a tile that sees no keys may otherwise be gone before it is seen here
+  const auto next_tile = [&](QueryStage<Shape> stage) {
+    queries.wait_full(stage);
+    const Tile t = storage.tile[stage.index()];
+    queries.release(stage);  // a tile that sees no keys may otherwise be gone before it is seen here
     return t;
   };
-  Turn block;
+  BlockStage block;
   wait_for_previous();
   Tile t = TileList<Shape>(args).find(int32_t(blockIdx.x));  // the first one's keys do not wait for its queries
 #pragma unroll 1
-  for (Turn turn; t.head >= 0;) {
+  for (QueryStage<Shape> stage; t.head >= 0;) {
     const SeenBlocks seen = seen_blocks<Shape::kRows, Shape::kKeys>(t, args.window_left, args.window_right);
     const int32_t head = t.head / args.group;
 #pragma unroll 1
@@ -153,9 +153,9 @@ __device__ __forceinline__ void load_keys_and_values(const AttentionArgs& args, 
       values.wait_empty(block);
       values.template load<Shape::kValuePanels>(block, &args.v, row, head, t.sequence);
     }
-    if (!turn.count) next_tile(turn);
-    ++turn.count;
-    t = next_tile(turn);
+    if (!stage.count) next_tile(stage);
+    ++stage.count;
+    t = next_tile(stage);
   }
 }
 

@@ -11,19 +11,34 @@ inline constexpr int kPanelColumns = 64, kPanelRowBytes = 128;
 inline constexpr int kComputing = 2, kAttentionThreads = 128 * (1 + kComputing);
 inline constexpr int kTurningWarps = 3;  // of the warpgroup that loads
 
-template <int kHeadDim_, int kValueDim_, int kKeys_>
+template <int kHeadDim_, int kValueDim_>
 struct AttentionShape {
   static constexpr int kHeadDim = kHeadDim_, kValueDim = kValueDim_;
   static constexpr int kRows = 64 * kComputing;  // queries of a tile
-  static constexpr int kKeys = kKeys_;           // of a block
+  static constexpr int kKeys = 128;              // of a block
   static constexpr int kHeadPanels = divide_up(kHeadDim, kPanelColumns);
   static constexpr int kValuePanels = divide_up(kValueDim, kPanelColumns);
   static constexpr int kQueryBytes = kHeadPanels * kRows * kPanelRowBytes;
   static constexpr int kKeyBytes = kHeadPanels * kKeys * kPanelRowBytes;
   static constexpr int kValueBytes = kValuePanels * kKeys * kPanelRowBytes;
   static constexpr int kOutBytes = kValuePanels * kRows * kPanelRowBytes;
+  // A second stage, loaded ahead, and a place for results of their own: where an SM's 227 KB hold them.
+  static constexpr int kStagedBytes = 2 * (kQueryBytes + kKeyBytes + kValueBytes) + kOutBytes;
+  static constexpr int kQueryStages = kStagedBytes + 1024 <= 227 * 1024 ? 2 : 1;
   static_assert(kHeadDim % 16 == 0 && kValueDim % 16 == 0 && kKeys % 16 == 0, "wgmma goes by 16");
 };
+
+// Which kernels are compiled.
+struct AttentionCode {
+  int32_t head_dim, v_head_dim;
+  bool softcap;
+};
+constexpr bool operator==(const AttentionCode& a, const AttentionCode& b) {
+  return a.head_dim == b.head_dim && a.v_head_dim == b.v_head_dim && a.softcap == b.softcap;
+}
+inline constexpr AttentionCode kAttentionCodes[] = {{64, 64, false},  {64, 64, true},    {96, 96, false},
+                                                    {96, 96, true},   {128, 128, false}, {128, 128, true},
+                                                    {192, 128, false}};
 
 // Queries of one head of one sequence: `row` is the first, counted in the sequence.
 struct Tile {

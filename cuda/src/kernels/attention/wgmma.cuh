@@ -33,17 +33,21 @@ struct Product;
 #define ROPE_PLACES_64                                                     \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define ROPE_PLACES_128                                                              \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define ROPE_PLACES_96 \
+  ROPE_PLACES_64       \
+      ", "             \
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define ROPE_PLACES_128 \
+  ROPE_PLACES_96        \
+      ", "              \
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define ROPE_REGISTERS_16(i)                                                                                  \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
       "+f"(d[i + 7]), "+f"(d[i + 8]), "+f"(d[i + 9]), "+f"(d[i + 10]), "+f"(d[i + 11]), "+f"(d[i + 12]),      \
       "+f"(d[i + 13]), "+f"(d[i + 14]), "+f"(d[i + 15])
 #define ROPE_REGISTERS_64 ROPE_REGISTERS_16(0), ROPE_REGISTERS_16(16)
-#define ROPE_REGISTERS_128 ROPE_REGISTERS_64, ROPE_REGISTERS_16(32), ROPE_REGISTERS_16(48)
+#define ROPE_REGISTERS_96 ROPE_REGISTERS_64, ROPE_REGISTERS_16(32)
+#define ROPE_REGISTERS_128 ROPE_REGISTERS_96, ROPE_REGISTERS_16(48)
 
 // keys(): A and B in shared memory, K-major both (rows of A and columns of B are contiguous); instead of D += where
 // `accumulate` is false, D =. values(): A in registers, B MN-major (rows of B are contiguous).
@@ -71,14 +75,18 @@ struct Product;
 
 ROPE_PRODUCT(64, F16, "f16", "%32", "%33", "%34", "%35", "%36")
 ROPE_PRODUCT(64, BF16, "bf16", "%32", "%33", "%34", "%35", "%36")
+ROPE_PRODUCT(96, F16, "f16", "%48", "%49", "%50", "%51", "%52")
+ROPE_PRODUCT(96, BF16, "bf16", "%48", "%49", "%50", "%51", "%52")
 ROPE_PRODUCT(128, F16, "f16", "%64", "%65", "%66", "%67", "%68")
 ROPE_PRODUCT(128, BF16, "bf16", "%64", "%65", "%66", "%67", "%68")
 
 #undef ROPE_PRODUCT
 #undef ROPE_PLACES_64
-#undef ROPE_PLACES_128
-#undef ROPE_REGISTERS_16
 #undef ROPE_REGISTERS_64
+#undef ROPE_PLACES_96
+#undef ROPE_REGISTERS_96
+#undef ROPE_PLACES_128
 #undef ROPE_REGISTERS_128
+#undef ROPE_REGISTERS_16
 
 }  // namespace rope::cuda
