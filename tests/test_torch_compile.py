@@ -170,6 +170,22 @@ def test_cache(device):
     assert torch.equal(got, want) and want.any()
 
 
+def test_sums_of_a_norm_that_ranks_share(device):
+    """Written by a call that leaves q as it is, and read by the next."""
+    where = on(device)
+    rope = make(device, fused=True, norm=pyrope.RMSNorm(across_heads=True, ranks=2))
+    q, weight = randn(where, Q_HEADS)[0], torch.ones(Q_HEADS * DIM, device=where)
+
+    def step(q, sums, write):
+        face.apply_(rope, q, layout="thd", q_weight=weight, q_sums=sums, write_sums=write)
+        return q
+
+    sums, again = torch.zeros(2, SEQ, device=where)
+    assert torch.equal(step(q.clone(), sums, True), q) and torch.allclose(sums, (q**2).sum((1, 2)))
+    assert torch.equal(compiled(step)(q.clone(), again, True), q) and torch.equal(again, sums)
+    assert torch.equal(compiled(step)(q.clone(), sums, False), step(q.clone(), sums, False))
+
+
 @pytest.mark.parametrize("norm", [False, True])
 def test_module(device, norm):
     """The module in a model, with its weights' gradients."""
