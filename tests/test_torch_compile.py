@@ -186,6 +186,22 @@ def test_sums_of_a_norm_that_ranks_share(device):
     assert torch.equal(compiled(step)(q.clone(), sums, False), step(q.clone(), sums, False))
 
 
+def test_k_of_another_dtype(device):
+    """Each result, and gradient, of its own."""
+    where = on(device)
+    rope = make(device, "bfloat16", fused=True, k_dtype="float16")
+    q, k = randn(where, Q_HEADS)[0].bfloat16(), randn(where, K_HEADS)[0].half()
+    leaves = [x.clone().requires_grad_() for x in (q, k)]
+
+    def turn(q, k):
+        return face.apply(rope, q, k, layout="thd", offset=3)
+
+    for x, y, leaf in zip(turn(q, k), compiled(turn)(*leaves), leaves, strict=True):
+        assert x.dtype == leaf.dtype and torch.equal(x, y)
+        (grad,) = torch.autograd.grad(y, leaf, torch.ones_like(y), retain_graph=True)
+        assert grad.dtype == leaf.dtype and grad.any()
+
+
 @pytest.mark.parametrize("norm", [False, True])
 def test_module(device, norm):
     """The module in a model, with its weights' gradients."""

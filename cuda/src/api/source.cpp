@@ -18,7 +18,7 @@ rope_status read_quantize(const rope_apply_desc& d, const Source& s, Quantize* q
     if (from.out_dtype != ROPE_OUT_SAME && (d.flags & ROPE_FLAG_IN_CACHE))
       return fail(ROPE_ERR_UNSUPPORTED, "%s.out_dtype: a dtype, with ROPE_FLAG_IN_CACHE the descriptor's dtype says it",
                   name);
-    const bool same = from.out_dtype == ROPE_OUT_F32 + d.dtype;
+    const bool same = from.out_dtype == ROPE_OUT_F32 + s.dtype;
     *q = {same ? OutType::kSame : OutType(from.out_dtype), ScaleKind::kHost, 1.0f, 1.0f, nullptr};
     return ROPE_OK;
   }
@@ -128,7 +128,7 @@ rope_status read_kept(const rope_apply_desc& d, const PipelineCall& p, Source& s
                       OperandExtras* x) {
   if (!s.out->data) return ROPE_OK;
   const bool moved = s.rotated && p.out_layout != p.layout;
-  const int64_t bytes = dtype_bytes(d.dtype);
+  const int64_t bytes = dtype_bytes(s.dtype);
   bool in_place;
   ROPE_TRY(read_written(d, s, shape, (s.rotated || s.weight) && !moved, bytes, &s.kept_rows, &in_place));
   ROPE_TRY(check_apart(s.names->cache, s.written, s.names->out, s.kept_rows));
@@ -155,7 +155,7 @@ rope_status check_apart(const char* x_name, const Rows& x, const char* y_name, c
 rope_status read_operand(const rope_apply_desc& d, const PipelineCall& p, Source& s, PipelineOperand* o,
                          OperandExtras* x, Groups* groups) {
   const bool in_cache = d.flags & ROPE_FLAG_IN_CACHE;
-  const int64_t bytes = dtype_bytes(d.dtype), length = d.sequence_length ? d.sequence_length : d.num_tokens;
+  const int64_t bytes = dtype_bytes(s.dtype), length = d.sequence_length ? d.sequence_length : d.num_tokens;
   const Shape shape = {d.num_tokens / length, length, s.heads, s.dim};
   ROPE_TRY(check_range(s.names->heads, s.heads, 1, ROPE_MAX_HEADS));
   ROPE_TRY(check_range(s.names->dim, s.dim, 1, s.rotated ? ROPE_MAX_HEAD_DIM : ROPE_MAX_FUSED_HEAD_DIM));
@@ -182,6 +182,7 @@ rope_status read_operand(const rope_apply_desc& d, const PipelineCall& p, Source
   o->whole = true;
   x->in_sequence_stride = s.read.sequence.stride;
   x->in_gap = gap_of(s.read, bytes);
+  x->twin = s.dtype != d.dtype;
   // What strides count: elements, of fewer than 8 bits or in blocks bytes.
   const int64_t out_bytes = std::max<int64_t>(stored_bytes(o->quantize.type, bytes, 1), 1);
   const int64_t units = stored_bytes(o->quantize.type, bytes, s.dim) / out_bytes;
