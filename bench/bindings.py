@@ -5,6 +5,7 @@ op on that slot, or returns new tensors (q, k).
 """
 
 import functools
+import importlib
 
 import numpy as np
 from cases import Case
@@ -145,7 +146,8 @@ def torch_compile(case, slot, inputs):
     return torch_table(case, slot, inputs, _compiled(case))
 
 
-def pyrope_torch(case, slot, inputs):
+def pyrope_torch(case, slot, inputs, new: bool = False):
+    """new: in new tensors, whatever the case says."""
     import pyrope.torch
 
     arrays = {"indptr": inputs.indptr, "offsets": inputs.offsets} if case.positions == "ragged" else {}
@@ -154,13 +156,14 @@ def pyrope_torch(case, slot, inputs):
         where["positions"] = inputs.ids.torch
     elif case.positions == "offset":
         where["offset"] = int(inputs.starts[0])
-    outs = {f"{x}_out": slot[f"{x}_out"].torch for x in ("q", "k") if f"{x}_out" in slot}
-    function = pyrope.torch.apply if outs else pyrope.torch.apply_
+    outs = {f"{x}_out": slot[f"{x}_out"].torch for x in ("q", "k") if f"{x}_out" in slot and not new}
+    function = pyrope.torch.apply if outs or new else pyrope.torch.apply_
     rope, k = make_rope(pyrope.Rope, case, inputs), slot["k"].torch if "k" in slot else None
     q = slot["q"].torch
 
     def run():
-        function(rope, q, k, layout="thd", **where, **outs)
+        results = function(rope, q, k, layout="thd", **where, **outs)
+        return results[: 1 if k is None else 2] if new else None
 
     return run
 
@@ -175,9 +178,8 @@ def flashinfer_limits(case: Case) -> str | None:
     return needs_k(case)
 
 
-def flashinfer_table(case, slot, inputs):
-    import flashinfer.rope as fi
-
+def flashinfer_table(case, slot, inputs, package="flashinfer"):
+    fi = importlib.import_module(f"{package}.rope")
     function = fi.apply_rope_with_cos_sin_cache_inplace if case.in_place else fi.apply_rope_with_cos_sin_cache
     q, k = (x.flatten(1) for x in _torch_tensors(slot))
     run = functools.partial(
@@ -204,9 +206,8 @@ def flashinfer_module(case, slot, inputs):
     )
 
 
-def flashinfer_fly(case, slot, inputs):
-    import flashinfer.rope as fi
-
+def flashinfer_fly(case, slot, inputs, package="flashinfer"):
+    fi = importlib.import_module(f"{package}.rope")
     name = "apply_rope" if case.positions == "ragged" else "apply_rope_pos_ids"
     function = getattr(fi, name + "_inplace" if case.in_place else name)
     where = (inputs.indptr, inputs.offsets) if case.positions == "ragged" else (inputs.ids,)
@@ -230,6 +231,13 @@ def build_flashinfer(case):
 
 def sglang_key(case: Case) -> tuple:
     return case.layout == "neox", case.rotated, "bf16_t" if case.dtype == "bfloat16" else "fp16_t"
+
+
+def sglang_drop_in(case, slot, inputs):
+    from pyrope.compat.sglang import apply_rope_inplace
+
+    arguments = *_torch_tensors(slot), inputs.cos_sin.torch, inputs.ids.torch
+    return functools.partial(apply_rope_inplace, *arguments, is_neox=case.layout == "neox")
 
 
 def sglang(case, slot, inputs):
@@ -259,9 +267,8 @@ def sglang_limits(case: Case) -> str | None:
 # ---- vLLM, Liger, flash-attn
 
 
-def vllm(case, slot, inputs):
-    from vllm import _custom_ops as ops
-
+def vllm(case, slot, inputs, package="vllm"):
+    ops = importlib.import_module(f"{package}._custom_ops")
     tensors = [x.flatten(1) for x in _torch_tensors(slot)]
     q, k = tensors if len(tensors) == 2 else (tensors[0], None)
     return functools.partial(
@@ -281,9 +288,8 @@ def liger(case, slot, inputs):
     return lambda: rope_forward(q, k, cos, sin) and None
 
 
-def flash_attn(case, slot, inputs):
-    from flash_attn_rotary import apply_rotary
-
+def flash_attn(case, slot, inputs, package="flash_attn_rotary"):
+    apply_rotary = importlib.import_module(package).apply_rotary
     tensors = _torch_tensors(slot)
     if case.positions == "offset":
         tensors, offsets = [x.unsqueeze(0) for x in tensors], int(inputs.starts[0])
@@ -298,12 +304,35 @@ def flash_attn(case, slot, inputs):
     return run
 
 
+# ---- what models and training code call, of which each call returns new tensors
+
+
+def transformers(case, slot, inputs, module="transformers.models.llama.modeling_llama"):
+    function = importlib.import_module(module).apply_rotary_pos_emb
+    tensors = [_requests(case, x).transpose(1, 2) for x in _torch_tensors(slot)]
+    cos, sin = (_requests(case, x.torch) for x in (inputs.token_cos, inputs.token_sin))
+    return lambda: [x.transpose(1, 2).flatten(0, 1) for x in function(*tensors, cos, sin)]
+
+
+def transformer_engine(case, slot, inputs, package="transformer_engine"):
+    te = importlib.import_module(f"{package}.pytorch.attention.rope")
+    make = te.RotaryPositionEmbedding(case.head_dim, case.rotated / case.head_dim, rotary_base=THETA)
+    freqs, tensors = make(inputs.table_rows).to(inputs.ids.torch.device), _torch_tensors(slot)
+    tensors, starts = [_requests(case, x) for x in tensors], inputs.offsets.torch.int()
+    call = functools.partial(te.apply_rotary_pos_emb, freqs=freqs, tensor_format="bshd", start_positions=starts)
+    return lambda: [call(x).flatten(0, 1) for x in tensors]
+
+
 def contiguous_only(case: Case) -> str | None:
     return "contiguous q and k only" if case.step else None
 
 
 def in_place_only(case: Case) -> str | None:
     return None if case.in_place else "in place only"
+
+
+def whole_heads_of_both(case: Case) -> str | None:
+    return needs_k(case) or (None if case.rotated == case.head_dim else "rotates whole heads only")
 
 
 def needs_k(case: Case) -> str | None:

@@ -103,6 +103,18 @@ def pyrope_with(**options) -> dict[str, Callable]:
     return {op: functools.partial(call, **options) for op, call in PYROPE.items()}
 
 
+def drop_in(name: str, what: str, ops: dict[str, Callable], **limits) -> Peer:
+    """What a call of pyrope.compat costs the host."""
+    modules = "torch", f"pyrope.compat.{name.partition('-')[0]}"
+    return Peer(f"compat-{name}", f"pyrope.compat: {what}", ops, modules, devices=BOTH, host_only=True, **limits)
+
+
+def of_pyrope(package: str, **ops: Callable) -> dict[str, Callable]:
+    """Calls of a peer's functions, by the functions of the same names."""
+    return {op.replace("_", "-"): functools.partial(call, package=f"pyrope.compat.{package}")
+            for op, call in ops.items()}  # fmt: skip
+
+
 PEERS = (
     Peer("pyrope", "pyrope.Rope.apply, with stages pyrope.FusedRope.apply; raw pointers; in a step with its defaults, "
          "else with enable_pdl and positions_ready", PYROPE, devices=BOTH),
@@ -115,6 +127,27 @@ PEERS = (
          {"append": p.pyrope_append_pages}, step_only=True),
     Peer("pyrope-torch", "pyrope.torch.apply_, or apply with outputs that are given", {"apply": b.pyrope_torch},
          ("torch", "pyrope.torch"), devices=BOTH, host_only=True),
+    Peer("pyrope-torch-new", "pyrope.torch.apply, new tensors",
+         {"apply": functools.partial(b.pyrope_torch, new=True)}, ("torch", "pyrope.torch"), devices=BOTH,
+         host_only=True),
+    drop_in("flashinfer", "as flashinfer",
+            of_pyrope("flashinfer", apply=b.flashinfer_table, append=p.flashinfer_append,
+                      append_fp8=p.flashinfer_append_fp8, mla_fp8=p.flashinfer_mla_fp8), refuses=p.drop_in_limits),
+    drop_in("flashinfer-fly", "as flashinfer-fly", of_pyrope("flashinfer", apply=b.flashinfer_fly),
+            refuses=b.needs_k),
+    drop_in("vllm", "as vllm", of_pyrope("vllm", apply=b.vllm), refuses=b.in_place_only),
+    drop_in("sglang", "apply_rope_inplace, append: apply_rope_inplace_with_kvcache",
+            {"apply": b.sglang_drop_in, "append": p.sglang_append_drop_in}, refuses=p.sglang_drop_in_limits),
+    drop_in("flash_attn", "as flash-attn", of_pyrope("flash_attn", apply=b.flash_attn), dtypes=("float32",)),
+    drop_in("transformers", "apply_rotary_pos_emb of Llama; new tensors",
+            {"apply": functools.partial(b.transformers, module="pyrope.compat.transformers")}, layouts=("neox",),
+            refuses=b.whole_heads_of_both),
+    drop_in("transformer_engine", "apply_rotary_pos_emb, a call each for q and k; new tensors",
+            of_pyrope("transformer_engine", apply=b.transformer_engine), layouts=("neox",),
+            angle=lambda position: position * 2.0**-24),
+    Peer("transformers", "apply_rotary_pos_emb of its Llama; new tensors", {"apply": b.transformers},
+         ("transformers", "transformers.models.llama.modeling_llama", "torch"), devices=BOTH, dtypes=("float32",),
+         layouts=("neox",), refuses=b.whole_heads_of_both, host_only=True),
     Peer("pyrope-plain", "pyrope.Rope.apply by the first of the positions", {"mrope": b.pyrope_apply}, devices=BOTH,
          checked_as={"mrope": "apply"}),
     Peer("sglang", "SGLang's fused rope kernel, with or without its store, table, PDL; compiled module",

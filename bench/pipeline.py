@@ -1,6 +1,7 @@
 """How each implementation is called for the operations with stages around the rotation: more of bindings.py."""
 
 import functools
+import importlib
 
 import bindings as b
 from cases import FP8, NOPE_DIM, PAGE_SIZE, SECTIONS, Case
@@ -108,18 +109,24 @@ def flashinfer_limits(case: Case) -> str | None:
     return None if capability in ((9, 0), (10, 0), (10, 3)) else f"no kernel for compute capability {capability}"
 
 
+def drop_in_limits(case: Case) -> str | None:
+    return b.needs_k(case) or (b.in_place_only(case) if case.op == "append" else None)
+
+
+def sglang_drop_in_limits(case: Case) -> str | None:
+    return b.needs_k(case) or b.in_place_only(case)
+
+
 def _pages(array):
     """A cache as [num_pages, PAGE_SIZE, heads, dim]."""
     return array.torch.unflatten(0, (-1, PAGE_SIZE))
 
 
-def flashinfer_append(case, slot, inputs):
-    from flashinfer.page import append_paged_kv_cache
-
-    rotate = b.flashinfer_table(case, slot, inputs)
+def flashinfer_append(case, slot, inputs, package="flashinfer"):
+    rotate = b.flashinfer_table(case, slot, inputs, package)
     paged = {name: array.torch for name, array in inputs.paged.items()}
     append = functools.partial(
-        append_paged_kv_cache,
+        importlib.import_module(f"{package}.page").append_paged_kv_cache,
         slot["k"].torch,
         slot["v"].torch,
         paged["requests"],
@@ -138,9 +145,8 @@ def flashinfer_append(case, slot, inputs):
     return run
 
 
-def flashinfer_append_fp8(case, slot, inputs):
-    import flashinfer.rope as fi
-
+def flashinfer_append_fp8(case, slot, inputs, package="flashinfer"):
+    fi = importlib.import_module(f"{package}.rope")
     paged = {name: array.torch for name, array in inputs.paged.items()}
     q, k, v, q_out = (slot[name].torch for name in ("q", "k", "v", "q_out"))
     call = functools.partial(
@@ -197,9 +203,8 @@ def flashinfer_norm_append(case, slot, inputs):
     return run
 
 
-def flashinfer_mla_fp8(case, slot, inputs):
-    import flashinfer.rope as fi
-
+def flashinfer_mla_fp8(case, slot, inputs, package="flashinfer"):
+    fi = importlib.import_module(f"{package}.rope")
     x = {name: array.torch for name, array in slot.items()}
     call = functools.partial(
         fi.mla_rope_quantize_fp8,
@@ -267,3 +272,12 @@ def sglang_append(case, slot, inputs):
         inputs.ids.torch,
         inputs.slot_mapping.torch,
     )
+
+
+def sglang_append_drop_in(case, slot, inputs):
+    from pyrope.compat.sglang import apply_rope_inplace_with_kvcache
+
+    x = {name: array.torch for name, array in slot.items()}
+    caches = (x[f"{name}_cache"].flatten(1) for name in "kv")
+    arguments = x["q"], x["k"], x["v"], *caches, inputs.cos_sin.torch, inputs.ids.torch, inputs.slot_mapping.torch
+    return functools.partial(apply_rope_inplace_with_kvcache, *arguments, is_neox=case.layout == "neox")

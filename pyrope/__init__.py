@@ -1,6 +1,7 @@
 """Rotary position embedding on raw device pointers: exact at every position, the same bits on CPU and GPU.
 
-The work is done by :class:`Rope` and, with more stages in the same launch, :class:`FusedRope`; see their docstrings.
+The work is done by :class:`Rope` and, with more stages in the same launch, :class:`FusedRope`; :class:`RopeAttention`
+attends over what they rotate. See their docstrings.
 ``python -m pyrope`` says what this installation can do.
 """
 
@@ -13,6 +14,7 @@ except ModuleNotFoundError:
     __path__ = pkgutil.extend_path(__path__, __name__)
 
 try:
+    from pyrope._attention import RopeAttention
     from pyrope._fused import FusedRope
     from pyrope._library import build_info, device_count, supported, version
     from pyrope._rope import Rope
@@ -37,6 +39,7 @@ __all__ = [
     "Proportional",
     "RMSNorm",
     "Rope",
+    "RopeAttention",
     "RopeError",
     "Scaling",
     "UnsupportedError",

@@ -1,4 +1,4 @@
-# The public header, made by tools/capi.py. Ships in the wheel, for cimport.
+# The public headers, made by tools/capi.py. Ships in the wheel, for cimport.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "roperope/roperope.h" nogil:
@@ -353,3 +353,55 @@ cdef extern from "roperope/roperope.h" nogil:
     const char* rope_build_info()
     const char* rope_status_string(rope_status)
     const char* rope_last_error()
+
+cdef extern from "roperope/attention.h" nogil:
+    enum:
+        ROPE_MAX_ATTENTION_HEAD_DIM
+    enum:
+        ROPE_ATTENTION_CAUSAL
+        ROPE_ATTENTION_WINDOW
+        ROPE_ATTENTION_Q_ROTATED
+        ROPE_ATTENTION_K_ROTATED
+
+    ctypedef struct rope_attention_tensor:
+        void* data
+        int64_t sequence_stride
+        int64_t token_stride
+        int64_t head_stride
+
+    ctypedef struct rope_attention_desc:
+        uint32_t struct_size
+        uint32_t flags
+        int32_t backend
+        int32_t dtype
+        int32_t head_dim
+        int32_t v_head_dim
+        int32_t num_q_heads
+        int32_t num_k_heads
+        int32_t num_sequences
+        int32_t num_threads
+        int64_t num_q_tokens
+        int64_t num_k_tokens
+        rope_attention_tensor q, k, v, o
+        const rope_apply_desc* rotation
+        rope_attention_tensor q_out
+        rope_attention_tensor k_out
+        float* lse
+        const float* sinks
+        const int32_t* q_indptr
+        const int32_t* k_indptr
+        int32_t max_q_tokens
+        int32_t max_k_tokens
+        float scale
+        float softcap
+        int32_t window_left
+        int32_t window_right
+        void* workspace
+        int64_t workspace_bytes
+        void* stream
+        rope_parallel_for parallel_for
+        void* parallel_context
+
+    void rope_attention_desc_init(rope_attention_desc* desc)
+    rope_status rope_attention_workspace(const rope_attention_desc* desc, int64_t* bytes)
+    rope_status rope_attention(const rope_attention_desc* desc)

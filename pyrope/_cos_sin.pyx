@@ -138,21 +138,29 @@ cdef void* read_source(str name, object x, int64_t width, rope_apply_desc* d, ro
     """[rows, width], or rows of several dimensions that fold; the first array sets their number and their stride."""
     cdef View v
     cdef int last
-    cdef int64_t stride
+    cdef int64_t stride, rows
     if not is_array(x):
         return <void*>read_pointer(x, name, c.num_tokens == 0)
     read_elements(name, x, table.dtype, c, &v)
     if v.ndim > 2:
         last = v.ndim - 1
-        if not (d.positions or d.indptr or d.offset):
-            if v.ndim == 3 and v.shape[0] == 1 and v.shape[1] == c.inner_tokens:
+        rows = fold_rows(name, &v, last, &stride)
+        if d.positions or d.indptr:
+            pass
+        elif v.ndim == 3 and v.shape[0] == 1 and v.shape[1] == c.inner_tokens:
+            if not d.offset:
                 d.sequence_length = c.inner_tokens  # rows of one sequence for all
-            elif has_sequence_steps(d):
+        elif rows == c.num_tokens and (v.ndim > 3 or v.shape[0] == 1 or c.inner_tokens in (0, v.shape[1])):
+            if d.offset and rows != v.shape[1]:
+                raise ValueError(f"offset: {d.offset}, not allowed where {name} has a row for each token of a batch")
+            if has_sequence_steps(d):
                 raise ValueError(f"{name}: a row for each token of a batch, which must fold into one dimension of "
                                  "tokens; pass positions=numpy.arange(num_tokens) with rows of two dimensions")
-            else:
-                d.sequence_length = 0
-        v.shape[0] = fold_rows(name, &v, last, &stride)
+            d.sequence_length = 0
+        elif rows != v.shape[1]:
+            raise ValueError(f"{name}: shape {shape_of(&v)}, must be [rows, columns], or have the leading dimensions of "
+                             f"the {c.num_tokens} tokens")
+        v.shape[0] = rows
         v.strides[0], v.shape[1], v.strides[1], v.ndim = stride, v.shape[last], v.strides[last], 2
     check_rows(name, &v, width, 1, &table.num_rows, &table.row_stride)
     return v.data

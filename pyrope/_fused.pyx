@@ -3,7 +3,7 @@
 
 from libc.stdint cimport uint8_t
 
-from pyrope._arguments cimport ANGLES, LAYOUTS, Call, as_count, as_flag, choose, name_of
+from pyrope._arguments cimport ANGLES, LAYOUTS, Call, as_count, as_flag, choose, name_of, unusual_of
 from pyrope._cache cimport begin_rotate_cache, read_cache, read_check, read_num_tokens, set_cache
 from pyrope._call cimport rotate
 from pyrope._capi cimport *
@@ -15,14 +15,13 @@ from pyrope._stages cimport (
 )
 from pyrope._tensors cimport begin_stages, read_k_nope, read_q_nope, read_rotated, read_sequences, read_v, set_k_dtype
 
-# Options that a Rope does not have: those that a repr shows, where they are not the default, and all.
-_SHOWN = {
-    "cos_sin_columns": "pairs", "sections": None, "sections_interleaved": False, "pair_streams": None, "num_blocks": 1,
-    "xpos": None, "q_nope_dim": 0, "norm": None, "q_out_dtype": None, "k_out_dtype": None, "v_out_dtype": None,
-    "q_scale_kind": None, "k_scale_kind": None, "v_scale_kind": None, "cache": None, "out_layout": None,
-    "k_nope_dim": 0, "k_dtype": None,
-}
-_OPTIONS = (*_SHOWN, "cos_sin_dtype", "v_head_dim")
+# Options that a Rope does not have, those that a repr shows where they are not the default: of angles, of stages.
+_TURNS = {"cos_sin_columns": "pairs", "sections": None, "sections_interleaved": False, "pair_streams": None,
+           "num_blocks": 1, "xpos": None}
+_STAGES = {"q_nope_dim": 0, "norm": None, "q_out_dtype": None, "k_out_dtype": None, "v_out_dtype": None,
+           "q_scale_kind": None, "k_scale_kind": None, "v_scale_kind": None, "cache": None, "out_layout": None,
+           "k_nope_dim": 0, "k_dtype": None}
+_OPTIONS = (*_TURNS, *_STAGES, "cos_sin_dtype", "v_head_dim")
 
 
 cdef class FusedRope(Rope):
@@ -162,8 +161,7 @@ enable_pdl, positions_ready, skip
         Rope.__init__(self, head_dim, num_q_heads, num_k_heads, rotary_dim=2 if still else rotary_dim,
                       rotary_offset=rotary_offset, theta=theta, scaling=scaling, inv_freq=inv_freq, layout=layout,
                       attention_factor=attention_factor, dtype=dtype, angle="exact" if tabulated else angle,
-                      device=device,
-                      position_dtype=position_dtype, num_threads=num_threads, enable_pdl=enable_pdl,
+                      device=device, position_dtype=position_dtype, num_threads=num_threads, enable_pdl=enable_pdl,
                       positions_ready=positions_ready, skip=skip)
         self.ready = False
         if still:
@@ -215,9 +213,8 @@ enable_pdl, positions_ready, skip
         return partial(type(self), **options), arguments
 
     def __repr__(self):
-        text = super().__repr__()
-        stages = [f"{name}={getattr(self, name)!r}" for name, usual in _SHOWN.items() if getattr(self, name) != usual]
-        return f"FusedRope{text[4:-1]}{''.join(', ' + stage for stage in stages)})"
+        unusual = "".join(f", {option}" for option in unusual_of(self, _TURNS | _STAGES))
+        return f"FusedRope{super().__repr__()[4:-1]}{unusual})"
 
     @property
     def num_blocks(self) -> int:
@@ -257,8 +254,8 @@ enable_pdl, positions_ready, skip
               k_sums: Memory | None = None, write_sums: bool = False) -> None:
         """Rotate q and k, and pass q, k and v through the stages.
 
-        Memory is given as to :meth:`Rope.apply`: as a pointer, or as an array of the shape and dtype below. An array of
-        a quantised type may have any dtype of one byte. What is written may not overlap anything else in the call.
+        Memory is given as to :meth:`Rope.apply`, whose notes hold here too: as a pointer, or as an array of the shape
+        and dtype below, of a quantised type of any dtype of one byte. What is written may not overlap anything else.
 
         Parameters
         ----------
@@ -336,10 +333,6 @@ enable_pdl, positions_ready, skip
             With ``positions_from``: ``[num_tokens]`` int32, what the tokens were rotated with. Default: ``set_ids``.
         set_factors, num_sets : pointer or array, optional; int
             ``[num_sets]`` float32, attention factors of the sets (default: ones). With a pointer, how many there are.
-
-        Notes
-        -----
-        The notes of :meth:`Rope.apply` hold here too.
 
         Raises
         ------
@@ -448,3 +441,8 @@ enable_pdl, positions_ready, skip
         read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from, &d, &c)
         read_check(check, &d)
         rotate(&d)
+
+
+def stages_of(rope: Rope) -> list[str]:
+    """What a rope does besides rotating, as text."""
+    return unusual_of(rope, _STAGES) if isinstance(rope, FusedRope) else []

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Angle",
+    "AttentionStrides",
     "CosSinColumns",
     "DType",
     "DTypeLike",
@@ -80,6 +81,9 @@ Scale: TypeAlias = SupportsFloat | Memory
 Stream: TypeAlias = SupportsIndex | HasCudaStream
 Strides: TypeAlias = (
     tuple[SupportsIndex, SupportsIndex] | tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex] | list[int]
+)
+AttentionStrides: TypeAlias = (
+    tuple[SupportsIndex, SupportsIndex] | tuple[SupportsIndex, SupportsIndex, SupportsIndex] | list[int]
 )
 Sections: TypeAlias = tuple[SupportsIndex, ...] | list[int]
 PairStreams: TypeAlias = "tuple[SupportsIndex, ...] | list[int] | np.ndarray[Any, Any]"

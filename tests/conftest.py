@@ -4,6 +4,7 @@ import pytest
 pytest.register_assert_rewrite("kit")  # before anything imports it, hence E402 below
 
 import pyrope  # noqa: E402
+from kit.library import ROOT  # noqa: E402
 from kit.memory import REQUIRE_GPU  # noqa: E402
 
 
@@ -23,6 +24,12 @@ def device(request):
 @pytest.fixture
 def rng():
     return np.random.default_rng(20260717)
+
+
+@pytest.fixture
+def modules_of_bench(monkeypatch):
+    """They are found, as when a program of that folder is run."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
 
 
 @pytest.fixture

@@ -3,13 +3,7 @@
 import numpy as np
 import pytest
 
-from kit.library import ROOT
-
-
-@pytest.fixture(autouse=True)
-def modules_of_bench(monkeypatch):
-    """They are found, as when a program of that folder is run."""
-    monkeypatch.syspath_prepend(ROOT / "bench")
+pytestmark = pytest.mark.usefixtures("modules_of_bench")
 
 
 class Surroundings:

@@ -227,6 +227,11 @@ def test_liger(device):
         g = randn(device, *out.shape)
         (grad,) = torch.autograd.grad(out, x, g, retain_graph=True)
         check(grad.transpose(1, 2), rotated(g.transpose(1, 2), angles, "neox", conjugate=True))
+    one = [t[:1, :1].expand(BATCH, -1, -1) for t in (cos, sin)]  # rows of stride 0
+    first = liger.liger_rotary_pos_emb(q[:, :, :1], k[:, :, :1], *one)
+    assert torch.equal(first[0][0], outs[0][0, :, :1])
+    none = liger.liger_rotary_pos_emb(q[:, :, :0], k[:, :, :0], cos[:, :0], sin[:, :0])
+    assert [x.shape for x in none] == [(BATCH, HEADS, 0, DIM), (BATCH, 1, 0, DIM)]
     flat = q[0].transpose(0, 1)
     vision = liger.liger_rotary_pos_emb_vision(flat, flat, cos[0], sin[0])
     assert vision[0].is_contiguous() and torch.equal(vision[0], outs[0][0].transpose(0, 1))

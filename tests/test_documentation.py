@@ -8,7 +8,6 @@ import doctest
 import importlib
 import importlib.util
 import inspect
-import os
 import pkgutil
 import re
 import subprocess
@@ -19,6 +18,8 @@ import pytest
 import pyrope
 from kit.library import ROOT
 from kit.memory import EMULATED
+from kit.torch_tensors import REQUIRED
+from kit.type_checker import mypy
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- test: (\w+) -->\n)?^```python\n(.*?)^```$", re.S | re.M)
@@ -81,7 +82,7 @@ def test_page(page):
             exec(compile("\n" * line + source, str(page), "exec"), names)
         else:
             left_out.add(needs)
-    assert not (os.environ.get("PYROPE_REQUIRE_TORCH") == "1" and "torch" in left_out)
+    assert not (REQUIRED and "torch" in left_out)
 
 
 def test_types_of_examples(tmp_path):
@@ -94,8 +95,7 @@ def test_types_of_examples(tmp_path):
     for name, source in programs.items():
         files.append(tmp_path / (re.sub(r"\W", "_", name) + ".py"))
         files[-1].write_text(source)
-    command = [sys.executable, "-m", "mypy", "--strict", "--allow-redefinition", *files]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = mypy(tmp_path, "--strict", "--allow-redefinition", *files)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

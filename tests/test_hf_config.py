@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import pyrope
-from kit.hf import version_of
+from kit.hf import has_transformers
 from kit.refusals import T, V, rows
 from kit.rounding import rounding
 from pyrope import UnsupportedError
@@ -56,7 +56,7 @@ def test_object(case):
     check(from_hf(config, **arguments_of(case)), case)
 
 
-if importlib.util.find_spec("torch") and version_of("transformers") == FROZEN["versions"]["transformers"]:
+if has_transformers(FROZEN["versions"]["transformers"]):
 
     @pytest.fixture(scope="module")
     def make_hf_rope():

@@ -4,6 +4,10 @@ import ast
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
+
+from kit import hf, type_checker
+
 TESTS = Path(__file__).parent
 MODULES = {path: ast.parse(path.read_text()) for path in [*TESTS.glob("*.py"), *TESTS.glob("kit/*.py")]}
 
@@ -42,3 +46,17 @@ def test_no_helper_is_written_twice():
 
 def test_modules_are_short():
     assert [path.name for path in MODULES if len(path.read_text().splitlines()) > 450] == []
+
+
+def test_what_ci_requires_does_not_skip(monkeypatch, tmp_path):
+    monkeypatch.setattr(hf, "version_of", lambda package: "1.0")
+    for required, refused in ((False, pytest.skip.Exception), (True, AssertionError)):
+        monkeypatch.setattr(hf, "REQUIRED", required)
+        with pytest.raises(refused, match=r"transformers is 1\.0"):
+            hf.require_transformers()
+    monkeypatch.setattr(type_checker, "find_spec", lambda name: None)
+    monkeypatch.setattr(type_checker, "REQUIRED", False)
+    with pytest.raises(pytest.skip.Exception, match="mypy is missing"):
+        type_checker.mypy(tmp_path, "--version")
+    monkeypatch.setattr(type_checker, "REQUIRED", True)
+    assert type_checker.mypy(tmp_path, "--version", module="no_such_module").returncode == 1

@@ -125,6 +125,49 @@ FORMS = {
 }
 
 
+SHAPE = (TOKENS, Q_HEADS, DIM)
+
+# Each as NumPy describes it in its own way.
+ODD = {
+    "float32": lambda: np.ones(SHAPE, np.float32),
+    "bfloat16": lambda: np.ones(SHAPE, DTYPES["bfloat16"]),
+    "backwards": lambda: np.ones(SHAPE, np.float32)[::-1, ::-1, ::-1],
+    "elements apart": lambda: np.ones((TOKENS, Q_HEADS, 2 * DIM), np.float32)[:, :, ::2],
+    "one token": lambda: np.ones((TOKENS, Q_HEADS, DIM), np.float32)[:1],
+    "one token of many": lambda: np.ones((TOKENS, 3 * Q_HEADS, DIM), np.float32)[1:2, :Q_HEADS],
+    "no tokens": lambda: np.lib.stride_tricks.as_strided(np.ones(1, np.float32), (0, Q_HEADS, DIM), (0, 0, 0)),
+    "broadcast": lambda: np.broadcast_to(np.ones(DIM, np.float32), SHAPE),
+    "read-only": lambda: np.frombuffer(np.ones(SHAPE, np.float32).tobytes(), np.float32).reshape(SHAPE),
+    "big-endian": lambda: np.ones(SHAPE, ">f4"),
+    "of fields": lambda: np.zeros(SHAPE, [("x", "f4")]),
+    "in fields": lambda: np.zeros(SHAPE, [("x", "f4"), ("y", "u1")])["x"],
+    "int32": lambda: np.ones(SHAPE, np.int32),
+    "uint16": lambda: np.ones(SHAPE, np.uint16),
+    "bool": lambda: np.ones(SHAPE, bool),
+    "text": lambda: np.full(SHAPE, "x"),
+    "times": lambda: np.zeros(SHAPE, "m8[ns]"),
+    "no dimension": lambda: np.array(1.0, np.float32),
+    "nine dimensions": lambda: np.ones((1,) * 6 + SHAPE, np.float32),
+}
+
+
+@pytest.mark.parametrize("array", ODD.values(), ids=ODD)
+def test_array_struct_and_dictionary(array, dtype):
+    """What the structure in C says is what the dictionary says, also of what is refused."""
+    rope, outcomes = make(dtype=dtype), []
+    for wrap in (lambda a: a, OnlyInterface):
+        x = array()
+        given = wrap(x)
+        if given is not x:
+            given.dtype = x.dtype
+        try:
+            rope.apply(given, offset=7)
+            outcomes.append(x.tobytes())
+        except (TypeError, ValueError) as error:
+            outcomes.append((type(error), str(error)))
+    assert outcomes[0] == outcomes[1]
+
+
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_numpy(case, form):
     q, k = form(case.q), form(case.k)

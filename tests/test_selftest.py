@@ -13,6 +13,7 @@ import pytest
 
 import pyrope
 from kit.library import FOLDERS, ROOT
+from kit.type_checker import mypy
 from pyrope import _device
 
 
@@ -174,7 +175,7 @@ def test_stubtest(tmp_path):
     config = tmp_path / "mypy.ini"
     config.write_text("[mypy]\n[mypy-torch.*]\nignore_missing_imports = True\n")
     options = ["--allowlist", str(allowed), "--mypy-config-file", str(config)]
-    done = python(tmp_path, "-m", "mypy.stubtest", "pyrope", *options)
+    done = mypy(tmp_path, "pyrope", *options, module="mypy.stubtest")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -204,7 +205,7 @@ largest: float = rope.inv_freq.max() * rope.attention_factor
     ]
     program = tmp_path / "user.py"
     program.write_text(good + "\n".join(bad) + "\n")
-    done = python(tmp_path, "-m", "mypy", "--strict", str(program))
+    done = mypy(tmp_path, "--strict", str(program))
     lines = {int(line.split(":")[1]) for line in done.stdout.splitlines() if "error:" in line}
     first = good.count("\n") + 1
     assert lines == set(range(first, first + len(bad))), done.stdout + done.stderr

@@ -83,9 +83,10 @@ def test_tokenizer(checkpoint, case):
     assert checkpoint.tokenizer.decode(ids, skip_special_tokens=False) == case["text"]
 
 
-@pytest.fixture(scope="module", params=["gptj", "neox"])
+@pytest.fixture(scope="module", params=[("gptj", "arrays"), ("neox", "arrays"), ("gptj", "fused")])
 def cpu_model(request, smollm2, checkpoint):
-    return smollm2.Model(checkpoint, layout=request.param, device="cpu")
+    layout, attention = request.param
+    return smollm2.Model(checkpoint, layout=layout, device="cpu", attention=attention)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -130,8 +131,9 @@ def test_cuda(smollm2, checkpoint, cuda_model, case):
     check_against_reference(smollm2, cuda_model, checkpoint.tokenizer, case)
 
 
-def test_command_line(smollm2, path, monkeypatch, capsys):
-    argv = ["smollm2.py", "--max-tokens", "4", "--device", "cpu", "--model", str(path)]
+@pytest.mark.parametrize("attention", ["arrays", "fused"])
+def test_command_line(smollm2, path, monkeypatch, capsys, attention):
+    argv = ["smollm2.py", "--max-tokens", "4", "--device", "cpu", "--model", str(path), "--attention", attention]
     monkeypatch.setattr(sys, "argv", argv)
     smollm2.main()
     assert capsys.readouterr().out.startswith("The capital of France\n")

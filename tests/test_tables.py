@@ -189,6 +189,7 @@ def test_constructor(options, error, text):
 PAIRS, RADIANS = {"angle": "cos_sin"}, {"angle": "radians"}
 ELEMENTS = PAIRS | {"cos_sin_columns": "elements"}
 F = np.zeros((10, 32), np.float32)
+BATCH = {"q": np.ones((2, 5, 3, R), np.float32), "k": None}
 CALLS = rows(
     ("angles of exact", {}, {"angles": F}, V, "angles: only allowed with angle='radians'"),
     ("k_angles of exact", {}, {"k_angles": F}, V, "k_angles: only allowed with angle='radians'"),
@@ -206,6 +207,12 @@ CALLS = rows(
     ("k_cos without k", PAIRS, {"k": None, "cos": F, "sin": F, "k_cos": F, "k_sin": F}, V, "k_cos_sin: given"),
     ("rows that do not fold", RADIANS, {"angles": np.zeros((2, 9, 32), np.float32)[:, :5]}, V,
      "angles: the leading dimensions do not fold"),
+    ("rows of other tokens", RADIANS, BATCH | {"angles": np.zeros((2, 6, 32), np.float32)}, V,
+     r"angles: shape \(2, 6, 32\), must be \[rows, columns\], or have the leading dimensions of the 10 tokens"),
+    ("rows of tokens in another order", RADIANS, BATCH | {"angles": np.zeros((5, 2, 32), np.float32)}, V,
+     r"angles: shape \(5, 2, 32\), must be"),
+    ("rows of tokens and an offset", RADIANS, BATCH | {"angles": np.zeros((2, 5, 32), np.float32), "offset": 3}, V,
+     "offset: 3, not allowed where angles has a row for each token"),
 )  # fmt: skip
 
 

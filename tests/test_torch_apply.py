@@ -266,6 +266,23 @@ def test_cos_sin(device):
     check_rotated(plain, out, q, "bshd", np.tile(rows, (BATCH, 1)))
 
 
+@pytest.mark.parametrize("place", ["contiguous", "another order"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_row_for_each_token(device, layout, place):
+    """[batch, seq, columns], whatever the order of the tokens in memory; the gradient turns back by the same rows."""
+    rope = make(device, fused=True, angle="radians")
+    angles, q = randn(on(device), "float32", 1, dim=DIM // 2)[:, :, 0], randn(on(device), "float32", Q_HEADS)
+    x = laid_out(q, layout)
+    x = (x.contiguous() if place == "contiguous" else x).detach().requires_grad_()
+    out, _ = face.apply(rope, x, layout=layout, angles=angles)
+    flat, rows = q.flatten(0, 1), angles.flatten(0, 1)
+    want = pointers(rope, q=flat, k=None, angles=rows, cos_sin_rows=len(rows))["q"]
+    assert torch.equal(batch_first(out, layout).flatten(0, 1), want)
+    out.backward(x.detach())
+    back = pointers(rope, q=flat, k=None, angles=rows, cos_sin_rows=len(rows), inverse=True)["q"]
+    assert torch.equal(batch_first(x.grad, layout).flatten(0, 1), back)
+
+
 @pytest.mark.gpu
 def test_current_stream():
     """What is pending on torch's current stream comes first, and the call is captured in a graph of it."""

@@ -60,6 +60,20 @@ def test_mistakes(device, changes, error, text):
     assert all(torch.equal(x, before[name]) for name, x in operands.items())
 
 
+@pytest.mark.parametrize(
+    ("shape", "offset", "text"),
+    [
+        ((BATCH, SEQ + 1), 0, r"angles: shape \(2, 6, 32\), must be \[rows, columns\] or \[2 or 1, 5, columns\]"),
+        ((BATCH, SEQ), 1, "offset: 1, not allowed where angles has a row for each token of a batch"),
+    ],
+)
+def test_rows_of_other_tokens(device, shape, offset, text):
+    rope, q = make(device, fused=True, angle="radians"), q_of(on(device))
+    with pytest.raises(V, match=f"^{text}"):
+        face.apply_(rope, q, angles=ones(*shape, DIM // 2, device=q.device), offset=offset)
+    assert q.eq(1).all()
+
+
 @pytest.mark.parametrize("leaf", [True, False])
 def test_grad_in_place(device, leaf):
     q = q_of(on(device)).requires_grad_()

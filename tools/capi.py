@@ -1,4 +1,4 @@
-"""Writes pyrope/_capi.pxd, the public C header for Cython.
+"""Writes pyrope/_capi.pxd, the public C headers for Cython.
 
 python tools/capi.py [--check]
 """
@@ -9,13 +9,12 @@ import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-HEADER = ROOT / "cuda/include/roperope/roperope.h"
+INCLUDE = ROOT / "cuda/include"
+HEADERS = ("roperope/roperope.h", "roperope/attention.h")
 TARGET = ROOT / "pyrope/_capi.pxd"
 
-START = """# The public header, made by tools/capi.py. Ships in the wheel, for cimport.
+START = """# The public headers, made by tools/capi.py. Ships in the wheel, for cimport.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-
-cdef extern from "roperope/roperope.h" nogil:
 """
 DECLARATION = re.compile(
     r"^(?P<macros>(?:#define ROPE_\w+ .+\n)+)"
@@ -52,10 +51,15 @@ def declaration(found: re.Match[str]) -> list[str]:
     return [line.replace("\0", " ") for line in lines]
 
 
+def block(header: str) -> str:
+    text = re.sub(r"/\*.*?\*/", "", (INCLUDE / header).read_text(), flags=re.S)
+    lines = [line for found in DECLARATION.finditer(text) for line in declaration(found)]
+    body = re.sub(r"\n{3,}", "\n\n", textwrap.indent("\n".join(lines), "    "))
+    return f'\ncdef extern from "{header}" nogil:\n{body}\n'
+
+
 def main(arguments: list[str]) -> int:
-    header = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.S)
-    lines = [line for found in DECLARATION.finditer(header) for line in declaration(found)]
-    want = START + re.sub(r"\n{3,}", "\n\n", textwrap.indent("\n".join(lines), "    ")) + "\n"
+    want = START + "".join(map(block, HEADERS))
     stale = TARGET.read_text() != want
     if stale and "--check" not in arguments:
         TARGET.write_text(want)

@@ -10,6 +10,9 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <numeric>
+#include <random>
+#include <string>
 #include <vector>
 
 #ifdef __SANITIZE_ADDRESS__
@@ -49,9 +52,10 @@ struct Meeting {
 
 class Fibers {
  public:
-  // Runs body(), as each thread of the block, to its end.
-  template <class Body>
-  void run(dim3 block, Body body) {
+  // Runs body(), as each thread of the block, to its end. Where all threads wait, idle() may bring what they wait for;
+  // false: it does not, and they stay where they are (waits() says where).
+  template <class Body, class Idle>
+  bool run(dim3 block, Body body, Idle idle) {
     const unsigned count = block.x * block.y * block.z;
     together_ = {count};
     warps_.assign((count + 31) / 32, {});
@@ -61,26 +65,75 @@ class Fibers {
     fibers_.assign(count, {});
     unsigned n = 0;
     for_each_in(block, [&](dim3 index) { start(fibers_[n], stacks_[n].get(), index), ++n; });
+    order_.resize(count);
+    std::iota(order_.begin(), order_.end(), 0u);
     for (unsigned left = count; left;) {
       left = 0;
-      for (Fiber& fiber : fibers_) {
+      bool moved = false;
+      std::shuffle(order_.begin(), order_.end(), random_);  // threads must not count on each other's pace
+      for (const unsigned i : order_) {
+        Fiber& fiber = fibers_[i];
         if (fiber.done) continue;
+        if (fiber.is_ready && !fiber.is_ready(fiber.condition)) {
+          ++left;
+          continue;
+        }
+        moved = true;
         current_ = &fiber;
         threadIdx = fiber.index;
         go(home_, nullptr, fiber.context, fiber.stack, kStackBytes);
         left += !fiber.done;
       }
+      if (left && !moved && !idle()) return false;
     }
+    return true;
   }
 
-  void meet(bool warp_only) {
-    Meeting& m = warp_only ? warps_[thread_index() / 32] : together_;
+  // Until ready(), which any thread may be asked. `what` and `which` name it for waits().
+  template <class Ready>
+  void wait(const Ready& ready, const char* what, uint32_t which) {
+    if (ready()) return;
+    Fiber& fiber = *current_;
+    fiber.condition = &ready;
+    fiber.is_ready = [](const void* condition) { return (*static_cast<const Ready*>(condition))(); };
+    fiber.what = what;
+    fiber.which = which;
+    leave();
+    fiber.is_ready = nullptr;
+  }
+
+  // last(), by the thread that arrives last.
+  template <class Last>
+  void meet(Meeting& m, const char* what, uint32_t which, Last last) {
     const unsigned round = m.round;
     if (++m.arrived == m.expected) {
+      last();
       m.arrived = 0;
       ++m.round;
     }
-    while (m.round == round) leave();
+    wait([&m, round] { return m.round != round; }, what, which);
+  }
+
+  void meet(bool warp_only) {
+    const unsigned warp = thread_index() / 32;
+    meet(warp_only ? warps_[warp] : together_, warp_only ? "warp" : "block", warp, [] {});
+  }
+
+  // "threads 0 to 127 wait: block 0; ...", of the threads that are not done.
+  std::string waits() const {
+    std::string text;
+    for (size_t i = 0; i < fibers_.size();) {
+      const Fiber& first = fibers_[i];
+      size_t end = i + 1;
+      while (end < fibers_.size() && fibers_[end].done == first.done && fibers_[end].what == first.what &&
+             fibers_[end].which == first.which)
+        ++end;
+      if (!first.done)
+        text += "threads " + std::to_string(i) + " to " + std::to_string(end - 1) + " wait: " + first.what + " " +
+                std::to_string(first.which) + "; ";
+      i = end;
+    }
+    return text;
   }
 
   float exchange(float x, int lanes) {
@@ -100,6 +153,10 @@ class Fibers {
     char* stack = nullptr;
     dim3 index;
     bool done = false;
+    bool (*is_ready)(const void*) = nullptr;  // null: it does not wait
+    const void* condition = nullptr;
+    const char* what = "";
+    uint32_t which = 0;
   };
 
   static void enter(unsigned low, unsigned high) {
@@ -150,6 +207,8 @@ class Fibers {
 
   std::vector<std::unique_ptr<char[]>> stacks_;
   std::vector<Fiber> fibers_;
+  std::vector<unsigned> order_;
+  std::minstd_rand random_;
   std::vector<Meeting> warps_;
   std::function<void()> body_;
   Meeting together_;
@@ -175,14 +234,14 @@ int launch(void (*kernel)(Args), dim3 grid, dim3 block, const Args& args, void*,
   if (kTogether) {
     static std::mutex one_launch;  // shared memory is static
     const std::lock_guard lock(one_launch);
-    fibers.run(block, [&] {
+    const auto run_blocks = [&] {
       for_each_in(grid, [&](dim3 b) {
         blockIdx = b;
         kernel(args);
         synchronize(false);
       });
-    });
-    return 0;
+    };
+    return fibers.run(block, run_blocks, [] { return false; }) ? 0 : 719;  // cudaErrorLaunchFailure
   }
   for_each_in(grid, [&](dim3 b) {
     blockIdx = b;

@@ -6,52 +6,10 @@ from typing import Any
 import torch
 
 import pyrope
+import pyrope.torch
+from pyrope.compat._ropes import rope_of
 
 FLOAT8 = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}
-
-
-@functools.lru_cache(maxsize=512)
-def _made(
-    head_dim: int, q_heads: int, k_heads: int, rotary_dim: int, neox: bool, dtype: Any, device: Any,
-    pages: tuple[int, int, str] | None = None, norm: tuple[Any, ...] | None = None,
-    scaling: tuple[Any, ...] | None = None, skip_q: bool = False, **options: Any,
-) -> pyrope.FusedRope:  # fmt: skip
-    """pages, norm: the first arguments of PagedCache and RMSNorm. scaling: its class and arguments. They are made here,
-    once, as numbers are what is quick to look up."""
-    if scaling is not None:
-        make, *arguments = scaling
-        options["scaling"] = make(*arguments)
-    if pages is not None:
-        options["cache"] = pyrope.PagedCache(*pages, skip_q=skip_q)
-    if norm is not None:
-        options["norm"] = pyrope.RMSNorm(*norm)
-    return pyrope.FusedRope(
-        head_dim, q_heads, k_heads, rotary_dim=rotary_dim, layout="neox" if neox else "gptj", dtype=dtype,
-        device=device, **options,
-    )  # fmt: skip
-
-
-class Traced:
-    """Ropes of calls that dynamo traces, as attributes: it can guard those, but not what lru_cache returns."""
-
-
-TRACED = Traced()
-
-
-@torch.compiler.assume_constant_result
-def _traced_name(*arguments: Any, **options: Any) -> str:
-    rope = _made(*arguments, **options)
-    name = f"rope_{id(rope)}"
-    setattr(TRACED, name, rope)
-    return name
-
-
-def rope_of(*arguments: Any, **options: Any) -> pyrope.FusedRope:
-    """The one for a configuration; the arguments are _made's."""
-    if torch.compiler.is_dynamo_compiling():
-        rope: pyrope.FusedRope = getattr(TRACED, _traced_name(*arguments, **options))
-        return rope
-    return _made(*arguments, **options)
 
 
 def table_width(cos_sin_cache: torch.Tensor) -> int:
@@ -105,6 +63,24 @@ def split_qkv(qkv: torch.Tensor, q_heads: int, k_heads: int, v_heads: int, head_
     if qkv.ndim != 2 or qkv.shape[1] != width:
         raise ValueError(f"qkv: shape {tuple(qkv.shape)}, must be [tokens, {width}]")
     return qkv.split([n * head_dim for n in (q_heads, k_heads, v_heads)], 1)
+
+
+def norm_and_turn_(
+    qkv: torch.Tensor, heads: tuple[int, int, int], head_dim: int, rotary_dim: int, neox: bool, eps: float,
+    weights: dict[str, torch.Tensor], positions: torch.Tensor, cos_sin_cache: torch.Tensor | None = None,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Norm of every head of q and k, then their rotation, where they lie in qkv: by a table, or as the options say."""
+    q, k, _ = split_qkv(qkv, *heads, head_dim)
+    tensors: dict[str, Any] = dict(weights)
+    if cos_sin_cache is not None:
+        options |= {"angle": "cos_sin", "cos_sin_dtype": cos_sin_cache.dtype}
+        tensors["cos"] = cos_sin_cache
+    rope = rope_of(
+        head_dim, *heads[:2], rotary_dim, neox, qkv.dtype, qkv.device.type,
+        norm=(eps, weights["q_weight"].dtype), **options,
+    )  # fmt: skip
+    pyrope.torch.apply_(rope, q, k, layout="thd", positions=positions, **tensors)
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,55 +1,15 @@
 """What the drop-ins for training share: rotation, with gradients, by rows of cosines and sines that the caller has."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
 
-import pyrope
 import pyrope.torch
-from pyrope.torch._functions import refuse_grad
+from pyrope.compat._ropes import rope_of
 from pyrope.torch._layouts import Layout
-from pyrope.torch._operators import call_apply
-from pyrope.torch._specs import spec_of
 
 Tensors: TypeAlias = list[Any]  # q and k, or one of them; None for what was None
-Apply = Callable[..., Tensors]
-
-
-def applied(make: Callable[..., pyrope.Rope]) -> Apply:
-    """pyrope.torch.apply by the Rope that a function makes of numbers, text and dtypes, its first argument.
-
-    The function runs once. While dynamo traces, its Rope is the text that the operator takes: dynamo neither follows
-    how a Rope is made nor holds one that it had no part in.
-    """
-    cached = functools.lru_cache(maxsize=256)(make)
-
-    @torch.compiler.assume_constant_result
-    def spec(*arguments: Any) -> str:
-        return spec_of(cached(*arguments))
-
-    def apply(
-        arguments: tuple[Any, ...], q: torch.Tensor | None, k: torch.Tensor | None, layout: Layout, **options: Any
-    ) -> Tensors:
-        if not torch.compiler.is_compiling():
-            return list(pyrope.torch.apply(cached(*arguments), q, k, layout=layout, **options))
-        refuse_grad(options, "which has no gradient")
-        outs = call_apply(spec(*arguments), layout, {"q": q, "k": k}, options)
-        return [outs.get("q"), outs.get("k")]
-
-    return apply
-
-
-@applied
-def apply_by_rows(
-    head_dim: int, q_heads: int, k_heads: int, rotary_dim: int, rotary_offset: int, pairing: str, dtype: Any,
-    cos_sin_dtype: Any, device: str,
-) -> pyrope.Rope:  # fmt: skip
-    """By rows of cosines and sines."""
-    options: dict[str, Any] = {"rotary_dim": rotary_dim, "rotary_offset": rotary_offset, "layout": pairing}
-    options |= {"angle": "cos_sin", "cos_sin_dtype": cos_sin_dtype, "dtype": dtype, "device": device}
-    return pyrope.FusedRope(head_dim, q_heads, k_heads, **options)
 
 
 def split_or_not(turn: Callable[..., Tensors], xs: tuple[torch.Tensor | None, ...], heads: int) -> Tensors:
@@ -78,20 +38,27 @@ class InPlace(torch.autograd.Function):
 
 
 def rotate(
-    xs: tuple[torch.Tensor | None, ...], cos: torch.Tensor, sin: torch.Tensor, layout: Layout, places: dict[str, Any],
-    *, pairing: str = "neox", rotary_offset: int = 0, inverse: bool = False,
+    xs: tuple[torch.Tensor | None, ...], rows: dict[str, Any], layout: Layout, places: dict[str, Any], *,
+    neox: bool = True, columns: str = "pairs", rotary_offset: int = 0, inverse: bool = False,
+    out_layout: str | None = None,
 ) -> Tensors:  # fmt: skip
-    """New tensors, with gradients, of q and k or of one of them; cos and sin are rows of one value a pair.
+    """New tensors, with gradients, of q and k or of one of them.
 
+    rows : ``cos`` and ``sin``, or ``angles``, whose columns are of ``pairs`` or of ``elements``
     places : ``positions`` and the like of :func:`pyrope.torch.apply`: which row is a token's
     """
+    first = next(iter(rows.values()))
+    if not first.shape[-2]:  # and no tokens
+        return [None if x is None else x.clone() for x in xs]
+    options: dict[str, Any] = {"angle": "cos_sin" if "cos" in rows else "radians", "cos_sin_dtype": first.dtype}
+    options |= {"cos_sin_columns": columns, "rotary_offset": rotary_offset, "out_layout": out_layout}
+    rotary_dim = first.shape[-1] * (2 if columns == "pairs" else 1)
 
     def turn(q: torch.Tensor | None, k: torch.Tensor | None, q_heads: int, k_heads: int) -> Tensors:
         x = q if q is not None else k
         assert x is not None
-        shape = x.shape[-1], q_heads, k_heads, 2 * cos.shape[-1], rotary_offset
-        rope = (*shape, pairing, x.dtype, cos.dtype, x.device.type)
-        return apply_by_rows(rope, q, k, layout, inverse=inverse, cos=cos, sin=sin, **places)
+        rope = rope_of(x.shape[-1], q_heads, k_heads, rotary_dim, neox, x.dtype, x.device.type, **options)
+        return list(pyrope.torch.apply(rope, q, k, layout=layout, inverse=inverse, **rows, **places))
 
     return split_or_not(turn, xs, layout.index("h"))
 
@@ -106,29 +73,10 @@ def first_half(x: torch.Tensor) -> torch.Tensor:
     return x[..., : x.shape[-1] // 2]
 
 
-def every_second(x: torch.Tensor) -> torch.Tensor:
-    return x[..., ::2]
-
-
-def deinterleave(x: torch.Tensor) -> torch.Tensor:
-    """Neighbours to halves."""
-    return x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
-
-
-def interleave(x: torch.Tensor) -> torch.Tensor:
-    """Halves to neighbours."""
-    return x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
-
-
-def rows_of_pairs(table: torch.Tensor, take: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """``[rows, pairs]`` of ``[.., width]``, with one value for each pair, where the core can read it.
-
-    The core reads rows of any stride whose elements are contiguous: halves are a view, values of other orders a copy.
-    """
-    taken = take(table)
-    if taken.stride(-1) != 1:
-        taken = taken.contiguous()
-    return taken.reshape(-1, taken.shape[-1])
+def readable(table: torch.Tensor) -> torch.Tensor:
+    """Where the core can read it: rows of any stride but 0, whose elements are contiguous."""
+    strides = table.stride()
+    return table if strides[-1] == 1 and 0 not in strides else table.contiguous()
 
 
 def places_of_ragged(

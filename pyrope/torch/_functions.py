@@ -4,12 +4,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, is_grad_enabled
+from torch.compiler import is_compiling
 from torch.nn import Parameter
 
 import pyrope
 from pyrope.torch._gradient import DIFFERENTIABLE, WEIGHTS, backward, kept
-from pyrope.torch._launch import Options, launch
-from pyrope.torch._layouts import DIMENSIONS, ROWS, Layout, check_layout, check_rows, given
+from pyrope.torch._launch import FEW, Options, launch
+from pyrope.torch._layouts import DIMENSIONS, OUT, ROWS, Layout, check_layout, check_rows, given
 from pyrope.torch._operators import EFFECTS, OPTIONS, call_apply, call_apply_, each
 from pyrope.torch._outputs import compute
 from pyrope.torch._specs import constant_spec_of, like
@@ -20,12 +22,12 @@ _modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 
 def traced(x: Any) -> bool:
     """Whether a call must be an operator: something records it."""
-    return torch.compiler.is_compiling() or (type(x) is not torch.Tensor and type(x) is not Parameter) or _modes() > 0
+    return (type(x) is not Tensor and type(x) is not Parameter) or is_compiling() or _modes() > 0
 
 
 def is_sharded(x: Any) -> bool:
     """Whether x is a DTensor. Their module takes a while to import."""
-    return type(x) is not torch.Tensor and hasattr(x, "device_mesh")
+    return type(x) is not Tensor and hasattr(x, "device_mesh")
 
 
 def evaluate(
@@ -44,18 +46,21 @@ def evaluate(
     function: Any = None
     if _transformed():
         function = TransformedRotation
-    elif torch.is_grad_enabled() and any(x.requires_grad for x in differentiable(rows, options)):
+    elif is_grad_enabled() and needs_gradient(rows, options):
         function = Rotation
     if function is None:
         return compute(rope, layout, rows, options)
-    tensors = rows | {name: x for name, x in options.items() if isinstance(x, torch.Tensor)}
+    tensors = rows | {name: x for name, x in options.items() if isinstance(x, Tensor)}
     rest = {name: x for name, x in options.items() if name not in tensors}
     results = function.apply(Call(rope, layout, tuple(rows), tuple(tensors), rest), *tensors.values())
     return dict(zip(rows, results, strict=True))
 
 
-def differentiable(rows: dict[str, Any], options: Options) -> list[torch.Tensor]:
-    return [*rows.values(), *(options[name] for name in WEIGHTS if name in options)]
+def needs_gradient(rows: dict[str, Any], options: Options) -> bool:
+    for x in rows.values():
+        if x.requires_grad:
+            return True
+    return not FEW.issuperset(options) and any(options[name].requires_grad for name in WEIGHTS if name in options)
 
 
 class Call(NamedTuple):
@@ -131,10 +136,10 @@ def launch_or_record(
         launch(like(rope, *changes) if changes else rope, layout, q, k, options)
 
 
-def refuse_grad(tensors: dict[str, Any], reason: str) -> None:
-    """Where gradients are recorded."""
+def refuse_grad(tensors: dict[str, Any], reason: str, allowed: tuple[str, ...] = ()) -> None:
+    """Where gradients are recorded. allowed: names of those that have one."""
     for name, x in tensors.items():
-        if isinstance(x, torch.Tensor) and x.requires_grad:
+        if isinstance(x, Tensor) and x.requires_grad and name not in allowed:
             raise RuntimeError(f"{name}: requires grad, {reason}")
 
 
@@ -156,9 +161,9 @@ def check_call(layout: str, q: Any, k: Any, options: Options) -> None:
     if q is None and k is None:
         raise TypeError("q and k: both None, at least one must be given")
     rank = len(layout)
-    if q is not None and not (isinstance(q, torch.Tensor) and q.ndim == rank):
+    if q is not None and not (isinstance(q, Tensor) and q.ndim == rank):
         check_rows("q", q, layout)
-    if k is not None and not (isinstance(k, torch.Tensor) and k.ndim == rank):
+    if k is not None and not (isinstance(k, Tensor) and k.ndim == rank):
         check_rows("k", k, layout)
 
 
@@ -194,7 +199,8 @@ def apply(
     **options
         Tensors that ``apply`` of the Rope takes, by its names: ``indptr`` and ``offsets`` (``thd`` alone); of a
         FusedRope v, weights, scales, caches and so on, v and q_nope in the layout. What has a value for each token is
-        one-dimensional, in their order.
+        one-dimensional, in their order; rows of ``cos``, ``sin`` and ``angles`` may be ``[batch, seq, columns]``, one
+        for each token.
 
     Returns
     -------
@@ -206,8 +212,8 @@ def apply(
     -----
     The call works on the current stream of the tensors' device. Gradients are those of q, k, v, q_nope and of the
     norm's weights, any number of times; nothing but positions is kept for them, with a norm also q, k and the weights.
-    The backward of a norm is made of torch operations in float32. Without ``positions`` and the like each element is
-    read and written once; with them, inputs are copied first, for the sake of tokens that may be left alone.
+    The backward of a norm is made of torch operations in float32. Each element is read and written once, but for a
+    tensor whose last dimension is not contiguous, which is copied first.
 
     DTensors, sharded by heads or by tokens, are rotated where they are: each rank its part, by its heads and from its
     first position on. Tensors beside them are DTensors of the same mesh; where ranks hold tokens in another order,
@@ -239,18 +245,24 @@ def call(
 ) -> tuple[torch.Tensor | None, ...]:
     """apply, by the Rope or by one like it."""
     check_call(layout, q, k, options)
-    rows = given({"q": q, "k": k})
+    rows: dict[str, Any] = {}
+    if q is not None:
+        rows["q"] = q
+    if k is not None:
+        rows["k"] = k
+    names: tuple[str, ...] = ROWS[:2]
     if options:
         options = given(options)
         rows |= {name: options.pop(name) for name in ROWS[2:] if name in options}
         for name in ROWS[2:]:
             if name in rows:
+                names = (*names, name)
                 check_rows(name, rows[name], layout)
     if positions is not None:
         options["positions"] = positions
-    recorded = torch.is_grad_enabled()
+    recorded = is_grad_enabled()
     if recorded and options:
-        refuse_grad({name: x for name, x in options.items() if name not in DIFFERENTIABLE}, "which has no gradient")
+        refuse_grad(options, "which has no gradient", DIFFERENTIABLE)
     effects = has_effects(rope, options)
     options["offset"], options["inverse"] = offset, inverse
     if effects:
@@ -261,7 +273,7 @@ def call(
         results = compute(rope, layout, rows, options, partial(launch_or_record, changes=changes))
     else:
         results = evaluate(rope, layout, rows, options, changes)
-    return tuple(results.get(name, options.get(f"{name}_out")) for name in ROWS if name in rows or name in ("q", "k"))
+    return tuple([results[name] if name in results else options.get(OUT[name]) for name in names])
 
 
 def apply_(
@@ -289,7 +301,7 @@ def apply_(
     """
     check_call(layout, q, k, options)
     options = given(options) if options else options
-    recorded = torch.is_grad_enabled()
+    recorded = is_grad_enabled()
     if recorded and (options or (q is not None and q.requires_grad) or (k is not None and k.requires_grad)):
         reason = "which an in-place call has not; use pyrope.torch.apply or torch.no_grad()"
         refuse_grad({"q": q, "k": k, **options}, reason)

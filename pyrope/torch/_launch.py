@@ -13,6 +13,7 @@ from pyrope._view import Rows
 from pyrope.torch._layouts import BATCHED, IDS, check_rows, ids_of, positions_from_offset
 
 Options = dict[str, Any]
+TABLES = ("cos", "angles", "k_cos", "k_angles")  # with the sines, of the same shape
 FEW = frozenset(("positions", "offset", "inverse", "stream", "skipped"))  # nothing that could require grad
 
 # Both are private, and cheaper than what stands for them where a version of torch has them not.
@@ -74,13 +75,32 @@ def _batch(rope: pyrope.Rope, layout: str, q: Any, k: Any, options: Options) -> 
             streams = getattr(rope, "num_streams", 0) if name == "positions" else 0
             options[name] = ids_of(name, options[name], batch, seq, layout, streams)
     if batch > 1 and seq and "positions" not in options:
+        device = next(iter(tensors.values())).device
         if layout == "sbhd" and FEW.issuperset(options):  # nothing has a value for each token in the layout's order
             for row in rows.values():
                 row.swap()
             layout = "bshd"
-        if layout == "sbhd" or all(row.folded for row in rows.values()):
-            device = next(iter(tensors.values())).device
+        one_stride = layout == "sbhd" or all(row.folded for row in rows.values())
+        if not FEW.issuperset(options) and has_row_for_each(options, batch, seq):
+            if layout == "sbhd" or not one_stride:
+                numbers = torch.arange(batch * seq, device=device).view(batch, seq)
+                options["positions"] = ids_of("positions", numbers, batch, seq, layout, 0)
+        elif one_stride:
             options["positions"] = positions_from_offset(options.pop("offset", 0), batch, seq, layout, device)
         else:
             options["sequence_length"] = seq
     rope.apply(rows.pop("q", None), rows.pop("k", None), **rows, **options)
+
+
+def has_row_for_each(options: Options, batch: int, seq: int) -> bool:
+    """Whether tables have a row for each token of a batch, [batch, seq, columns]."""
+    found = [name for name in TABLES if getattr(options.get(name), "ndim", 0) > 2 and options[name].shape[0] > 1]
+    for name in found:
+        shape = tuple(options[name].shape)
+        if shape[:2] != (batch, seq):
+            raise ValueError(f"{name}: shape {shape}, must be [rows, columns] or [{batch} or 1, {seq}, columns]")
+        if options.get("offset"):
+            raise ValueError(
+                f"offset: {options['offset']}, not allowed where {name} has a row for each token of a batch"
+            )
+    return bool(found)

@@ -12,7 +12,8 @@ DIMENSIONS = {
     "bhsd": "[batch, heads, seq, head_dim]",
 }
 ROWS = ("q", "k", "v", "q_nope", "k_nope")  # tensors whose leading dimensions are tokens; and their outputs'
-BATCHED = frozenset((*ROWS[2:], *(f"{name}_out" for name in ROWS)))  # among the options
+OUT = {name: f"{name}_out" for name in ROWS}
+BATCHED = frozenset((*ROWS[2:], *OUT.values()))  # among the options
 # Of what has a value or more for each token, what a batch may give in [batch, seq].
 IDS = ("positions", "positions_from")
 

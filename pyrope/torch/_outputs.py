@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import empty_like
 
 import pyrope
 from pyrope.torch._launch import Options, launch
-from pyrope.torch._layouts import ROWS, addressable
+from pyrope.torch._layouts import OUT, addressable
 
 Launch = Callable[[Any, str, Any, Any, Options], None]
 CACHED = ("k", "v", "k_nope")
@@ -34,11 +35,11 @@ def outputs_like(rope: pyrope.Rope, rows: dict[str, Any], options: Options) -> d
     fused = rope if isinstance(rope, pyrope.FusedRope) else None
     outs = {}
     for name, x in rows.items():
-        if f"{name}_out" in options or (fused is not None and fused.cache is not None and name in CACHED):
+        if OUT[name] in options or (fused is not None and fused.cache is not None and name in CACHED):
             continue
-        out = torch.empty_like(x) if x.stride(-1) == 1 else torch.empty_like(x, memory_format=torch.contiguous_format)
+        out = empty_like(x) if x.stride(-1) == 1 else empty_like(x, memory_format=torch.contiguous_format)
         if fused is not None and quantised(fused, name) is not None:
-            out = torch.empty_like(out, dtype=quantised(fused, name))
+            out = empty_like(out, dtype=quantised(fused, name))
         outs[name] = out
     return outs
 
@@ -48,17 +49,14 @@ def compute(rope: Any, layout: str, rows: dict[str, Any], options: Options, laun
     zeros."""
     outs = outputs_like(rope, rows, options)
     skips = may_skip(rope, options)
-    call, sources = {**options}, {**rows}
-    if skips:
-        call["skipped"] = "copy"
+    call = {"q": None, "k": None, **options}
+    for name, x in rows.items():
+        call[name] = x if addressable(x) else x.contiguous()
     for name, out in outs.items():
         if skips and out.dtype != rows[name].dtype:
             out.zero_()
-        call[f"{name}_out"] = out
-    for name in ROWS:
-        if name in rows and not addressable(rows[name]):
-            sources[name] = rows[name].contiguous()
-    q, k = sources.pop("q", None), sources.pop("k", None)
-    call.update(sources)
-    launch(rope, layout, q, k, call)
+        call[OUT[name]] = out
+    if skips:
+        call["skipped"] = "copy"
+    launch(rope, layout, call.pop("q"), call.pop("k"), call)
     return outs

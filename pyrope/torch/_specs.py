@@ -54,6 +54,21 @@ def rope_of(spec: str) -> pyrope.Rope:
 
 
 @functools.lru_cache(maxsize=256)
+def attention_spec_of(attention: pyrope.RopeAttention) -> str:
+    """The text of a RopeAttention."""
+    reduced: Any = attention.__reduce__()
+    make, (rope,) = reduced
+    return json.dumps({**make.keywords, "rope": spec_of(rope)})
+
+
+@functools.lru_cache(maxsize=256)
+def attention_of(spec: str) -> pyrope.RopeAttention:
+    """The RopeAttention of a text."""
+    options = json.loads(spec)
+    return pyrope.RopeAttention(rope_of(options.pop("rope")), **options)
+
+
+@functools.lru_cache(maxsize=256)
 def like(
     rope: pyrope.Rope, dtype: torch.dtype, device: str, weight_dtype: torch.dtype | None = None,
     q_heads: int | None = None, k_heads: int | None = None,
@@ -112,8 +127,15 @@ def constant_spec_of(rope: pyrope.Rope, *changes: Any) -> str:
     return spec_of(like(rope, *changes) if changes else rope)
 
 
-# Ropes that graphs were made for. They live on: at the address of one that is gone a graph would take another for it.
-_traced: dict[int, pyrope.Rope] = {}
+def constant_attention_spec_of(attention: pyrope.RopeAttention) -> str:
+    """The text of a RopeAttention, likewise."""
+    if torch.compiler.is_dynamo_compiling():
+        return _constant_attention_spec_at(id(attention))
+    return attention_spec_of(attention)
+
+
+# What graphs were made for. They live on: at the address of one that is gone a graph would take another for it.
+_traced: dict[int, Any] = {}
 
 
 @torch.compiler.assume_constant_result
@@ -121,3 +143,9 @@ def _constant_spec_at(address: int, *changes: Any) -> str:
     """While dynamo traces a function that holds the Rope."""
     rope = _traced[address] = ctypes.cast(address, ctypes.py_object).value
     return spec_of(like(rope, *changes) if changes else rope)
+
+
+@torch.compiler.assume_constant_result
+def _constant_attention_spec_at(address: int) -> str:
+    attention = _traced[address] = ctypes.cast(address, ctypes.py_object).value
+    return attention_spec_of(attention)

@@ -6,6 +6,7 @@ import importlib.metadata
 import pytest
 
 import pyrope
+from kit.torch_tensors import REQUIRED
 from pyrope.hf import models
 
 D = {"hidden_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 8, "rope_theta": 1e4}
@@ -32,9 +33,16 @@ def version_of(package):
         return None
 
 
+def has_transformers(known):
+    """Whether the version that something frozen is of is here, as it must be with PYROPE_REQUIRE_TORCH=1."""
+    found = version_of("transformers") if version_of("torch") else None
+    assert found == known or not REQUIRED, f"transformers is {found}, must be {known}"
+    return found == known
+
+
 def require_transformers():
-    """transformers; where it is not the version whose models are known, the module's tests skip."""
+    """transformers; where it is not the version whose models are known, the module's tests skip, or fail."""
     known = models()["transformers"]
-    if version_of("transformers") != known:
+    if not has_transformers(known):
         pytest.skip(f"transformers is {version_of('transformers')}, not {known}", allow_module_level=True)
     return importlib.import_module("transformers")

@@ -92,7 +92,7 @@ rope_status apply(const rope_apply_desc* desc) {
   Execution execution;
   const Threads threads = {d.num_threads, d.parallel_for, d.parallel_context};
   ROPE_TRY(read_execution(d.backend, d.flags, d.stream, threads, &execution));
-  PipelineCall p = {};
+  PipelineCall p;
   XPos xpos;
   ROPE_TRY(read_positions(d, &p));
   if (d.num_tokens == 0) return ROPE_OK;

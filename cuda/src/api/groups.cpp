@@ -50,7 +50,7 @@ rope_status read_scale_strides(const rope_apply_desc& d, const GroupedTensor& x,
               {"row", row_stride, x.cached ? d.cache.page_size : d.num_tokens},
               {"head", head_stride, x.heads}};
   for (const auto& dim : dims)
-    if (dim.count > 1 && (dim.stride < row || dim.stride > INT64_MAX / 64 / dim.count))
+    if (dim.count > 1 && (dim.stride < row || !is_addressable(dim.stride, dim.count)))
       return fail(ROPE_ERR_INVALID_ARG, "%s.%s_stride: %lld, must be at least the groups of a row, %lld", x.name,
                   dim.what, static_cast<long long>(dim.stride), static_cast<long long>(row));
   g->page_stride = page_stride * bytes;

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstdlib>
 #include <iterator>
-#include <utility>
 
 #include "status.h"
 
@@ -14,16 +13,6 @@ constexpr int64_t kMaxStrideBytes = int64_t(1) << 62;
 constexpr uintptr_t kLowestAddress = 1 << 16;  // Linux maps nothing below (vm.mmap_min_addr)
 
 constexpr Dim Rows::* const kDims[] = {&Rows::sequence, &Rows::token, &Rows::head, &Rows::element};
-
-// [low, high): bytes that the rows span, relative to data. The extents were checked to fit.
-std::pair<int64_t, int64_t> span(const Rows& x) {
-  std::pair<int64_t, int64_t> ends = {0, x.row};
-  for (const auto dim : kDims) {
-    const int64_t far = ((x.*dim).count - 1) * (x.*dim).stride;
-    (far < 0 ? ends.first : ends.second) += far;
-  }
-  return ends;
-}
 
 // The dimensions that are taken, the largest steps first.
 struct Levels {
@@ -78,7 +67,7 @@ rope_status check_address(const char* name, const void* pointer, int64_t element
   const auto address = reinterpret_cast<uintptr_t>(pointer);
   if (address < kLowestAddress)
     return fail(ROPE_ERR_INVALID_ARG, "%s: %#zx is not the address of any memory", name, size_t(address));
-  if (address % uintptr_t(element_bytes))
+  if (address & uintptr_t(element_bytes - 1))
     return fail(ROPE_ERR_INVALID_ARG, "%s: pointer %p is misaligned, must be a multiple of %d bytes", name, pointer,
                 int(element_bytes));
   return ROPE_OK;
@@ -87,40 +76,44 @@ rope_status check_address(const char* name, const void* pointer, int64_t element
 rope_status read_rows(const char* name, const rope_tensor& x, const rope_steps& steps, const Shape& shape,
                       int64_t element_bytes, Rows* rows) {
   ROPE_TRY(check_address(name, x.data, element_bytes));
-  const auto stride_of = [](int64_t given, __int128 usual) {
-    return given == ROPE_BROADCAST ? 0 : given ? __int128(given) : usual;
+  bool fits = true;
+  const auto times = [&](int64_t a, int64_t b) {
+    int64_t product;
+    fits &= !__builtin_mul_overflow(a, b, &product);
+    return product;
   };
-  const __int128 element = stride_of(steps.element, 1), head = stride_of(x.head_stride, shape.dim * element),
-                 token = stride_of(x.token_stride, head * shape.heads),
-                 sequence = stride_of(steps.sequence, token * shape.tokens);
-  const auto magnitude = [](__int128 v) { return v < 0 ? -v : v; };
-  const __int128 extent = (magnitude(sequence) * shape.sequences + magnitude(token) * shape.tokens +
-                           magnitude(head) * shape.heads + magnitude(element) * shape.dim) *
-                          element_bytes;
-  if (extent >= kMaxStrideBytes)
+  const auto stride_of = [](int64_t given, int64_t usual) {
+    return given == ROPE_BROADCAST ? 0 : given ? given : usual;
+  };
+  const int64_t element = stride_of(steps.element, 1), head = stride_of(x.head_stride, times(shape.dim, element)),
+                token = stride_of(x.token_stride, times(head, shape.heads)),
+                sequence = stride_of(steps.sequence, times(token, shape.tokens));
+  const auto reach = [&](int64_t stride, int64_t count) {
+    return times(stride < 0 ? times(stride, -1) : stride, count);
+  };
+  int64_t extent = reach(sequence, shape.sequences);
+  for (const int64_t more : {reach(token, shape.tokens), reach(head, shape.heads), reach(element, shape.dim)})
+    fits &= !__builtin_add_overflow(extent, more, &extent);
+  if (times(extent, element_bytes) >= kMaxStrideBytes || !fits)
     return fail(ROPE_ERR_INVALID_ARG, "%s: strides (token %lld, head %lld elements) reach beyond 2^62 bytes", name,
                 static_cast<long long>(x.token_stride), static_cast<long long>(head));
   // Without a second row a stride means nothing.
-  const int64_t head_step = shape.heads == 1 ? shape.dim : int64_t(head);
-  const int64_t token_step = shape.tokens == 1 ? head_step * shape.heads : int64_t(token);
-  const int64_t sequence_step = shape.sequences == 1 ? 0 : int64_t(sequence);
+  const int64_t head_step = shape.heads == 1 ? shape.dim : head;
+  const int64_t token_step = shape.tokens == 1 ? head_step * shape.heads : token;
+  const int64_t sequence_step = shape.sequences == 1 ? 0 : sequence;
   const bool gaps = element != 1 && shape.dim > 1;
-  *rows = {static_cast<const char*>(x.data),
+  *rows = {x.data,
            {shape.sequences, sequence_step * element_bytes},
            {shape.tokens, token_step * element_bytes},
            {shape.heads, head_step * element_bytes},
-           {gaps ? shape.dim : 1, gaps ? int64_t(element) * element_bytes : 0},
+           {gaps ? shape.dim : 1, gaps ? element * element_bytes : 0},
            gaps ? element_bytes : shape.dim * element_bytes};
   return ROPE_OK;
 }
 
 bool rows_are_distinct(const Rows& x) { return Levels(x).nested(x.row); }
 
-bool are_apart(const Rows& x, const Rows& y) {
-  const auto [x_low, x_high] = span(x);
-  const auto [y_low, y_high] = span(y);
-  const int64_t delta = y.data - x.data;
-  if (delta + y_low >= x_high || delta + y_high <= x_low) return true;
+bool are_interleaved(const Rows& x, const Rows& y) {
   Rows both = x;  // as large as either; a stride that is taken in one of them alone is the other's too
   both.row = std::max(x.row, y.row);
   for (const auto dim : kDims) {
@@ -129,16 +122,14 @@ bool are_apart(const Rows& x, const Rows& y) {
     both.*dim = {std::max(a.count, b.count), a.count > 1 ? a.stride : b.stride};
   }
   const Levels levels(both);
-  return levels.nested(both.row) && !rows_meet(x, y, levels, 0, delta);
+  return levels.nested(both.row) && !rows_meet(x, y, levels, 0, y.data - x.data);
 }
 
-bool are_apart(const Rows& x, const void* data, int64_t bytes) {
-  const auto [low, high] = span(x);
-  const int64_t extent = high - low, at = static_cast<const char*>(data) - (x.data + low);
-  if (at >= extent || at + bytes <= 0) return true;
+bool are_interleaved(const Rows& x, const void* data, int64_t bytes) {
+  const int64_t at = static_cast<const char*>(data) - (x.data + x.low);
   // From the lowest row upwards: the first one that ends behind `at`.
   const Levels levels(x);
-  int64_t start = 0, block = extent;
+  int64_t start = 0, block = x.high - x.low;
   for (int i = 0; i < levels.count; ++i) {
     const int64_t stride = std::llabs(levels.dims[i].stride);
     block -= (levels.dims[i].count - 1) * stride;

@@ -58,7 +58,7 @@ rope_status read_cache_rows(const rope_apply_desc& d, Source& s, int64_t units, 
               {"entry", c.entry_stride, d.cache.page_size},
               {"head", c.head_stride, s.heads}};
   for (const auto& dim : dims)
-    if (dim.count > 1 && (dim.stride < units || dim.stride > INT64_MAX / 64 / dim.count))
+    if (dim.count > 1 && (dim.stride < units || !is_addressable(dim.stride, dim.count)))
       return fail(ROPE_ERR_INVALID_ARG, "%s.%s_stride: %lld, must be at least a row, %lld %s", s.names->cache, dim.what,
                   static_cast<long long>(dim.stride), static_cast<long long>(units),
                   units == s.dim ? "elements" : "bytes");
@@ -114,6 +114,8 @@ rope_status read_output(const rope_apply_desc& d, const PipelineCall& p, Source&
   o->out = const_cast<char*>(s.written.data);
   o->out_token_stride = s.written.token.stride;
   o->out_head_stride = s.written.head.stride;
+  o->out_page_stride = 0;
+  o->cached = false;
   o->whole = !in_place || s.weight;
   x->out_sequence_stride = s.written.sequence.stride;
   x->out_gap = gap_of(s.written, element_bytes);
@@ -155,8 +157,10 @@ rope_status check_apart(const char* x_name, const Rows& x, const char* y_name, c
 rope_status read_operand(const rope_apply_desc& d, const PipelineCall& p, Source& s, PipelineOperand* o,
                          OperandExtras* x, Groups* groups) {
   const bool in_cache = d.flags & ROPE_FLAG_IN_CACHE;
-  const int64_t bytes = dtype_bytes(s.dtype), length = d.sequence_length ? d.sequence_length : d.num_tokens;
-  const Shape shape = {d.num_tokens / length, length, s.heads, s.dim};
+  *x = {};
+  *groups = {};
+  const int64_t bytes = dtype_bytes(s.dtype), sequences = d.sequence_length ? d.num_tokens / d.sequence_length : 1;
+  const Shape shape = {sequences, d.sequence_length ? d.sequence_length : d.num_tokens, s.heads, s.dim};
   ROPE_TRY(check_range(s.names->heads, s.heads, 1, ROPE_MAX_HEADS));
   ROPE_TRY(check_range(s.names->dim, s.dim, 1, s.rotated ? ROPE_MAX_HEAD_DIM : ROPE_MAX_FUSED_HEAD_DIM));
   if (in_cache) {
@@ -169,8 +173,11 @@ rope_status read_operand(const rope_apply_desc& d, const PipelineCall& p, Source
   const bool cached = s.cache && d.cache.kind != ROPE_CACHE_NONE;
   const GroupedTensor grouped{s.names->quantize, s.names->groups, *s.quantize, *s.groups, s.heads, s.dim, cached};
   ROPE_TRY(read_groups(d, grouped, groups));
-  s.scales = groups->scales ? scale_rows(d, grouped, *groups) : Rows{};
-  s.scales_row = groups->scales ? scale_row_bytes(grouped, *groups) : 0;
+  s.scaled = groups->scales;
+  if (s.scaled) {
+    s.scales = scale_rows(d, grouped, *groups);
+    s.scales_row = scale_row_bytes(grouped, *groups);
+  }
   o->in = s.read.data;
   o->in_token_stride = s.read.token.stride;
   o->in_head_stride = s.read.head.stride;
@@ -184,8 +191,8 @@ rope_status read_operand(const rope_apply_desc& d, const PipelineCall& p, Source
   x->in_gap = gap_of(s.read, bytes);
   x->twin = s.dtype != d.dtype;
   // What strides count: elements, of fewer than 8 bits or in blocks bytes.
-  const int64_t out_bytes = std::max<int64_t>(stored_bytes(o->quantize.type, bytes, 1), 1);
-  const int64_t units = stored_bytes(o->quantize.type, bytes, s.dim) / out_bytes;
+  const int32_t out_bytes = std::max(int32_t(stored_bytes(o->quantize.type, bytes, 1)), 1);
+  const int32_t units = int32_t(stored_bytes(o->quantize.type, bytes, s.dim)) / out_bytes;
   if (o->quantize.kind == ScaleKind::kGroup && s.rotated && p.out_layout != p.layout)
     return fail(ROPE_ERR_UNSUPPORTED, "out_layout: must be that of layout with groups and blocks of %s",
                 s.names->quantize);

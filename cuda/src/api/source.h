@@ -40,7 +40,8 @@ struct Source : Tensor {
   int64_t written_row;  // bytes, in a cache
   bool kept;            // it is stored outside the cache too
   Rows kept_rows;
-  Rows scales;         // of groups
+  bool scaled;  // groups of it are:
+  Rows scales;
   int64_t scales_row;  // bytes of them for a row
 };
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <cstring>
 
 #include "roperope/roperope.h"
 
@@ -13,8 +12,11 @@ __attribute__((format(printf, 2, 3))) rope_status fail(rope_status status, const
 
 void clear_last_error();
 
-// Copies the caller's descriptor into *out, zero where it is shorter. `required`: the size of the first release's
-// obligatory fields.
+// Copies `given` bytes of a descriptor, which the caller says it has, into the `size` of *out, zero where it is
+// shorter.
+rope_status copy_descriptor(const void* caller, size_t given, const char* name, void* out, size_t size);
+
+// Copies the caller's descriptor into *out. `required`: the size of the first release's obligatory fields.
 template <class Desc>
 rope_status read_descriptor(const Desc* caller, size_t required, const char* name, Desc* out) {
   if (!caller) return fail(ROPE_ERR_INVALID_ARG, "%s: NULL", name);
@@ -24,14 +26,7 @@ rope_status read_descriptor(const Desc* caller, size_t required, const char* nam
                 required, name);
   if (size > 4096)
     return fail(ROPE_ERR_INVALID_ARG, "%s.struct_size: %zu, must be at most 4096 (is it initialised?)", name, size);
-  const auto* bytes = reinterpret_cast<const unsigned char*>(caller);
-  for (size_t i = sizeof(Desc); i < size; ++i)
-    if (bytes[i])
-      return fail(ROPE_ERR_VERSION, "%s: sets a field at byte %zu that version %d.%d.%d does not know", name, i,
-                  ROPE_VERSION_MAJOR, ROPE_VERSION_MINOR, ROPE_VERSION_PATCH);
-  std::memset(out, 0, sizeof(Desc));
-  std::memcpy(out, caller, size < sizeof(Desc) ? size : sizeof(Desc));
-  return ROPE_OK;
+  return copy_descriptor(caller, size, name, out, sizeof(Desc));
 }
 
 #define ROPE_TRY(expression)                                      \

@@ -129,7 +129,7 @@ class Inputs {
 // The scales of groups of `of` are apart from what `s` reads and writes. In a cache they may lie in the rows of a
 // tensor of it, as the tensors may lie side by side: there only the rows themselves are compared.
 rope_status check_group_scales_apart(const Source& of, const Source& s) {
-  if (!of.scales.data) return ROPE_OK;
+  if (!of.scaled) return ROPE_OK;
   const int64_t delta = of.scales.data - s.written.data;
   const bool apart = of.cached && s.cached ? (delta < 0 ? -delta >= of.scales_row : delta >= s.written_row)
                                            : are_apart(s.written, of.scales);
@@ -294,28 +294,18 @@ rope_status read_tensors(const rope_apply_desc& d, PipelineCall* p) {
                 v_dim = d.v_head_dim ? d.v_head_dim : d.head_dim,
                 k_dtype = d.k_dtype ? d.k_dtype - ROPE_OUT_F32 : d.dtype;
   const bool turns = !(d.flags & ROPE_FLAG_NO_ROTATION);
-  const Tensor tensors[] = {{&kQ, &d.q, &d.q_out, &d.q_steps, &d.q_out_steps, &d.q_quantize, &d.q_groups, nullptr,
-                             d.num_q_heads, d.head_dim, d.norm.q_weight, turns, 1, d.dtype},
-                            {&kK, &d.k, &d.k_out, &d.k_steps, &d.k_out_steps, &d.k_quantize, &d.k_groups, &d.cache.k,
-                             d.num_k_heads, d.head_dim, d.norm.k_weight, turns, -1, k_dtype},
-                            {&kV, &d.v, &d.v_out, &d.v_steps, &d.v_out_steps, &d.v_quantize, &d.v_groups, &d.cache.v,
-                             v_heads, v_dim, nullptr, false, 0, k_dtype},
-                            {&kQNope, &d.q_nope, &d.q_nope_out, &d.q_nope_steps, &d.q_nope_out_steps, &d.q_quantize,
-                             &d.q_groups, nullptr, d.num_q_heads, d.q_nope_dim, nullptr, false, 0, d.dtype},
-                            {&kKNope, &d.k_nope, &d.k_nope_out, &d.k_nope_steps, &d.k_nope_out_steps, &d.k_quantize,
-                             &d.k_groups, &d.cache_k_nope, d.num_k_heads, d.k_nope_dim, nullptr, false, 0, k_dtype}};
   if (d.k_nope.data && d.k_quantize.scale_kind == ROPE_SCALE_GROUP)
     return fail(ROPE_ERR_UNSUPPORTED, "k_nope: not with scales of groups, which k_groups has for k alone");
   if (d.q_nope.data && d.k_nope.data)
     return fail(ROPE_ERR_UNSUPPORTED, "k_nope: not with q_nope, a call has one of them");
   Source sources[kMaxOperands];  // those that are there
-  for (const Tensor& tensor : tensors) {
+  const auto read = [&](const Tensor& tensor) -> rope_status {
     if (!tensor.in->data && !(in_cache && tensor.names == &kK)) {
       if (tensor.out->data)
         return fail(ROPE_ERR_INVALID_ARG, "%s: given without %s", tensor.names->out, tensor.names->in);
       if (tensor.weight)
         return fail(ROPE_ERR_INVALID_ARG, "norm.%s_weight: given without %s", tensor.names->in, tensor.names->in);
-      continue;
+      return ROPE_OK;
     }
     Source& s = sources[p->num_operands];
     static_cast<Tensor&>(s) = tensor;
@@ -324,7 +314,18 @@ rope_status read_tensors(const rope_apply_desc& d, PipelineCall* p) {
     PipelineOperand* o = &p->operands[i];
     ROPE_TRY(read_operand(d, *p, s, o, &p->extras[i], &p->groups[i]));
     p->dynamic |= o->quantize.type != OutType::kSame && o->quantize.kind == ScaleKind::kDynamic;
-  }
+    return ROPE_OK;
+  };
+  ROPE_TRY(read({&kQ, &d.q, &d.q_out, &d.q_steps, &d.q_out_steps, &d.q_quantize, &d.q_groups, nullptr, d.num_q_heads,
+                 d.head_dim, d.norm.q_weight, turns, 1, d.dtype}));
+  ROPE_TRY(read({&kK, &d.k, &d.k_out, &d.k_steps, &d.k_out_steps, &d.k_quantize, &d.k_groups, &d.cache.k, d.num_k_heads,
+                 d.head_dim, d.norm.k_weight, turns, -1, k_dtype}));
+  ROPE_TRY(read({&kV, &d.v, &d.v_out, &d.v_steps, &d.v_out_steps, &d.v_quantize, &d.v_groups, &d.cache.v, v_heads,
+                 v_dim, nullptr, false, 0, k_dtype}));
+  ROPE_TRY(read({&kQNope, &d.q_nope, &d.q_nope_out, &d.q_nope_steps, &d.q_nope_out_steps, &d.q_quantize, &d.q_groups,
+                 nullptr, d.num_q_heads, d.q_nope_dim, nullptr, false, 0, d.dtype}));
+  ROPE_TRY(read({&kKNope, &d.k_nope, &d.k_nope_out, &d.k_nope_steps, &d.k_nope_out_steps, &d.k_quantize, &d.k_groups,
+                 &d.cache_k_nope, d.num_k_heads, d.k_nope_dim, nullptr, false, 0, k_dtype}));
   if (!p->num_operands) return fail(ROPE_ERR_INVALID_ARG, "q: NULL and k: NULL, at least one must be given");
   join_sequences(d, p);
   p->rare |= is_rare(d, *p);

@@ -1,4 +1,5 @@
-// Attention over queries and keys that turn before they get here, or, of queries, on the way: what a call is, validated.
+// Attention over queries and keys that turn before they get here, or, of queries, on the way: what a call is,
+// validated.
 //   o = softmax(scale q k^T) v    row by row, over the keys that a query sees
 //   lse = log(sum(exp(scale q k^T)))
 #pragma once
@@ -14,12 +15,21 @@ struct AttentionTensor {
   int64_t sequence_stride, token_stride, head_stride;
 };
 
+// Rows of cos and sin by which queries turn on their way, one a token; of sequence s and token t (ragged: 0 and t of
+// all) at s * sequence_stride + t * row_stride, in elements.
+struct AttentionTurn {
+  const float *cos, *sin;  // [rows, rotary_dim / 2]; null: queries are taken as they are
+  int64_t sequence_stride, row_stride;
+  Layout layout;
+  int32_t rotary_dim, rotary_offset;
+};
+
 struct AttentionParams {
-  AttentionTensor q;  // [sequences, q_tokens, q_heads, head_dim]
-  AttentionTensor k;  // [sequences, k_tokens, k_heads, head_dim]
-  AttentionTensor v;  // [sequences, k_tokens, k_heads, v_head_dim]
-  AttentionTensor o;  // [sequences, q_tokens, q_heads, v_head_dim]
-  float* lse;         // [sequences, q_heads, q_tokens], ragged [q_heads, q_total]; null: not written
+  AttentionTensor q;   // [sequences, q_tokens, q_heads, head_dim]
+  AttentionTensor k;   // [sequences, k_tokens, k_heads, head_dim]
+  AttentionTensor v;   // [sequences, k_tokens, k_heads, v_head_dim]
+  AttentionTensor o;   // [sequences, q_tokens, q_heads, v_head_dim]
+  float* lse;          // [sequences, q_heads, q_tokens], ragged [q_heads, q_total]; null: not written
   const float* sinks;  // [q_heads]: a logit that each row has beside its keys', with no value; null: none
   // Ragged: the first token of each sequence, and the end of the last, [sequences + 1]; null: all are of equal length.
   const int32_t *q_indptr, *k_indptr;
@@ -33,8 +43,13 @@ struct AttentionParams {
   int32_t window_left, window_right;  // kNoWindow: no limit
   float scale;                        // of the scores
   float softcap;                      // scores become softcap * tanh(score / softcap); 0: they stay
+  void* workspace;                    // kAttentionWorkspace bytes, zero between calls; CUDA
+  AttentionTurn turn;                 // of q
+  bool asks;                          // nothing is done but to say whether the backend serves the call
 };
 
 inline constexpr int32_t kNoWindow = -1;
+inline constexpr int64_t kAttentionWorkspace = 256;  // bytes
+inline constexpr int32_t kMaxAttentionHeadDim = 256;
 
 }  // namespace rope

@@ -5,6 +5,7 @@
 // which api/ and the support query read.
 #pragma once
 
+#include "attention.h"
 #include "cos_sin.h"
 #include "pipeline.h"
 
@@ -13,7 +14,8 @@
 #define ROPE_FOR_EACH_OPERATION(X) \
   X(pipeline, PipelineCall)        \
   X(rotate_cache, PipelineCall)    \
-  X(build_cos_sin, CosSinParams)
+  X(build_cos_sin, CosSinParams)   \
+  X(attention, AttentionParams)
 
 namespace rope {
 

@@ -67,21 +67,21 @@ struct Norm {
 };
 
 struct PipelineParams {
-  CacheMap cache;  // first: see PipelineArgs
-  CosSinRows cos_sin;
-  PipelineOperand operands[kMaxOperands];
-  int32_t num_operands;
-  int64_t num_tokens;
-  int32_t rotary_dim, rotary_offset;
-  float cos_scale, sin_scale;
-  Layout layout;
-  Angle angle;
-  Positions positions;
-  const void* positions_from;
-  FrequencySets sets;
-  Norm norm;
-  bool dynamic;  // a scale is computed
-  bool rare;     // what the pipeline kernel does not know: of PipelineCall, or kFloat32, or streams in no order
+  CacheMap cache = {};  // first: see PipelineArgs
+  CosSinRows cos_sin = {};
+  PipelineOperand operands[kMaxOperands];  // of which num_operands are set
+  int32_t num_operands = 0;
+  int64_t num_tokens = 0;
+  int32_t rotary_dim = 0, rotary_offset = 0;
+  float cos_scale = 0, sin_scale = 0;
+  Layout layout = Layout::kNeox;
+  Angle angle = Angle::kExact;
+  Positions positions = {};
+  const void* positions_from = nullptr;
+  FrequencySets sets = {};
+  Norm norm = {};
+  bool dynamic = false;  // a scale is computed
+  bool rare = false;     // what the pipeline kernel does not know: of PipelineCall, or kFloat32, or streams in no order
 };
 
 // Where the positions of tokens lie, in sequences of equal length.
@@ -124,10 +124,10 @@ struct PipelineCall : PipelineParams {
   int32_t blocks = 1;  // of the rotated part, which have their pairs in themselves; 1 where pairs are neighbours
   Layout out_layout = Layout::kNeox;  // of what is stored
   Skip skip = kUsualSkip;
-  bool slot_skips = false;      // a token with a negative slot is left alone as a whole
-  int32_t sequence_length = 0;  // of operands with a stride between sequences; 0: none has
-  OperandExtras extras[kMaxOperands] = {};
-  Groups groups[kMaxOperands] = {};
+  bool slot_skips = false;             // a token with a negative slot is left alone as a whole
+  int32_t sequence_length = 0;         // of operands with a stride between sequences; 0: none has
+  OperandExtras extras[kMaxOperands];  // as operands
+  Groups groups[kMaxOperands];
   NormSums sums[kMaxOperands] = {};
   bool writes_sums = false;  // and nothing else
 

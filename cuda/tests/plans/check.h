@@ -31,6 +31,10 @@ class Random {
   explicit Random(uint64_t seed) : engine_(seed) {}
   int64_t between(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(engine_); }
   bool chance(double p) { return std::bernoulli_distribution(p)(engine_); }
+  template <class Distribution>
+  auto draw(Distribution& distribution) {
+    return distribution(engine_);
+  }
   template <class T>
   T of(std::initializer_list<T> values) {
     return values.begin()[between(0, int64_t(values.size()) - 1)];

@@ -98,7 +98,9 @@ void test_general() {
   for (int i = 0; i < 12'000; ++i) {
     ++shape;
     const int element_bytes = r.of({2, 4});
-    PipelineCall p = {r.chance(0.8) ? random_pipeline(r, element_bytes) : random_rotation(r, element_bytes)};
+    PipelineCall p = {};
+    static_cast<PipelineParams&>(p) =
+        r.chance(0.8) ? random_pipeline(r, element_bytes) : random_rotation(r, element_bytes);
     p.out_layout = p.layout;
     if (r.chance(0.3)) add_extras(r, element_bytes, &p);
     if (p.layout == Layout::kNeox && p.rotary_dim % 4 == 0 && r.chance(0.2)) p.blocks = 2, p.rare = true;

@@ -1,23 +1,18 @@
 """What flash-attn's arguments mean to pyrope.torch."""
 
-import functools
 from typing import Any
 
 import torch
 
 import pyrope
 import pyrope.torch
+from pyrope.compat._ropes import rope_of
 
 
-@functools.lru_cache(maxsize=256)
-def rope_of(
-    head_dim: int, q_heads: int, k_heads: int, rotary_dim: int, interleaved: bool, dtype: Any, device: Any,
-    *, tables: bool = True, theta: float = 10000.0, xpos: pyrope.XPos | None = None,
-) -> pyrope.FusedRope:  # fmt: skip
-    """With tables of the same dtype, or by theta and xpos."""
-    options: dict[str, Any] = {"angle": "cos_sin", "cos_sin_dtype": dtype} if tables else {"theta": theta, "xpos": xpos}
-    options |= {"rotary_dim": rotary_dim, "layout": "gptj" if interleaved else "neox", "dtype": dtype, "device": device}
-    return pyrope.FusedRope(head_dim, q_heads, k_heads, **options)
+def rope_of_tables(q: torch.Tensor, q_heads: int, k_heads: int, rotary_dim: int, interleaved: bool) -> Any:
+    """With tables of q's dtype."""
+    shape = q.shape[-1], q_heads, k_heads, rotary_dim
+    return rope_of(*shape, not interleaved, q.dtype, q.device.type, angle="cos_sin", cos_sin_dtype=q.dtype)
 
 
 def sizes_of(x: torch.Tensor, cu_seqlens: torch.Tensor | None, max_seqlen: int | None) -> tuple[int, int]:

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 import pyrope.torch
-from pyrope.compat._serving import check_dtype, float8_of, int32, pages_of, rope_of, scale_of
+from pyrope.compat._ropes import rope_of
+from pyrope.compat._serving import check_dtype, float8_of, int32, pages_of, scale_of
 from pyrope.compat.flashinfer._table import check_table
 
 Pair = tuple[torch.Tensor, torch.Tensor]

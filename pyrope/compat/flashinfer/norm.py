@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 import pyrope.torch
-from pyrope.compat._serving import check_dtype, ramped_frequencies, rope_of, scale_of
+from pyrope.compat._ropes import rope_of
+from pyrope.compat._serving import check_dtype, ramped_frequencies, scale_of
 
 
 def _positions(frames: int, height: int, width: int, batch: int, device: torch.device) -> torch.Tensor:

@@ -6,7 +6,8 @@ from typing import Any, TypeAlias
 import torch
 
 import pyrope.torch
-from pyrope.compat._serving import check_dtype, int32, pages_of, rope_of
+from pyrope.compat._ropes import rope_of
+from pyrope.compat._serving import check_dtype, int32, pages_of
 
 Cache: TypeAlias = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 

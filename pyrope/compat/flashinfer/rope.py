@@ -7,7 +7,8 @@ import torch
 
 import pyrope
 import pyrope.torch
-from pyrope.compat._serving import heads_of, rope_of
+from pyrope.compat._ropes import rope_of
+from pyrope.compat._serving import heads_of
 from pyrope.compat.flashinfer._quantize import (
     mla_rope_quantize_fp8,
     rope_quantize_fp8,

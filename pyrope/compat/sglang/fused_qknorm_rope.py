@@ -2,8 +2,7 @@
 
 import torch
 
-import pyrope.torch
-from pyrope.compat._serving import ramped_frequencies, rope_of, split_qkv
+from pyrope.compat._serving import norm_and_turn_, ramped_frequencies
 
 
 def fused_qk_norm_rope(
@@ -71,11 +70,9 @@ def fused_qk_norm_rope_out(
     rotary_dim: int,
 ) -> None:
     """:func:`fused_qk_norm_rope` with its arguments in another order."""
-    q, k, _ = split_qkv(qkv, num_heads_q, num_heads_k, num_heads_v, head_dim)
     # Without a ramp theta is quicker to look up than the frequencies.
     ramp = {"theta": base} if factor == 1 else {"inv_freq": ramped_frequencies(rotary_dim, base, factor, low, high)}
-    rope = rope_of(
-        head_dim, num_heads_q, num_heads_k, rotary_dim, is_neox, qkv.dtype, qkv.device.type,
-        norm=(eps, q_weight.dtype), attention_factor=attention_factor, **ramp,
+    norm_and_turn_(
+        qkv, (num_heads_q, num_heads_k, num_heads_v), head_dim, rotary_dim, is_neox, eps,
+        {"q_weight": q_weight, "k_weight": k_weight}, position_ids, attention_factor=attention_factor, **ramp,
     )  # fmt: skip
-    pyrope.torch.apply_(rope, q, k, layout="thd", positions=position_ids, q_weight=q_weight, k_weight=k_weight)

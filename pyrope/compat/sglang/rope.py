@@ -7,7 +7,8 @@ import torch
 
 import pyrope.torch
 from pyrope.compat import vllm
-from pyrope.compat._serving import rope_of, table_width
+from pyrope.compat._ropes import rope_of
+from pyrope.compat._serving import table_width
 
 
 @dataclass

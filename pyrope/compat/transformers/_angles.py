@@ -7,7 +7,9 @@ from typing import Any, NamedTuple, Self
 import torch
 
 import pyrope
-from pyrope.compat._training import Tensors, applied, split_or_not
+import pyrope.torch
+from pyrope.compat._ropes import made_once
+from pyrope.compat._training import Tensors, split_or_not
 from pyrope.torch._layouts import Layout
 from pyrope.torch._specs import arguments_of, rope_of, spec_of
 
@@ -24,18 +26,20 @@ class Angles(NamedTuple):
     def to(self, *_: Any, **__: Any) -> Self:
         return self
 
-    def turn(self, xs: tuple[torch.Tensor | None, ...], layout: Layout) -> Tensors:
+    def turn(self, xs: tuple[torch.Tensor | None, ...], layout: Layout, out_layout: str | None) -> Tensors:
         def turn(q: torch.Tensor | None, k: torch.Tensor | None, q_heads: int, k_heads: int) -> Tensors:
             x = q if q is not None else k
             assert x is not None
-            rope = (self.spec, x.shape[-1], q_heads, k_heads, x.dtype, x.device.type)
-            return apply_of_heads(rope, q, k, layout, positions=self.positions)
+            rope = rope_of_heads(self.spec, x.shape[-1], q_heads, k_heads, x.dtype, x.device.type, out_layout)
+            return list(pyrope.torch.apply(rope, q, k, layout=layout, positions=self.positions))
 
         return split_or_not(turn, xs, layout.index("h"))
 
 
-@applied
-def apply_of_heads(spec: str, dim: int, q_heads: int, k_heads: int, dtype: Any, device: str) -> pyrope.Rope:
+@made_once
+def rope_of_heads(
+    spec: str, dim: int, q_heads: int, k_heads: int, dtype: Any, device: str, out_layout: Any
+) -> pyrope.Rope:
     """By the Rope for tensors of other heads; of a head's part that turns, where they hold no more."""
     rope = rope_of(spec)
     _, options = arguments_of(rope)
@@ -48,6 +52,8 @@ def apply_of_heads(spec: str, dim: int, q_heads: int, k_heads: int, dtype: Any, 
         )
     for name in ("num_v_heads", "v_head_dim"):
         options.pop(name, None)
+    if out_layout is not None:
+        return pyrope.FusedRope(dim, q_heads, k_heads, **options, out_layout=out_layout)
     return type(rope)(dim, q_heads, k_heads, **options)
 
 

@@ -22,7 +22,7 @@ class Family(NamedTuple):
 HEADS = Form(rest=False)
 PART = Form(dense=True)
 PAIRS = Form("gptj", NEIGHBOURS, rest=False)
-AS_HALVES = Form("gptj", rest=False, dense=True, halves=True)
+AS_HALVES = Form("gptj", rest=False, dense=True, out_pairing="neox")
 COMPLEX_PAIRS = Form("gptj", COMPLEX, rest=False)
 
 # fmt: off

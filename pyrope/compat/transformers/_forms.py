@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
-from pyrope.compat._training import Tensors, deinterleave, every_second, first_half, rotate, rows_of_pairs
+from pyrope.compat._training import Tensors, first_half, readable, rotate
 from pyrope.compat.transformers._angles import Angles
 from pyrope.torch._layouts import Layout
 
@@ -18,40 +18,49 @@ def whole(table: torch.Tensor) -> torch.Tensor:
     return table
 
 
-# Where rows of cos and sin have the values of a pair: in both halves, next to each other, once, in a complex number.
-HALVES, NEIGHBOURS, ONCE, COMPLEX = (first_half,) * 2, (every_second,) * 2, (whole,) * 2, (torch.real, torch.imag)
+class Values(NamedTuple):
+    """Where rows of cos and of sin have the values of a pair."""
+
+    cos: Take
+    sin: Take
+    columns: str = "pairs"
+
+
+# In both halves, next to each other, once, in a complex number.
+HALVES, NEIGHBOURS = Values(first_half, first_half), Values(whole, whole, "elements")
+ONCE, COMPLEX = Values(whole, whole), Values(torch.real, torch.imag)
 
 
 class Form(NamedTuple):
     """How a model's function reads q, k, cos and sin."""
 
     pairing: str = "neox"
-    values: tuple[Take, Take] = HALVES  # a pair's cosine and sine, of a row of cos and of sin
+    values: Values = HALVES
     rest: bool = True  # whether a head may be longer than what turns
     dense: bool = False  # whether results are contiguous, whatever the strides of q and k
     last: bool = False  # whether the last elements turn instead of the first
     backward: bool = False  # whether it turns the other way
-    halves: bool = False  # whether neighbours that turn together are returned as halves
+    out_pairing: str | None = None  # where results have another one
 
     def turn(self, xs: tuple[torch.Tensor | None, ...], cos: Table, sin: Table, unsqueeze_dim: int) -> Tensors:
         """unsqueeze_dim : where cos and sin get a dimension for the heads, before they broadcast"""
         x = next(x for x in xs if x is not None)
-        if self.dense and not self.halves:
+        if self.dense:
             xs = tuple(None if x is None else x.contiguous() for x in xs)
         if isinstance(cos, Angles):
             # As if it had cos's dimensions. What turns backward does so in the configuration too.
-            outs = cos.turn(xs, "bhsd" if unsqueeze_dim in (1, -3) else "bshd")
-        else:
-            assert not isinstance(sin, Angles)
-            outs = self.by_tables(xs, x, cos, sin, layout_of(x, cos, unsqueeze_dim))
-        return [None if y is None else deinterleave(y) for y in outs] if self.halves else outs
+            return cos.turn(xs, "bhsd" if unsqueeze_dim in (1, -3) else "bshd", self.out_pairing)
+        assert not isinstance(sin, Angles)
+        return self.by_tables(xs, x, cos, sin, layout_of(x, cos, unsqueeze_dim))
 
     def by_tables(
         self, xs: tuple[torch.Tensor | None, ...], x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layout: Layout
     ) -> Tensors:
-        places = places_of(x, cos, layout)
-        cos, sin = (rows_of_pairs(t, take) for t, take in zip((cos, sin), self.values, strict=True))
-        rotary_dim, dim = 2 * cos.shape[-1], x.shape[-1]
+        batch, seq = x.shape[0] if x.ndim == 4 else 1, x.shape[-2 if layout == "bhsd" else -3]
+        columns = self.values.columns
+        rows = {name: rows_of(name, table, take, batch, seq) for name, take, table in (
+            ("cos", self.values.cos, cos), ("sin", self.values.sin, sin))}  # fmt: skip
+        rotary_dim, dim = rows["cos"].shape[-1] * (2 if columns == "pairs" else 1), x.shape[-1]
         if rotary_dim > dim or (rotary_dim < dim and not self.rest):
             raise ValueError(f"cos: {rotary_dim} elements of a head turn, of q's {dim}")
         heads = -3 if layout == "bhsd" else -2
@@ -60,8 +69,8 @@ class Form(NamedTuple):
                 raise ValueError(f"k: shape {tuple(other.shape)}, must have the tokens of q, {tuple(x.shape)}")
         batched = tuple(x[None] if x is not None and x.ndim < len(layout) else x for x in xs)
         outs = rotate(
-            batched, cos, sin, layout, places, pairing=self.pairing, inverse=self.backward,
-            rotary_offset=dim - rotary_dim if self.last else 0,
+            batched, rows, layout, {}, neox=self.pairing == "neox", columns=columns, inverse=self.backward,
+            rotary_offset=dim - rotary_dim if self.last else 0, out_layout=self.out_pairing,
         )  # fmt: skip
         return [y if y is None or x is None else y.view(x.shape) for x, y in zip(xs, outs, strict=True)]
 
@@ -81,16 +90,15 @@ def layout_of(x: torch.Tensor, cos: torch.Tensor, unsqueeze_dim: int) -> Layout:
     return "bhsd" if heads == -3 else "bshd"
 
 
-def places_of(x: torch.Tensor, cos: torch.Tensor, layout: Layout) -> dict[str, Any]:
-    """Which row of cos is a token's."""
-    batch, seq = x.shape[0] if x.ndim == 4 else 1, x.shape[-2 if layout == "bhsd" else -3]
-    *lead, rows, _ = cos.shape
+def rows_of(name: str, table: torch.Tensor, take: Take, batch: int, seq: int) -> torch.Tensor:
+    """[seq, columns], or [batch, seq, columns], where the core can read it."""
+    *lead, rows, width = table.shape
     sequences = lead[-1] if lead else 1
     if rows not in (1, seq) or sequences not in (1, batch) or any(n != 1 for n in lead[:-1]):
-        raise ValueError(f"cos: shape {tuple(cos.shape)}, must have a row for each of {batch} x {seq} tokens")
-    if sequences == 1 and rows == seq:
-        return {}
-    return {"positions": torch.arange(sequences * rows, device=x.device).view(sequences, rows).expand(batch, seq)}
+        raise ValueError(f"{name}: shape {tuple(table.shape)}, must have a row for each of {batch} x {seq} tokens")
+    taken = take(table if rows == seq else table.expand(*lead, seq, width))
+    flat = readable(taken).reshape(sequences * seq, taken.shape[-1])
+    return flat if sequences == 1 else flat.view(batch, seq, taken.shape[-1])
 
 
 def q_and_k(form: Form) -> Callable[..., Pair]:

@@ -7,7 +7,8 @@ import torch
 
 import pyrope
 import pyrope.torch
-from pyrope.compat._serving import heads_of, pages_of, rope_of, split_qkv, table_width
+from pyrope.compat._ropes import rope_of
+from pyrope.compat._serving import heads_of, norm_and_turn_, pages_of, split_qkv, table_width
 
 CacheDType: TypeAlias = Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"]
 STORED = {"auto": None, "fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
@@ -103,14 +104,10 @@ def fused_qk_norm_rope(
     forced_token_heads_per_warp : int
         Means nothing here.
     """
-    q, k, _ = split_qkv(qkv, num_heads_q, num_heads_k, num_heads_v, head_dim)
-    rope = rope_of(
-        head_dim, num_heads_q, num_heads_k, table_width(cos_sin_cache), is_neox, qkv.dtype, qkv.device.type,
-        norm=(eps, q_weight.dtype), angle="cos_sin", cos_sin_dtype=cos_sin_cache.dtype,
+    norm_and_turn_(
+        qkv, (num_heads_q, num_heads_k, num_heads_v), head_dim, table_width(cos_sin_cache), is_neox, eps,
+        {"q_weight": q_weight, "k_weight": k_weight}, position_ids, cos_sin_cache,
     )  # fmt: skip
-    pyrope.torch.apply_(
-        rope, q, k, layout="thd", positions=position_ids, cos=cos_sin_cache, q_weight=q_weight, k_weight=k_weight
-    )
 
 
 def stored_as(kv_cache_dtype: str) -> str | None:

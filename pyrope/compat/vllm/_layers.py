@@ -8,7 +8,8 @@ import torch
 import pyrope
 import pyrope.torch
 from pyrope._hf_read import SCALINGS, Section, Source
-from pyrope.compat._serving import heads_of, rope_of
+from pyrope.compat._ropes import rope_of
+from pyrope.compat._serving import heads_of
 from pyrope.compat.vllm._custom_ops import rows_of
 from pyrope.errors import UnsupportedError
 

@@ -217,11 +217,16 @@ PipelinePlan plan_pipeline(const PipelineParams& p, int element_bytes) {
   const Regime* regime = regimes_of(code, heads);
   while (bytes > regime->max_bytes) ++regime;
   const auto vec_of = [&](const Regime& r) { return aligned.widest(r.access_bytes) / element_bytes; };
-  if (is_general(p, code, vec_of(*regime))) regime = &kWide;
-  const int vec = vec_of(*regime);
+  int vec = vec_of(*regime);
+  plan.general = is_general(p, code, vec);
+  if (plan.general) {
+    regime = &kWide;
+    vec = vec_of(*regime);
+    plan.general = is_general(p, code, vec);
+  }
   code.access_bytes = vec * element_bytes;
   plan_operands(p, element_bytes, vec, code.reduce, &plan);
-  plan.general = is_general(p, code, vec) || plan.block_x > kMaxBlock;
+  plan.general |= plan.block_x > kMaxBlock;
   if (plan.general) return plan;
   const bool looked_up = p.cache.page_table || p.cache.request_ids;
   plan.linear = !looked_up && is_linear(p);

@@ -7,8 +7,9 @@ import torch
 
 import pyrope
 import pyrope.torch
+from pyrope.compat._ropes import rope_of
 from pyrope.compat._training import InPlace
-from pyrope.compat.flash_attn._turn import places_of, rope_of, tables_of, turn_
+from pyrope.compat.flash_attn._turn import places_of, rope_of_tables, tables_of, turn_
 from pyrope.compat.flash_attn.ops.triton.rotary import apply_rotary
 
 Parts: TypeAlias = Callable[[torch.Tensor], tuple[torch.Tensor | None, torch.Tensor | None]]
@@ -33,7 +34,7 @@ def apply_rotary_emb(
         return InPlace.apply(x, turn)
     tables = tables_of(x, cos, sin, cu_seqlens, max_seqlen)
     places = places_of(x, cos.shape[0], seqlen_offsets, cu_seqlens, max_seqlen)
-    rope = rope_of(x.shape[-1], x.shape[-2], 0, 2 * cos.shape[1], interleaved, x.dtype, x.device.type)
+    rope = rope_of_tables(x, x.shape[-2], 0, 2 * cos.shape[1], interleaved)
     (out, _) = pyrope.torch.apply(rope, x, **places, **tables)
     assert out is not None
     return out
@@ -72,15 +73,12 @@ def apply_rotary_emb_qkv_(
 
     def turn(x: torch.Tensor, conjugate: bool) -> None:
         q, k = parts_of(x, num_heads_q)
-        if cos_k is not None or sin_k is not None:
-            apply_rotary(q, cos, sin, seqlen_offsets, interleaved=interleaved, inplace=True, conjugate=conjugate)
-            k_tables = cos if cos_k is None else cos_k, sin if sin_k is None else sin_k
-            apply_rotary(k, *k_tables, seqlen_offsets, interleaved=interleaved, inplace=True, conjugate=conjugate)
-            return
         tables = tables_of(q, cos, sin, None, None)
+        if cos_k is not None or sin_k is not None:
+            of_k = tables_of(k, cos if cos_k is None else cos_k, sin if sin_k is None else sin_k, None, None)
+            tables |= {f"k_{name}": table for name, table in of_k.items()}
         places = places_of(q, cos.shape[0], seqlen_offsets, None, None)
-        heads = q.shape[2], k.shape[2]
-        rope = rope_of(q.shape[-1], *heads, 2 * cos.shape[1], interleaved, q.dtype, q.device.type)
+        rope = rope_of_tables(q, q.shape[2], k.shape[2], 2 * cos.shape[1], interleaved)
         turn_(rope, q, k, inverse=conjugate, **places, **tables)
 
     return InPlace.apply(qkv, turn)
@@ -142,15 +140,15 @@ class RotaryEmbedding(torch.nn.Module):
 
     def _turned(self, x: torch.Tensor, parts: Parts, seqlen_offsets: int | torch.Tensor) -> torch.Tensor:
         """x, whose parts that are q and k are rotated in place."""
-        xpos = None if self.scale_base is None else pyrope.XPos(self.scale_base, center=self._seq_len_cached // 2)
+        xpos = None if self.scale_base is None else (self.scale_base, 0.4, self._seq_len_cached // 2)
 
         def turn(x: torch.Tensor, conjugate: bool) -> None:
             q, k = parts(x)
             some = k if q is None else q
             assert some is not None
             q_heads, k_heads = (0 if part is None else part.shape[2] for part in (q, k))
-            shape = some.shape[-1], q_heads, k_heads, self.dim, self.interleaved
-            rope = rope_of(*shape, some.dtype, some.device.type, tables=False, theta=self.base, xpos=xpos)
+            shape = some.shape[-1], q_heads, k_heads, self.dim, not self.interleaved
+            rope = rope_of(*shape, some.dtype, some.device.type, theta=self.base, xpos=xpos)
             turn_(rope, q, k, inverse=conjugate, **places_of(some, None, seqlen_offsets, None, None))
 
         return InPlace.apply(x, turn)

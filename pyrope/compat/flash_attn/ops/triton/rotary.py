@@ -3,7 +3,7 @@
 import torch
 
 import pyrope.torch
-from pyrope.compat.flash_attn._turn import places_of, rope_of, tables_of, turn_
+from pyrope.compat.flash_attn._turn import places_of, rope_of_tables, tables_of, turn_
 
 
 def apply_rotary(
@@ -43,7 +43,7 @@ def apply_rotary(
     """
     tables = tables_of(x, cos, sin, cu_seqlens, max_seqlen)
     places = places_of(x, cos.shape[0], seqlen_offsets, cu_seqlens, max_seqlen)
-    rope = rope_of(x.shape[-1], x.shape[-2], 0, 2 * cos.shape[1], interleaved, x.dtype, x.device.type)
+    rope = rope_of_tables(x, x.shape[-2], 0, 2 * cos.shape[1], interleaved)
     if inplace:
         turn_(rope, x, None, inverse=conjugate, **places, **tables)
         return x

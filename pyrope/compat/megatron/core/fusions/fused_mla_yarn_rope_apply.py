@@ -4,15 +4,7 @@ from typing import Any
 
 import torch
 
-from pyrope.compat._training import (
-    InPlace,
-    deinterleave,
-    first_half,
-    interleave,
-    places_of_ragged,
-    rotate,
-    rows_of_pairs,
-)
+from pyrope.compat._training import InPlace, first_half, places_of_ragged, readable, rotate
 
 
 def fused_apply_mla_rope_for_q(
@@ -48,10 +40,7 @@ def fused_apply_mla_rope_for_q(
 
     def turn(x: torch.Tensor, inverse: bool) -> None:
         part = x[..., qk_head_dim:]
-        if inverse:
-            part.copy_(_rotated(interleave(part), cos, sin, cu_seqlens_q, cp_rank, cp_size, inverse))
-        else:
-            part.copy_(deinterleave(_rotated(part, cos, sin, cu_seqlens_q, cp_rank, cp_size, inverse)))
+        part.copy_(_rotated(part, cos, sin, cu_seqlens_q, cp_rank, cp_size, inverse))
 
     return InPlace.apply(t, turn)
 
@@ -86,7 +75,7 @@ def fused_apply_mla_rope_for_kv(
         ``[.., heads, k_dim + emb_dim]`` and ``[.., heads, v_dim]``, contiguous.
     """
     _check(kv, k_dim + v_dim, emb_dim, rotary_interleaved)
-    turned = deinterleave(_rotated(k_pos_emb, cos, sin, cu_seqlens_kv, cp_rank, cp_size, False))
+    turned = _rotated(k_pos_emb, cos, sin, cu_seqlens_kv, cp_rank, cp_size, False)
     k, v = kv.split((k_dim, v_dim), -1)
     return torch.cat((k, turned.expand(*kv.shape[:-1], emb_dim)), -1), v.contiguous()
 
@@ -102,8 +91,9 @@ def _rotated(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cu_seqlens: torch.Tensor | None, cp_rank: int, cp_size: int,
     inverse: bool,
 ) -> Any:  # fmt: skip
-    """Neighbours of all of x, out of place."""
+    """Neighbours of all of x, which become halves; or the other way."""
     places = {} if cu_seqlens is None else places_of_ragged(x, cu_seqlens, None, cp_rank, cp_size)
-    rows = [rows_of_pairs(table.detach(), first_half) for table in (cos, sin)]
+    rows = {name: first_half(readable(table.detach()))[:, 0, 0] for name, table in (("cos", cos), ("sin", sin))}
     layout: Any = "sbhd" if cu_seqlens is None else "thd"
-    return rotate((x,), rows[0], rows[1], layout, places, pairing="gptj", inverse=inverse)[0]
+    out_layout = "gptj" if inverse else "neox"
+    return rotate((x,), rows, layout, places, neox=inverse, inverse=inverse, out_layout=out_layout)[0]

@@ -6,7 +6,7 @@ import torch
 
 import pyrope
 import pyrope.torch
-from pyrope.compat._training import every_second, first_half, places_of_ragged, rotate, rows_of_pairs
+from pyrope.compat._training import places_of_ragged, readable, rotate
 
 
 class RotaryPositionEmbedding(torch.nn.Module):
@@ -164,13 +164,6 @@ def _turn(
             }
         elif start_positions is not None:
             places = {"positions": start_positions[:, None] + torch.arange(seq, device=t.device)}
-    cos, sin = rows_of_angles(freqs.detach(), interleaved)
-    return rotate(
-        tuple(x.contiguous() for x in ts), cos, sin, tensor_format, places, pairing="gptj" if interleaved else "neox"
-    )
-
-
-def rows_of_angles(freqs: torch.Tensor, interleaved: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines of one value a pair; for as long as the core takes no angles."""
-    angles = rows_of_pairs(freqs.float(), every_second if interleaved else first_half)
-    return angles.cos(), angles.sin()
+    angles = {"angles": readable(freqs.detach().float())[:, 0, 0]}
+    dense = tuple(x.contiguous() for x in ts)
+    return rotate(dense, angles, tensor_format, places, neox=not interleaved, columns="elements")

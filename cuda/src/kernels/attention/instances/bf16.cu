@@ -1,0 +1,3 @@
+#include "../launch.cuh"
+
+template rope::Outcome rope::cuda::attention<rope::BF16>(const AttentionParams&, const PairData&, const Execution&);
