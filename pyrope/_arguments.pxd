@@ -22,6 +22,7 @@ cdef int32_t choose(str name, object value, dict allowed) except -1
 cdef int32_t choose_device(object device, int32_t* number) except -1
 cdef int refuse_unknown(str cls, str signature, dict options) except -1
 cdef str name_of(dict names, int32_t number)
+cdef list unusual_of(object rope, dict options)
 cdef int64_t as_integer(str name, object value) except? -1
 cdef int64_t as_positive(str name, object value) except -1
 cdef int32_t as_count(str name, object value, int64_t low, int64_t high) except? -1

@@ -64,6 +64,11 @@ cdef str name_of(dict names, int32_t number):
     return next(name for name, value in names.items() if value == number)
 
 
+cdef list unusual_of(object rope, dict options):
+    """Those of options, which are names and defaults, that a rope has otherwise; as text."""
+    return [f"{name}={getattr(rope, name)!r}" for name, usual in options.items() if getattr(rope, name) != usual]
+
+
 cdef int64_t as_integer(str name, object value) except? -1:
     cdef int overflow = 0
     cdef long long number

@@ -9,7 +9,7 @@ from pyrope._arguments cimport (
     read_index, read_memory, refuse, refuse_dtype, refuse_read_only, require, shape_of, stored_units,
 )
 from pyrope._capi cimport *
-from pyrope._tensors cimport stored_element
+from pyrope._tensors cimport k_element, stored_element
 from pyrope._view cimport KIND_INT, View, is_array, read_pointer
 
 from pyrope.stages import PagedCache
@@ -64,6 +64,7 @@ cdef int begin_rotate_cache(k_cache, slots, bint cache, rope_apply_desc* d) exce
         raise ValueError("angle: rows of radians or of elements, not allowed with rotate_cache")
     require("k_cache", k_cache, "with rotate_cache")
     d.flags |= ROPE_FLAG_IN_CACHE
+    d.dtype, d.k_dtype = k_element(d), ROPE_OUT_SAME
     d.cache.kind = ROPE_CACHE_PAGES if slots is None else ROPE_CACHE_SLOTS
     memset(&d.norm, 0, sizeof(d.norm))
     memset(&d.norm_sums, 0, sizeof(d.norm_sums))
@@ -150,7 +151,7 @@ cdef int read_pages(str name, object x, int64_t heads, int64_t dim, int32_t out_
     if not is_array(x):
         pages.data = <void*>read_pointer(x, name, c.num_tokens == 0)
         return 0
-    read_elements(name, x, stored_element(out_dtype, d.dtype), c, &v)
+    read_elements(name, x, stored_element(out_dtype, k_element(d)), c, &v)
     refuse_read_only(name, &v)
     read_paged(name, &v, heads, dim, heads_first, pages, d)
     pages.data = v.data

@@ -310,6 +310,8 @@ cdef extern from "roperope/roperope.h" nogil:
         rope_cache_tensor cache_k_nope
         rope_steps k_nope_steps, k_nope_out_steps
         rope_norm_sums norm_sums
+        int32_t k_dtype
+        int32_t reserved_2
 
     void rope_frequencies_desc_init(rope_frequencies_desc* desc)
     void rope_apply_desc_init(rope_apply_desc* desc)

@@ -3,7 +3,7 @@
 
 from libc.stdint cimport uint8_t
 
-from pyrope._arguments cimport ANGLES, LAYOUTS, Call, as_count, as_flag, choose, name_of
+from pyrope._arguments cimport ANGLES, LAYOUTS, Call, as_count, as_flag, choose, name_of, unusual_of
 from pyrope._cache cimport begin_rotate_cache, read_cache, read_check, read_num_tokens, set_cache
 from pyrope._call cimport rotate
 from pyrope._capi cimport *
@@ -13,14 +13,14 @@ from pyrope._rope cimport Rope
 from pyrope._stages cimport (
     read_frequency_sets, read_scale, read_sums, read_weights, set_norm, set_quantize, set_sections, set_still, set_xpos,
 )
-from pyrope._tensors cimport begin_stages, read_k_nope, read_q_nope, read_rotated, read_sequences, read_v
+from pyrope._tensors cimport begin_stages, read_k_nope, read_q_nope, read_rotated, read_sequences, read_v, set_k_dtype
 
 # Options that a Rope does not have, those that a repr shows where they are not the default: of angles, of stages.
 _TURNS = {"cos_sin_columns": "pairs", "sections": None, "sections_interleaved": False, "pair_streams": None,
            "num_blocks": 1, "xpos": None}
 _STAGES = {"q_nope_dim": 0, "norm": None, "q_out_dtype": None, "k_out_dtype": None, "v_out_dtype": None,
            "q_scale_kind": None, "k_scale_kind": None, "v_scale_kind": None, "cache": None, "out_layout": None,
-           "k_nope_dim": 0}
+           "k_nope_dim": 0, "k_dtype": None}
 _OPTIONS = (*_TURNS, *_STAGES, "cos_sin_dtype", "v_head_dim")
 
 
@@ -31,7 +31,7 @@ num_v_heads=None, v_head_dim=None, q_nope_dim=0, norm=None, q_out_dtype=None, k_
 q_scale_kind=None, k_scale_kind=None, v_scale_kind=None, cache=None, rotary_dim=None, rotary_offset=0, theta=10000.0, \
 scaling=None, inv_freq=None, attention_factor=None, layout='neox', dtype='bfloat16', device='cuda', \
 position_dtype='int64', num_threads=0, enable_pdl=False, positions_ready=False, skip=-1, out_layout=None, \
-k_nope_dim=0)
+k_nope_dim=0, k_dtype=None)
 --
 
     A Rope with stages around the rotation, in one launch that reads and writes every element once.
@@ -96,6 +96,8 @@ optional
     out_layout : {"neox", "gptj"}, optional
         Which elements of an output are a pair, where it is not ``layout``: pairs of neighbours that are stored as
         halves (DeepSeek), or the other way. Not in place, nor with a norm behind it. Default: ``layout``.
+    k_dtype : {"float16", "bfloat16"}, optional
+        Of k, v, k_nope and k's weights, where ``dtype``, that of q, is the other of these. Default: ``dtype``.
     rotary_dim : int, optional
         As for :class:`Rope`, or 0: nothing turns; what is not normalised or quantised is copied, bit for bit.
     rotary_offset, theta, scaling, inv_freq, attention_factor, layout, dtype, device, position_dtype, num_threads, \
@@ -127,6 +129,7 @@ enable_pdl, positions_ready, skip
     cdef readonly object xpos  # type: XPos | None
     cdef readonly int num_v_heads, v_head_dim, q_nope_dim, k_nope_dim
     cdef readonly str out_layout  # type: Layout | None
+    cdef readonly str k_dtype  # type: DType | None
     cdef readonly object norm  # type: RMSNorm | None
     cdef readonly str q_out_dtype, k_out_dtype, v_out_dtype  # type: OutDType | None
     cdef readonly object q_scale_kind, k_scale_kind, v_scale_kind  # type: ScaleKind | None
@@ -149,17 +152,16 @@ enable_pdl, positions_ready, skip
                  device: DeviceLike = "cuda", position_dtype: PositionDTypeLike = "int64",
                  num_threads: SupportsIndex = 0, enable_pdl: bool = False, positions_ready: bool = False,
                  skip: SupportsIndex | None = -1, out_layout: Layout | None = None,
-                 k_nope_dim: SupportsIndex = 0) -> None:
+                 k_nope_dim: SupportsIndex = 0, k_dtype: DTypeLike | None = None) -> None:
         cdef rope_apply_desc* d = &self.base
         name = choose_angle(angle, theta, scaling, inv_freq)
         cdef bint tabulated = name not in ANGLES
         cdef bint still = type(rotary_dim) is int and rotary_dim == 0
         self.blocks = as_count("num_blocks", num_blocks, 1, ROPE_MAX_PAIR_STREAMS)
         Rope.__init__(self, head_dim, num_q_heads, num_k_heads, rotary_dim=2 if still else rotary_dim,
-                      rotary_offset=rotary_offset,
-                      theta=theta, scaling=scaling, inv_freq=inv_freq, attention_factor=attention_factor, layout=layout,
-                      dtype=dtype, angle="exact" if tabulated else angle, device=device,
-                      position_dtype=position_dtype, num_threads=num_threads, enable_pdl=enable_pdl,
+                      rotary_offset=rotary_offset, theta=theta, scaling=scaling, inv_freq=inv_freq, layout=layout,
+                      attention_factor=attention_factor, dtype=dtype, angle="exact" if tabulated else angle,
+                      device=device, position_dtype=position_dtype, num_threads=num_threads, enable_pdl=enable_pdl,
                       positions_ready=positions_ready, skip=skip)
         self.ready = False
         if still:
@@ -181,6 +183,7 @@ enable_pdl, positions_ready, skip
         if out_layout is not None:
             d.out_layout = ROPE_OUT_LAYOUT_NEOX + choose("out_layout", out_layout, LAYOUTS)
             self.out_layout = name_of(LAYOUTS, d.out_layout - ROPE_OUT_LAYOUT_NEOX)
+        self.k_dtype = set_k_dtype(k_dtype, d)
         self.q_out_dtype, self.q_scale_kind = set_quantize("q", q_out_dtype, q_scale_kind, d.head_dim, d)
         self.k_out_dtype, self.k_scale_kind = set_quantize("k", k_out_dtype, k_scale_kind, d.head_dim, d)
         self.v_out_dtype, self.v_scale_kind = set_quantize("v", v_out_dtype, v_scale_kind, self.v_head_dim, d)
@@ -196,8 +199,7 @@ enable_pdl, positions_ready, skip
             set_norm(norm, self.dtype, d)
         if cache is not None:
             self.heads_first = set_cache(cache, self.num_v_heads, self.v_head_dim, self.k_nope_dim, d)
-        self.xpos, self.norm, self.cache = xpos, norm, cache
-        self.ready = True
+        self.xpos, self.norm, self.cache, self.ready = xpos, norm, cache, True
 
     def __reduce__(self):
         from functools import partial
@@ -252,8 +254,8 @@ enable_pdl, positions_ready, skip
               k_sums: Memory | None = None, write_sums: bool = False) -> None:
         """Rotate q and k, and pass q, k and v through the stages.
 
-        Memory is given as to :meth:`Rope.apply`: as a pointer, or as an array of the shape and dtype below. An array of
-        a quantised type may have any dtype of one byte. What is written may not overlap anything else in the call.
+        Memory is given as to :meth:`Rope.apply`, whose notes hold here too: as a pointer, or as an array of the shape
+        and dtype below, of a quantised type of any dtype of one byte. What is written may not overlap anything else.
 
         Parameters
         ----------
@@ -331,10 +333,6 @@ enable_pdl, positions_ready, skip
             With ``positions_from``: ``[num_tokens]`` int32, what the tokens were rotated with. Default: ``set_ids``.
         set_factors, num_sets : pointer or array, optional; int
             ``[num_sets]`` float32, attention factors of the sets (default: ones). With a pointer, how many there are.
-
-        Notes
-        -----
-        The notes of :meth:`Rope.apply` hold here too.
 
         Raises
         ------
@@ -443,10 +441,6 @@ enable_pdl, positions_ready, skip
         read_frequency_sets(frequency_sets, set_ids, set_ids_from, set_factors, num_sets, positions_from, &d, &c)
         read_check(check, &d)
         rotate(&d)
-
-
-cdef list unusual_of(rope, dict options):
-    return [f"{name}={getattr(rope, name)!r}" for name, usual in options.items() if getattr(rope, name) != usual]
 
 
 def stages_of(rope: Rope) -> list[str]:

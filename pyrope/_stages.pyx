@@ -11,6 +11,7 @@ from pyrope._arguments cimport (
 )
 from pyrope._capi cimport *
 from pyrope._groups cimport read_groups, set_groups
+from pyrope._tensors cimport k_element
 from pyrope._view cimport KIND_FLOAT, KIND_INT, KIND_UINT, View, is_array, read_pointer
 
 from pyrope.stages import GroupScales, RMSNorm, XPos
@@ -170,10 +171,10 @@ cdef int read_weights(q, k, q_weight, k_weight, norm, rope_apply_desc* d, Call* 
         raise TypeError("q_weight and k_weight: both None, at least one is required with norm")
     if q_weight is not None:
         require("q", q, "with q_weight")
-        d.norm.q_weight = read_weight("q_weight", q_weight, d.num_q_heads, d, c)
+        d.norm.q_weight = read_weight("q_weight", q_weight, d.num_q_heads, d.dtype, d, c)
     if k_weight is not None:
         require("k", k, "with k_weight")
-        d.norm.k_weight = read_weight("k_weight", k_weight, d.num_k_heads, d, c)
+        d.norm.k_weight = read_weight("k_weight", k_weight, d.num_k_heads, k_element(d), d, c)
     return 0
 
 
@@ -199,11 +200,11 @@ cdef float* read_token_sums(str name, object x, bint normalised, rope_apply_desc
     return <float*>read_memory(name, x, KIND_FLOAT, 4, &count, "[num_tokens]", d.norm_sums.write, c)
 
 
-cdef void* read_weight(str name, object x, int64_t heads, rope_apply_desc* d, Call* c) except? NULL:
+cdef void* read_weight(str name, object x, int64_t heads, int32_t dtype, rope_apply_desc* d, Call* c) except? NULL:
     if not is_array(x):
         return <void*>read_pointer(x, name, c.num_tokens == 0)
     cdef View v
-    read_elements(name, x, ROPE_DTYPE_F32 if d.norm.weight_is_f32 else d.dtype, c, &v)
+    read_elements(name, x, ROPE_DTYPE_F32 if d.norm.weight_is_f32 else dtype, c, &v)
     shape = [d.head_dim]
     if d.norm.across_heads:
         shape = [heads * d.head_dim] if v.ndim == 1 else [heads, d.head_dim]

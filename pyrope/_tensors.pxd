@@ -4,6 +4,8 @@ from libc.stdint cimport int32_t, int64_t
 from pyrope._arguments cimport Call
 from pyrope._capi cimport rope_apply_desc
 
+cdef str set_k_dtype(k_dtype, rope_apply_desc* d)
+cdef int32_t k_element(rope_apply_desc* d) noexcept
 cdef int32_t stored_element(int32_t out_dtype, int32_t dtype) noexcept
 cdef int begin_stages(q, k, v, q_out, k_out, slots, bint cache, rope_apply_desc* d) except -1
 cdef int read_sequences(sequence_length, positions, indptr, skipped, rope_apply_desc* d, Call* c) except -1

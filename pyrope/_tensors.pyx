@@ -5,12 +5,25 @@ from libc.stdint cimport INT32_MAX, int32_t, int64_t
 from libc.string cimport memset
 
 from pyrope._arguments cimport (
-    ONE_BYTE, Call, as_count, as_integer, choose, read_elements, refuse_read_only, require, shape_of, stored_units,
+    DTYPES, ONE_BYTE, Call, as_count, as_integer, choose, name_of, read_elements, refuse_read_only, require, shape_of,
+    stored_units,
 )
 from pyrope._capi cimport *
 from pyrope._view cimport Rows, View, is_array, is_immutable, read_pointer
 
 _SKIPPED = {"leave": 0, "copy": 1}
+
+
+cdef str set_k_dtype(k_dtype, rope_apply_desc* d):
+    if k_dtype is None:
+        return None
+    cdef int32_t element = choose("k_dtype", k_dtype, DTYPES)
+    name = name_of(DTYPES, element)
+    if element != d.dtype and ROPE_DTYPE_F32 in (element, d.dtype):
+        allowed = "'float32' as dtype" if d.dtype == ROPE_DTYPE_F32 else "'float16' or 'bfloat16', of 2 bytes as dtype"
+        raise ValueError(f"k_dtype: {name!r}, must be {allowed}")
+    d.k_dtype = ROPE_OUT_F32 + element
+    return name
 
 
 cdef int read_sequences(sequence_length, positions, indptr, skipped, rope_apply_desc* d, Call* c) except -1:
@@ -152,6 +165,11 @@ cdef int read_tensor(str name, object x, object strides, int64_t heads, int64_t 
     return 0
 
 
+cdef int32_t k_element(rope_apply_desc* d) noexcept:
+    """The dtype of k, k_nope and v."""
+    return d.k_dtype - ROPE_OUT_F32 if d.k_dtype else d.dtype
+
+
 cdef int32_t stored_element(int32_t out_dtype, int32_t dtype) noexcept:
     if ROPE_OUT_F32 <= out_dtype <= ROPE_OUT_BF16:
         return out_dtype - ROPE_OUT_F32
@@ -184,8 +202,8 @@ cdef int read_rotated(q, k, q_out, k_out, q_strides, k_strides, q_out_strides, k
     cdef bint cached = d.cache.kind != ROPE_CACHE_NONE
     read_pair("q", "q_out", q, q_strides, q_out, q_out_strides, d.num_q_heads, d.head_dim, d.dtype,
               d.q_quantize.out_dtype, True, c, &d.q, &d.q_steps, &d.q_out, &d.q_out_steps)
-    # Beside a cache k_out is of the call's dtype.
-    read_pair("k", "k_out", k, k_strides, k_out, k_out_strides, d.num_k_heads, d.head_dim, d.dtype,
+    # Beside a cache k_out is of k's dtype.
+    read_pair("k", "k_out", k, k_strides, k_out, k_out_strides, d.num_k_heads, d.head_dim, k_element(d),
               ROPE_OUT_SAME if cached else d.k_quantize.out_dtype, not cached, c, &d.k, &d.k_steps, &d.k_out,
               &d.k_out_steps)
     if c.num_tokens < 0:
@@ -201,7 +219,7 @@ cdef int read_v(v, v_out, v_strides, v_out_strides, int32_t num_v_heads, int32_t
         d.num_v_heads, d.v_head_dim = num_v_heads, v_head_dim
         if not cached:
             require("v_out", v_out, "with v where there is no cache")
-    read_pair("v", "v_out", v, v_strides, v_out, v_out_strides, num_v_heads, v_head_dim, d.dtype,
+    read_pair("v", "v_out", v, v_strides, v_out, v_out_strides, num_v_heads, v_head_dim, k_element(d),
               ROPE_OUT_SAME if cached else d.v_quantize.out_dtype, False, c, &d.v, &d.v_steps, &d.v_out,
               &d.v_out_steps)
     d.sequence_length = c.sequence_length
@@ -234,7 +252,7 @@ cdef int read_k_nope(k, k_nope, k_nope_out, k_nope_strides, k_nope_out_strides, 
             require("k_nope_out", k_nope_out, "with k_nope where there is no cache")
         d.k_nope_dim = dim
     read_pair("k_nope", "k_nope_out", k_nope, k_nope_strides, k_nope_out, k_nope_out_strides, d.num_k_heads, dim,
-              d.dtype, ROPE_OUT_SAME if cached else d.k_quantize.out_dtype, False, c, &d.k_nope, &d.k_nope_steps,
+              k_element(d), ROPE_OUT_SAME if cached else d.k_quantize.out_dtype, False, c, &d.k_nope, &d.k_nope_steps,
               &d.k_nope_out, &d.k_nope_out_steps)
     d.sequence_length = c.sequence_length
     return 0

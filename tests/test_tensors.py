@@ -310,3 +310,51 @@ def test_a_cache_of_another_dtype(device, dtype, form, rng):
     rows = np.divmod(SLOTS[SLOTS >= 0], 4)
     for x in "kv":
         assert equal(got[f"{x}_cache"][rows], want[f"{x}_cache"][rows].astype(ref.storage(form)))
+
+
+# ---- k of another dtype than q
+
+TWINS = [("float16", "bfloat16"), ("bfloat16", "float16")]
+
+
+@pytest.mark.parametrize(("dtype", "k_dtype"), TWINS)
+@pytest.mark.parametrize("place", ["in", "out", "cache"])
+def test_k_of_another_dtype(device, dtype, k_dtype, place, rng):
+    """The bits of two calls, one for q and one for k and v, each of a dtype of its own."""
+    kv = {x: normal_block(rng, k_dtype, (TOKENS, K_HEADS, DIM)) for x in "kv"}
+    q = {"q": normal_block(rng, dtype, (TOKENS, Q_HEADS, DIM)), "q_weight": index(rng.standard_normal(DIM), dtype)}
+    kv |= {"k_weight": index(rng.standard_normal(DIM), k_dtype), "v_out": rows_block(k_dtype, (TOKENS, K_HEADS, DIM))}
+    options = {"norm": pyrope.RMSNorm()}
+    if place != "in":
+        q["q_out"] = rows_block(dtype, (TOKENS, Q_HEADS, DIM))
+        kv["k_out"] = rows_block(k_dtype, (TOKENS, K_HEADS, DIM))
+    if place == "cache":
+        options["cache"] = cache()
+        kv |= {"slots": index(SLOTS)}
+        kv |= {f"{x}_cache": cache_block(k_dtype, 2, 4, K_HEADS, DIM) for x in "kv"}
+    got = run(device, q | kv, dtype=dtype, k_dtype=k_dtype, **options)
+    want = run(device, q, dtype=dtype, **options) | run(device, kv, dtype=k_dtype, **options)
+    for name, x in want.items():
+        assert equal(got[name], x), name
+
+
+@pytest.mark.parametrize(("dtype", "k_dtype"), TWINS)
+def test_keys_of_another_dtype_move(device, dtype, k_dtype, rng):
+    """Where they lie in a cache, as those of a Rope of their dtype."""
+    block = cache_block(k_dtype, 2, 4, K_HEADS, DIM)
+    block.view()[...] = rng.standard_normal(block.shape).astype(block.dtype)
+    operands = {"k_cache": block, "slots": index(SLOTS), "offset": 3}
+    ropes = [make(device, k_dtype, fused=True, cache=cache()),
+             make(device, dtype, fused=True, k_dtype=k_dtype, cache=cache())]  # fmt: skip
+    want, got = (call(rope, operands, TOKENS, "rotate_cache")["k_cache"] for rope in ropes)
+    assert equal(got, want)
+
+
+def test_k_dtypes_that_are_refused():
+    for dtype, k_dtype, allowed in (("float32", "float16", "'float32'"), ("bfloat16", "float32", "'float16' or 'bf")):
+        with pytest.raises(ValueError, match=f"^k_dtype: '{k_dtype}', must be {allowed}"):
+            make("cpu", dtype, fused=True, k_dtype=k_dtype)
+    q, k = np.ones((2, Q_HEADS, DIM), np.float16), np.ones((2, K_HEADS, DIM), np.float16)
+    with pytest.raises(TypeError, match=r"^k: dtype float16, must be bfloat16"):
+        make("cpu", "float16", fused=True, k_dtype="bfloat16").apply(q, k)
+    assert (q == 1).all() and (k == 1).all()

@@ -170,6 +170,38 @@ def test_cache(device):
     assert torch.equal(got, want) and want.any()
 
 
+def test_sums_of_a_norm_that_ranks_share(device):
+    """Written by a call that leaves q as it is, and read by the next."""
+    where = on(device)
+    rope = make(device, fused=True, norm=pyrope.RMSNorm(across_heads=True, ranks=2))
+    q, weight = randn(where, Q_HEADS)[0], torch.ones(Q_HEADS * DIM, device=where)
+
+    def step(q, sums, write):
+        face.apply_(rope, q, layout="thd", q_weight=weight, q_sums=sums, write_sums=write)
+        return q
+
+    sums, again = torch.zeros(2, SEQ, device=where)
+    assert torch.equal(step(q.clone(), sums, True), q) and torch.allclose(sums, (q**2).sum((1, 2)))
+    assert torch.equal(compiled(step)(q.clone(), again, True), q) and torch.equal(again, sums)
+    assert torch.equal(compiled(step)(q.clone(), sums, False), step(q.clone(), sums, False))
+
+
+def test_k_of_another_dtype(device):
+    """Each result, and gradient, of its own."""
+    where = on(device)
+    rope = make(device, "bfloat16", fused=True, k_dtype="float16")
+    q, k = randn(where, Q_HEADS)[0].bfloat16(), randn(where, K_HEADS)[0].half()
+    leaves = [x.clone().requires_grad_() for x in (q, k)]
+
+    def turn(q, k):
+        return face.apply(rope, q, k, layout="thd", offset=3)
+
+    for x, y, leaf in zip(turn(q, k), compiled(turn)(*leaves), leaves, strict=True):
+        assert x.dtype == leaf.dtype and torch.equal(x, y)
+        (grad,) = torch.autograd.grad(y, leaf, torch.ones_like(y), retain_graph=True)
+        assert grad.dtype == leaf.dtype and grad.any()
+
+
 @pytest.mark.parametrize("norm", [False, True])
 def test_module(device, norm):
     """The module in a model, with its weights' gradients."""

@@ -287,3 +287,21 @@ def test_a_norm_without_a_rotation(device):
     want.square().sum().backward()
     check(q.grad, y.grad, y.grad.abs() + 10, 1e-5)
     check(weight.grad, w.grad, w.grad.abs() + 10, 1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"after": True}, {"across_heads": True}], ids=["before", "after", "across"])
+def test_norm_of_k_of_another_dtype(device, options):
+    """The gradients of a Rope that has k alone, of its dtype."""
+    where, norm = on(device), pyrope.RMSNorm(**options)
+    both = make(device, "bfloat16", fused=True, k_dtype="float16", norm=norm)
+    alone = make(device, "float16", fused=True, num_q_heads=0, norm=norm)
+    heads = K_HEADS if "across_heads" in options else 1
+    q, k = randn(where, Q_HEADS, torch.bfloat16), leaf(randn(where, K_HEADS, torch.float16))
+    weight = leaf(randn(where, heads, torch.float16)[0, 0].flatten())
+    positions = {"positions": torch.tensor(POSITIONS, device=where)}
+    found = []
+    for rope, first in ((both, q), (alone, None)):
+        out = face.apply(rope, first, k, k_weight=weight, **positions)[1]
+        found.append(torch.autograd.grad(out.float().square().sum(), (k, weight)))
+    for got, want in zip(*found, strict=True):
+        assert got.dtype == torch.float16 and got.any() and torch.equal(got, want)

@@ -256,6 +256,35 @@ static int is_table_row(const float x[HEAD_DIM], int position) {
                        : is_near(x, -0.41614684f, 0.99980001f, 0.90929743f, 0.01999867f);
 }
 
+static void test_refused_sums_and_dtypes(void) {
+  rope_apply_desc d = plain();
+  d.norm_sums.ranks = 2;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "norm_sums.ranks: 2, must be 0 without norm.across_heads");
+  d.norm_sums.ranks = ROPE_MAX_NORM_RANKS + 1;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "norm_sums.ranks: 16385, must be 0 to 16384");
+  d = plain();
+  d.norm_sums.write = 1;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "norm_sums.write: 1, must be 0 to 0");
+  d = plain();
+  d.norm_sums.q = k[0];
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "norm_sums.q: only allowed with ranks");
+  d = plain();
+  d.norm.q_weight = k;
+  d.norm.across_heads = d.norm_sums.ranks = 1;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "norm_sums.q: NULL");
+  d.norm_sums.q = q[0];
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "norm_sums.q: overlaps q in memory");
+  d = plain();
+  d.k_dtype = ROPE_OUT_F16;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_UNSUPPORTED, "k_dtype: 5, must be 0 or ROPE_OUT_F32 (4), as dtype");
+  d.dtype = ROPE_DTYPE_BF16;
+  d.k_dtype = ROPE_OUT_F32;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_UNSUPPORTED, "k_dtype: 4, must be 0 or of two bytes as dtype");
+  d.k_dtype = ROPE_OUT_F16;
+  d.flags = ROPE_FLAG_IN_CACHE;
+  CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "k_dtype: 5, must be 0 with ROPE_FLAG_IN_CACHE");
+}
+
 static void test_build_cos_sin(void) {
   const int32_t positions[TOKENS] = {2, 1};
   struct {
@@ -426,6 +455,7 @@ int main(void) {
   test_xpos();
   test_struct_sizes();
   test_refusals();
+  test_refused_sums_and_dtypes();
   test_build_cos_sin();
   test_in_cache();
   test_support();

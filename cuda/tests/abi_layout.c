@@ -128,7 +128,7 @@ FIELD(rope_xpos, scale_base, 0, 8);
 FIELD(rope_xpos, gamma, 8, 8);
 FIELD(rope_xpos, center, 16, 8);
 
-CHECK(sizeof(rope_apply_desc) == 1296);
+CHECK(sizeof(rope_apply_desc) == 1304);
 FIELD(rope_apply_desc, struct_size, 0, 4);
 FIELD(rope_apply_desc, flags, 4, 4);
 FIELD(rope_apply_desc, backend, 8, 4);
@@ -204,6 +204,8 @@ FIELD(rope_apply_desc, cache_k_nope, 1208, 32);
 FIELD(rope_apply_desc, k_nope_steps, 1240, 16);
 FIELD(rope_apply_desc, k_nope_out_steps, 1256, 16);
 FIELD(rope_apply_desc, norm_sums, 1272, 24);
+FIELD(rope_apply_desc, k_dtype, 1296, 4);
+FIELD(rope_apply_desc, reserved_2, 1300, 4);
 
 CHECK(sizeof(rope_build_cos_sin_desc) == 120);
 FIELD(rope_build_cos_sin_desc, struct_size, 0, 4);

@@ -30,7 +30,7 @@ NUMBERS = ("q_scale", "k_scale", "v_scale", *TENSOR_SCALES)  # or tensors
 _CHOICES = "str skipped, bool? write_sums"
 REST = "SymInt offset, bool inverse, str layout, str rope"
 EFFECTS = frozenset((*WRITTEN, *ALSO_READ))  # an argument that makes a call one with side effects
-OPTIONS = frozenset((*READ, *EFFECTS))
+OPTIONS = frozenset((*READ, *EFFECTS, "write_sums"))
 
 MUTATING = (*READ, *WRITTEN, *ALSO_READ)
 

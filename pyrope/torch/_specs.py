@@ -92,7 +92,7 @@ def like(
 def rotation_of(rope: pyrope.Rope) -> pyrope.Rope:
     """What a FusedRope with a norm does besides, in float32."""
     shape, options = arguments_of(rope)
-    return type(rope)(*shape, **{**options, "norm": None, "dtype": "float32"})
+    return type(rope)(*shape, **{**options, "norm": None, "dtype": "float32", "k_dtype": None})
 
 
 @functools.lru_cache(maxsize=256)

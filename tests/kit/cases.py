@@ -13,6 +13,7 @@ RANKS = 4  # that share a norm
 THETAS = (10000.0, 500000.0, 100.0)
 PARTIAL = {128: (64, 64), 64: (32, 16), 80: (36, 7), 20: (8, 12), 6: (4, 1)}  # head_dim: rotary_dim, rotary_offset
 OTHER = {"float32": "bfloat16", "float16": "float32", "bfloat16": "float16"}  # dtypes to store another as
+TWINS = {"float16": "bfloat16", "bfloat16": "float16"}  # of k beside q
 
 # What rows of options have in common, and the arguments that a refusal names with what together is refused.
 SECTIONS = ["sections64", "sections32", "interleaved64", "sections float", "streams64", "eight sections32", *BLOCKS]
@@ -72,6 +73,7 @@ class Case(Positioned, Checked):
         self.turns = row["rotary"] != "none"
         self.sequences = 1
         self.num_blocks = next(n for n in (2, 3) if self.pairs % n == 0) if row["positions"] in BLOCKS else 1
+        self.k_dtype = TWINS[row["dtype"]] if row.get("k_dtype") == "other" else row["dtype"]
         self.method = "inverse" if row["inverse"] else "apply"
         self.live = np.ones(self.tokens, bool)  # tokens that anything is written for
         self.blocks, self.scalars, self.counters, self.outputs = {}, {}, {}, {}
@@ -82,6 +84,8 @@ class Case(Positioned, Checked):
             "rotary_dim": self.rotary_dim if self.turns else 0,
             "rotary_offset": self.rotary_offset,
         }
+        if row.get("k_dtype") == "other":
+            self.options["k_dtype"] = self.k_dtype
         self.make_sequences()
         positions = self.make_positions()
         factor = self.make_sets()
@@ -223,7 +227,7 @@ class Case(Positioned, Checked):
     # ---- stages
 
     def make_norm(self):
-        kind, dtype = self.row["norm"], self.row["dtype"]  # none, or "before" or "after" and what else
+        kind = self.row["norm"]  # none, or "before" or "after" and what else
         if kind == "none":
             return
         words = kind.split()
@@ -236,9 +240,9 @@ class Case(Positioned, Checked):
             across_heads="across" in words,
             ranks=RANKS if "ranks" in words else 1,
         )
-        weight = ref.storage("float32" if wide else dtype)
         for name, heads in (("q_weight", self.q_heads), ("k_weight", self.k_heads))[: 1 if "q" in words else 2]:
             count = heads * self.head_dim if "across" in words else self.head_dim
+            weight = ref.storage("float32" if wide else self.dtype_of(name))
             self.array(name, self.rng.standard_normal(count) + 1 - self.bias, weight)
             if "ranks" in words:  # the sums of all ranks
                 sums = RANKS * heads * self.head_dim * self.rng.uniform(0.5, 2, self.tokens)
@@ -319,7 +323,7 @@ class Case(Positioned, Checked):
 
     def place(self, name, heads, d, out, in_place=False):
         """An operand, where it goes, its scale and its expected value."""
-        row, dtype = self.row, self.row["dtype"]
+        row, dtype = self.row, self.dtype_of(name)
         values = self.rng.standard_normal((self.tokens, heads, d)).astype(ref.storage(dtype))
         self.blocks[name] = sequences_block(dtype, self.sequences, values.shape, row["memory"], values)
         value = ref.exact(values)
@@ -354,13 +358,16 @@ class Case(Positioned, Checked):
             self.make_scale(o, heads, count)
         self.outputs[name] = o
 
+    def dtype_of(self, name):
+        return self.row["dtype"] if name[0] == "q" else self.k_dtype
+
     def rows_of(self, tokens):
         """The index of tokens in blocks of rows."""
         return (tokens,) if self.sequences == 1 else np.divmod(tokens, self.tokens // self.sequences)
 
     def place_kept(self, name, value, shape, in_place):
         """What goes to a cache is stored outside it too."""
-        o = self.outputs[f"{name} kept"] = Output(f"{name}_out", name, self.row["dtype"])
+        o = self.outputs[f"{name} kept"] = Output(f"{name}_out", name, self.dtype_of(name))
         same = in_place and name == "k"
         own = None if same else sequences_block(o.format, self.sequences, shape, self.row["memory"])
         self.blocks[o.where] = own or self.blocks[name]

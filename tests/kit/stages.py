@@ -29,6 +29,7 @@ FACTORS = cases.FACTORS | {
     "skip_q": [False, True],
     "kept": [False, True],
     "out_layout": ["same", "other"],
+    "k_dtype": ["same", "other"],
 }
 STORED = ["other", *QUANTISED, *cases.GROUPED]
 STILL = {"rotary": ["none"]}
@@ -66,5 +67,6 @@ UNEVEN = [
 ]
 # Refused by the constructor: see test_stages_refusals.py.
 TURNED = {"angle": ["cos_sin"], "positions": cases.SECTIONS, "xpos": ["plain", "centered"], "out_layout": ["other"]}
-CONSTRUCTOR = [cases.SHARED, *(STILL | {name: values} for name, values in TURNED.items())]
+WIDE = {"dtype": ["float32"], "k_dtype": ["other"]}
+CONSTRUCTOR = [cases.SHARED, WIDE, *(STILL | {name: values} for name, values in TURNED.items())]
 RULES = [*(rule for _, rule in REFUSED), *APART, *CONSTRUCTOR, *UNEVEN]

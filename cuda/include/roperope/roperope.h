@@ -471,6 +471,10 @@ typedef struct rope_apply_desc {
   rope_steps k_nope_steps, k_nope_out_steps;
 
   rope_norm_sums norm_sums;
+  int32_t k_dtype; /* rope_out_dtype: what k, k_nope, v, k's weights and what is stored of them as ROPE_OUT_SAME hold,
+                      ROPE_OUT_F16 with bfloat16 q, ROPE_OUT_BF16 with float16 q; 0: dtype. Not with
+                      ROPE_FLAG_IN_CACHE */
+  int32_t reserved_2; /* 0 */
 } rope_apply_desc;
 
 /* Zero, then struct_size. */

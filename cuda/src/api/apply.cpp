@@ -34,7 +34,7 @@ rope_status check_shape(rope_apply_desc* d) {
                                      ROPE_FLAG_NO_ROTATION | ROPE_FLAG_CHECK_PLACES));
   const int32_t reserved = d->reserved | d->norm.reserved | d->q_quantize.reserved | d->k_quantize.reserved |
                            d->v_quantize.reserved | d->cos_sin.reserved | d->frequency_sets.reserved |
-                           d->k_cos_sin.reserved;
+                           d->k_cos_sin.reserved | d->reserved_2;
   ROPE_TRY(check_range("reserved", reserved, 0, 0));
   ROPE_TRY(check_range("head_dim", d->head_dim, 2, ROPE_MAX_HEAD_DIM));
   if (d->flags & ROPE_FLAG_NO_ROTATION) ROPE_TRY(check_nothing_turns(d));
@@ -51,6 +51,18 @@ rope_status check_shape(rope_apply_desc* d) {
                 d->rotary_dim / 2);
   ROPE_TRY(check_range("num_tokens", d->num_tokens, 0, INT32_MAX));
   return read_attention_factor(&d->attention_factor);
+}
+
+rope_status check_k_dtype(const rope_apply_desc& d) {
+  const bool other = d.dtype != ROPE_DTYPE_F32 && (d.k_dtype == ROPE_OUT_F16 || d.k_dtype == ROPE_OUT_BF16);
+  if (d.k_dtype && !other && d.k_dtype != ROPE_OUT_F32 + d.dtype)
+    return fail(ROPE_ERR_UNSUPPORTED, "k_dtype: %d, must be 0 or%s", d.k_dtype,
+                d.dtype == ROPE_DTYPE_F32 ? " ROPE_OUT_F32 (4), as dtype"
+                                          : " of two bytes as dtype, ROPE_OUT_F16 (5) or ROPE_OUT_BF16 (6)");
+  if (d.k_dtype && (d.flags & ROPE_FLAG_IN_CACHE))
+    return fail(ROPE_ERR_INVALID_ARG, "k_dtype: %d, must be 0 with ROPE_FLAG_IN_CACHE, with which dtype is the keys'",
+                d.k_dtype);
+  return ROPE_OK;
 }
 
 // All but positions and tensors.
@@ -76,6 +88,7 @@ rope_status apply(const rope_apply_desc* desc) {
   const Operations* operations;
   ROPE_TRY(find_operations(d.backend, d.dtype, d.layout, d.angle, &operations));
   ROPE_TRY(check_shape(&d));
+  ROPE_TRY(check_k_dtype(d));
   Execution execution;
   const Threads threads = {d.num_threads, d.parallel_for, d.parallel_context};
   ROPE_TRY(read_execution(d.backend, d.flags, d.stream, threads, &execution));

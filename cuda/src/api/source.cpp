@@ -18,7 +18,7 @@ rope_status read_quantize(const rope_apply_desc& d, const Source& s, Quantize* q
     if (from.out_dtype != ROPE_OUT_SAME && (d.flags & ROPE_FLAG_IN_CACHE))
       return fail(ROPE_ERR_UNSUPPORTED, "%s.out_dtype: a dtype, with ROPE_FLAG_IN_CACHE the descriptor's dtype says it",
                   name);
-    const bool same = from.out_dtype == ROPE_OUT_F32 + d.dtype;
+    const bool same = from.out_dtype == ROPE_OUT_F32 + s.dtype;
     *q = {same ? OutType::kSame : OutType(from.out_dtype), ScaleKind::kHost, 1.0f, 1.0f, nullptr};
     return ROPE_OK;
   }
@@ -130,7 +130,7 @@ rope_status read_kept(const rope_apply_desc& d, const PipelineCall& p, Source& s
                       OperandExtras* x) {
   if (!s.out->data) return ROPE_OK;
   const bool moved = s.rotated && p.out_layout != p.layout;
-  const int64_t bytes = dtype_bytes(d.dtype);
+  const int64_t bytes = dtype_bytes(s.dtype);
   bool in_place;
   ROPE_TRY(read_written(d, s, shape, (s.rotated || s.weight) && !moved, bytes, &s.kept_rows, &in_place));
   ROPE_TRY(check_apart(s.names->cache, s.written, s.names->out, s.kept_rows));
@@ -159,7 +159,7 @@ rope_status read_operand(const rope_apply_desc& d, const PipelineCall& p, Source
   const bool in_cache = d.flags & ROPE_FLAG_IN_CACHE;
   *x = {};
   *groups = {};
-  const int64_t bytes = dtype_bytes(d.dtype), sequences = d.sequence_length ? d.num_tokens / d.sequence_length : 1;
+  const int64_t bytes = dtype_bytes(s.dtype), sequences = d.sequence_length ? d.num_tokens / d.sequence_length : 1;
   const Shape shape = {sequences, d.sequence_length ? d.sequence_length : d.num_tokens, s.heads, s.dim};
   ROPE_TRY(check_range(s.names->heads, s.heads, 1, ROPE_MAX_HEADS));
   ROPE_TRY(check_range(s.names->dim, s.dim, 1, s.rotated ? ROPE_MAX_HEAD_DIM : ROPE_MAX_FUSED_HEAD_DIM));
@@ -189,6 +189,7 @@ rope_status read_operand(const rope_apply_desc& d, const PipelineCall& p, Source
   o->whole = true;
   x->in_sequence_stride = s.read.sequence.stride;
   x->in_gap = gap_of(s.read, bytes);
+  x->twin = s.dtype != d.dtype;
   // What strides count: elements, of fewer than 8 bits or in blocks bytes.
   const int32_t out_bytes = std::max(int32_t(stored_bytes(o->quantize.type, bytes, 1)), 1);
   const int32_t units = int32_t(stored_bytes(o->quantize.type, bytes, s.dim)) / out_bytes;

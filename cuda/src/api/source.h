@@ -29,6 +29,7 @@ struct Tensor {
   const void* weight;
   bool rotated;
   int32_t xpos_sign;  // where there is xPos
+  int32_t dtype;      // rope_dtype
 };
 
 // And where it is read and written.

@@ -278,7 +278,7 @@ bool is_rare(const rope_apply_desc& d, const PipelineCall& p) {
   rare |= d.norm_sums.ranks || p.slot_skips || p.sequence_length || p.out_layout != p.layout || p.skip != kUsualSkip;
   for (int32_t i = 0; i < p.num_operands; ++i) {
     const OperandExtras& x = p.extras[i];
-    rare |= x.in_gap || x.out_gap || x.kept || x.copies || is_dtype(p.operands[i].quantize.type);
+    rare |= x.in_gap || x.out_gap || x.kept || x.copies || x.twin || is_dtype(p.operands[i].quantize.type);
   }
   return rare;
 }
@@ -291,7 +291,8 @@ rope_status read_tensors(const rope_apply_desc& d, PipelineCall* p) {
   if (d.q_nope.data && d.q_quantize.scale_kind == ROPE_SCALE_GROUP)
     return fail(ROPE_ERR_UNSUPPORTED, "q_nope: not with scales of groups, which q_groups has for q alone");
   const int32_t v_heads = d.num_v_heads ? d.num_v_heads : d.num_k_heads,
-                v_dim = d.v_head_dim ? d.v_head_dim : d.head_dim;
+                v_dim = d.v_head_dim ? d.v_head_dim : d.head_dim,
+                k_dtype = d.k_dtype ? d.k_dtype - ROPE_OUT_F32 : d.dtype;
   const bool turns = !(d.flags & ROPE_FLAG_NO_ROTATION);
   if (d.k_nope.data && d.k_quantize.scale_kind == ROPE_SCALE_GROUP)
     return fail(ROPE_ERR_UNSUPPORTED, "k_nope: not with scales of groups, which k_groups has for k alone");
@@ -316,15 +317,15 @@ rope_status read_tensors(const rope_apply_desc& d, PipelineCall* p) {
     return ROPE_OK;
   };
   ROPE_TRY(read({&kQ, &d.q, &d.q_out, &d.q_steps, &d.q_out_steps, &d.q_quantize, &d.q_groups, nullptr, d.num_q_heads,
-                 d.head_dim, d.norm.q_weight, turns, 1}));
+                 d.head_dim, d.norm.q_weight, turns, 1, d.dtype}));
   ROPE_TRY(read({&kK, &d.k, &d.k_out, &d.k_steps, &d.k_out_steps, &d.k_quantize, &d.k_groups, &d.cache.k, d.num_k_heads,
-                 d.head_dim, d.norm.k_weight, turns, -1}));
+                 d.head_dim, d.norm.k_weight, turns, -1, k_dtype}));
   ROPE_TRY(read({&kV, &d.v, &d.v_out, &d.v_steps, &d.v_out_steps, &d.v_quantize, &d.v_groups, &d.cache.v, v_heads,
-                 v_dim, nullptr, false, 0}));
+                 v_dim, nullptr, false, 0, k_dtype}));
   ROPE_TRY(read({&kQNope, &d.q_nope, &d.q_nope_out, &d.q_nope_steps, &d.q_nope_out_steps, &d.q_quantize, &d.q_groups,
-                 nullptr, d.num_q_heads, d.q_nope_dim, nullptr, false, 0}));
+                 nullptr, d.num_q_heads, d.q_nope_dim, nullptr, false, 0, d.dtype}));
   ROPE_TRY(read({&kKNope, &d.k_nope, &d.k_nope_out, &d.k_nope_steps, &d.k_nope_out_steps, &d.k_quantize, &d.k_groups,
-                 &d.cache_k_nope, d.num_k_heads, d.k_nope_dim, nullptr, false, 0}));
+                 &d.cache_k_nope, d.num_k_heads, d.k_nope_dim, nullptr, false, 0, k_dtype}));
   if (!p->num_operands) return fail(ROPE_ERR_INVALID_ARG, "q: NULL and k: NULL, at least one must be given");
   join_sequences(d, p);
   p->rare |= is_rare(d, *p);

@@ -218,6 +218,17 @@ void copy_heads(const PipelineOperand& o, const OperandExtras& extras, SequenceP
   }
 }
 
+// Where the call writes sums of squares it does nothing else.
+template <class D, Layout kLayout>
+void all_heads(const PipelineCall& p, int32_t operand, const TokenWork& w) {
+  const PipelineOperand& o = p.operands[operand];
+  const bool across = o.weight && p.norm.across_heads;
+  const float mean = across ? mean_across_heads<D, kLayout>(p, operand, w.token, w.at, w.angles) : 0.0f;
+  if (p.writes_sums) return;
+  for (int32_t head = 0; head < o.heads; ++head)
+    one_head<D, kLayout>(p, o, p.extras[operand], w, head, across ? &mean : nullptr);
+}
+
 template <class D, Layout kLayout>
 void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
   const auto& [p, pairs] = *static_cast<const Job*>(context);
@@ -255,11 +266,7 @@ void pipeline_tokens(const void* context, int64_t begin, int64_t end) {
           sin_second[j] = a.second.sin;
         }
       }
-      const bool across = o.weight && p.norm.across_heads;
-      const float mean = across ? mean_across_heads<D, kLayout>(p, i, token, w.at, angles) : 0.0f;
-      if (p.writes_sums) continue;
-      for (int32_t head = 0; head < o.heads; ++head)
-        one_head<D, kLayout>(p, o, extras, w, head, across ? &mean : nullptr);
+      extras.twin ? all_heads<typename D::Twin, kLayout>(p, i, w) : all_heads<D, kLayout>(p, i, w);
     }
   }
 }

@@ -106,6 +106,7 @@ struct OperandExtras {
   int64_t kept_sequence_stride, kept_token_stride, kept_head_stride, kept_gap;
   bool kept_whole;  // as PipelineOperand's
   bool copies;      // a token that is left alone is copied to `kept` or `out`
+  bool twin;        // of the call's dtype's twin: what is read and written, and the weights
 };
 
 // Of a norm across heads of several ranks: the sums of squares of tokens.

@@ -39,8 +39,7 @@ __global__ void __launch_bounds__(kMaxBlock, general_blocks(kReduce, kGrouped))
     float x[2 * kVec] = {}, factor = 1.0f;
     bool stores = t.live() && t.acts();
     if (t.live()) {
-      a.widen(x);
-      b.widen(x + kVec);
+      t.widen(a, b, x);
     }
     if constexpr (kReduce) {
       if (t.p.norm.after) t.rotate_head(angle, x);

@@ -116,12 +116,31 @@ struct GeneralThread {
     b = *reinterpret_cast<const C*>(row + slot.second * step);
   }
 
+  // f(D()), or of its twin, whichever the operand has.
+  template <class F>
+  __device__ __forceinline__ void for_own_dtype(F f) const {
+    if (!std::is_same_v<D, typename D::Twin> && extras.twin) {
+      f(typename D::Twin());
+    } else {
+      f(D());
+    }
+  }
+
+  __device__ __forceinline__ void widen(const C& a, const C& b, float* x) const {
+    for_own_dtype([&](auto d) {
+      a.template widen<decltype(d)>(x);
+      b.template widen<decltype(d)>(x + kVec);
+    });
+  }
+
   __device__ __forceinline__ void normalise(float total, float* x) const {
     if (!live()) return;
     const int32_t from = first_weight(p.norm, o, head);
     float weight[2 * kVec];
-    load_weights<D, kVec, false>(p.norm, o.weight, from + slot.first, weight);
-    load_weights<D, kVec, false>(p.norm, o.weight, from + slot.second, weight + kVec);
+    for_own_dtype([&](auto d) {
+      load_weights<decltype(d), kVec, false>(p.norm, o.weight, from + slot.first, weight);
+      load_weights<decltype(d), kVec, false>(p.norm, o.weight, from + slot.second, weight + kVec);
+    });
     const float r = norm_factor(total, p.norm.inverse_dim, p.norm.eps);
 #pragma unroll
     for (int j = 0; j < 2 * kVec; ++j) x[j] = x[j] * r * weight[j];
@@ -200,8 +219,10 @@ struct GeneralThread {
   __device__ __forceinline__ void store_head(C& a, C& b, const float* x, float factor) const {
     const bool changes = slot.rotated || (kReduce && o.weight);  // else a copy, bit for bit
     if (moves && changes) {
-      a.narrow(x);
-      b.narrow(x + kVec);
+      for_own_dtype([&](auto d) {
+        a.template narrow<decltype(d)>(x);
+        b.template narrow<decltype(d)>(x + kVec);
+      });
     }
     if (!grouped && (!o.cached || found)) {
       if (quantised) {

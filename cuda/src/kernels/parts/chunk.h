@@ -15,19 +15,22 @@ struct Chunk {
 
   alignas(kBytes) Word word[kWords];
 
+  // As: D, or its twin, whose bits the words then are.
+  template <class As = D>
   ROPE_INLINE_MEMBER void widen(float* x) const {
 #pragma unroll
     for (int j = 0; j < kVec; ++j)
-      x[j] = D::widen(typename D::Storage(word[j / kPerWord] >> (j % kPerWord * 8 * kElementBytes)));
+      x[j] = As::widen(typename As::Storage(word[j / kPerWord] >> (j % kPerWord * 8 * kElementBytes)));
   }
 
+  template <class As = D>
   ROPE_INLINE_MEMBER void narrow(const float* x) {
 #pragma unroll
     for (int j = 0; j < kWords; ++j) {
       if constexpr (kPerWord == 2) {
-        word[j] = D::narrow2(x[2 * j], x[2 * j + 1]);
+        word[j] = As::narrow2(x[2 * j], x[2 * j + 1]);
       } else {
-        word[j] = D::narrow(x[j]);
+        word[j] = As::narrow(x[j]);
       }
     }
   }
