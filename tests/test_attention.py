@@ -15,8 +15,8 @@ from kit.reference import storage
 
 FACTORS = {
     "dtype": ("bfloat16", "float16", "float32"),
-    "head_dim": (64, 128, 40, 256),
-    "v_head_dim": (0, 64),  # 0: head_dim
+    "head_dim": (64, 96, 128, 192, 40, 256),
+    "v_head_dim": (0, 64, 128),  # 0: head_dim
     "heads": ((2, 2), (6, 2), (8, 1)),
     "q_tokens": (1, 65, 130, 200),
     "k_tokens": (0, 1, 77, 333),  # 0: those of q
@@ -60,8 +60,9 @@ def normal(rng, dtype, *shape):
 
 def served(row, device):
     """Whether the kernels for CUDA have it."""
-    sizes = row["head_dim"] in (64, 128) and row["v_head_dim"] in (0, row["head_dim"])
-    return device == "cpu" or (sizes and row["dtype"] != "float32")
+    sizes = row["head_dim"], row["v_head_dim"] or row["head_dim"]
+    wide = sizes == (192, 128) and not row["softcap"]
+    return device == "cpu" or ((sizes in ((64, 64), (96, 96), (128, 128)) or wide) and row["dtype"] != "float32")
 
 
 @pytest.mark.parametrize("number", range(len(ROWS)), ids=ROWS.name)
@@ -81,7 +82,9 @@ def test_values(number, device):
     options = {"offset": offset, "k_rotated": not same} | ({"sinks": sinks} if row["sinks"] else {})
     place = (lambda shape: strides_of(row["place"], shape)) if row["place"] != "dense" else None
     if not served(row, device):
-        with pytest.raises(pyrope.UnsupportedError, match=r"head_dim: |dtype: "):
+        with pytest.raises(
+            pyrope.UnsupportedError, match=r"head_dim, v_head_dim: 64, 96 or 128 both|dtype: float16 or bfloat16"
+        ):
             attend(attention, q, k, v, place, **options)
         return
     got = attend(attention, q, k, v, place, ("q_out", "k_out") if same else ("q_out",), **options)
@@ -221,7 +224,7 @@ def test_refused_before_anything_is_written(device, rng):
     pointers = [memory.pointer(x) for x in buffers]
     workspace = memory.put(np.zeros(8192, np.uint8))
     place = {"workspace": (memory.pointer(workspace) + 255) // 256 * 256, "workspace_size": 7936, "num_q_tokens": 9}
-    with pytest.raises(pyrope.UnsupportedError, match="head_dim: 64 or 128"):
+    with pytest.raises(pyrope.UnsupportedError, match="head_dim, v_head_dim: 64, 96 or 128 both"):
         attention.apply(*pointers, q_out=pointers[0], **place)
     np.testing.assert_array_equal(memory.get(buffers[0]), q)
 
