@@ -315,11 +315,11 @@ def transformers(case, slot, inputs, module="transformers.models.llama.modeling_
 
 
 def transformer_engine(case, slot, inputs, package="transformer_engine"):
-    te = importlib.import_module(f"{package}.pytorch.attention.rope")
-    make = te.RotaryPositionEmbedding(case.head_dim, case.rotated / case.head_dim, rotary_base=THETA)
+    engine = importlib.import_module(f"{package}.pytorch.attention.rope")
+    make = engine.RotaryPositionEmbedding(case.head_dim, case.rotated / case.head_dim, rotary_base=THETA)
     freqs, tensors = make(inputs.table_rows).to(inputs.ids.torch.device), _torch_tensors(slot)
     tensors, starts = [_requests(case, x) for x in tensors], inputs.offsets.torch.int()
-    call = functools.partial(te.apply_rotary_pos_emb, freqs=freqs, tensor_format="bshd", start_positions=starts)
+    call = functools.partial(engine.apply_rotary_pos_emb, freqs=freqs, tensor_format="bshd", start_positions=starts)
     return lambda: [call(x).flatten(0, 1) for x in tensors]
 
 
