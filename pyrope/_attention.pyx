@@ -255,9 +255,10 @@ cdef class RopeAttention:
               num_k_tokens: SupportsIndex | None = None, num_sequences: SupportsIndex | None = None,
               q_indptr: Memory | None = None, k_indptr: Memory | None = None,
               max_q_tokens: SupportsIndex | None = None, max_k_tokens: SupportsIndex | None = None,
-              q_strides: AttentionStrides | None = None, k_strides: AttentionStrides | None = None, v_strides: AttentionStrides | None = None,
-              out_strides: AttentionStrides | None = None, q_out_strides: AttentionStrides | None = None,
-              k_out_strides: AttentionStrides | None = None, positions_stride: SupportsIndex | None = None,
+              q_strides: AttentionStrides | None = None, k_strides: AttentionStrides | None = None,
+              v_strides: AttentionStrides | None = None, out_strides: AttentionStrides | None = None,
+              q_out_strides: AttentionStrides | None = None, k_out_strides: AttentionStrides | None = None,
+              positions_stride: SupportsIndex | None = None,
               cos: Memory | None = None, sin: Memory | None = None, angles: Memory | None = None,
               cos_sin_rows: SupportsIndex | None = None, workspace: Memory | None = None,
               workspace_size: SupportsIndex | None = None, stream: Stream | None = None) -> None:

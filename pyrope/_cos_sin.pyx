@@ -158,8 +158,8 @@ cdef void* read_source(str name, object x, int64_t width, rope_apply_desc* d, ro
                                  "tokens; pass positions=numpy.arange(num_tokens) with rows of two dimensions")
             d.sequence_length = 0
         elif rows != v.shape[1]:
-            raise ValueError(f"{name}: shape {shape_of(&v)}, must be [rows, columns], or have the leading dimensions of "
-                             f"the {c.num_tokens} tokens")
+            raise ValueError(f"{name}: shape {shape_of(&v)}, must be [rows, columns], or have the leading dimensions "
+                             f"of the {c.num_tokens} tokens")
         v.shape[0] = rows
         v.strides[0], v.shape[1], v.strides[1], v.ndim = stride, v.shape[last], v.strides[last], 2
     check_rows(name, &v, width, 1, &table.num_rows, &table.row_stride)

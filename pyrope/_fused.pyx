@@ -17,7 +17,7 @@ from pyrope._tensors cimport begin_stages, read_k_nope, read_q_nope, read_rotate
 
 # Options that a Rope does not have, those that a repr shows where they are not the default: of angles, of stages.
 _TURNS = {"cos_sin_columns": "pairs", "sections": None, "sections_interleaved": False, "pair_streams": None,
-           "num_blocks": 1, "xpos": None}
+          "num_blocks": 1, "xpos": None}
 _STAGES = {"q_nope_dim": 0, "norm": None, "q_out_dtype": None, "k_out_dtype": None, "v_out_dtype": None,
            "q_scale_kind": None, "k_scale_kind": None, "v_scale_kind": None, "cache": None, "out_layout": None,
            "k_nope_dim": 0, "k_dtype": None}
