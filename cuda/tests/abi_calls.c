@@ -51,14 +51,6 @@ static int is_rotated(const float x[HEAD_DIM], rope_layout layout) {
                                     : is_near(x, -1.14263966f, 1.92207560f, 2.95985067f, 4.02979950f);
 }
 
-static void test_version(void) {
-  CHECK(rope_version() == (ROPE_VERSION_MAJOR << 16 | ROPE_VERSION_MINOR << 8 | ROPE_VERSION_PATCH));
-  CHECK(rope_build_info()[0] != '\0');
-  CHECK(rope_device_count() >= 0);
-  for (rope_status s = ROPE_OK; s <= ROPE_ERR_INTERNAL; ++s)
-    CHECK(strcmp(rope_status_string(s), rope_status_string(-1)) != 0);
-}
-
 static void test_frequencies(void) {
   rope_frequencies_desc d;
   const double factors[HEAD_DIM / 2] = {2, 4};
@@ -406,19 +398,6 @@ static void test_in_cache(void) {
   CHECK_REFUSED(rope_apply(&d), ROPE_ERR_INVALID_ARG, "flags: 0x40000000");
 }
 
-static void test_support(void) {
-  rope_support_query query = {sizeof(query), ROPE_BACKEND_CPU, ROPE_DTYPE_BF16, ROPE_LAYOUT_GPTJ, ROPE_ANGLE_FP32};
-  int32_t supported = -1;
-  CHECK(rope_query_support(&query, &supported) == ROPE_OK && supported == 1);
-  supported = -1;
-  query.dtype = 99;
-  CHECK(rope_query_support(&query, &supported) == ROPE_ERR_INVALID_ARG && supported == -1);
-  CHECK(strstr(rope_last_error(), "dtype") != NULL);
-  query.struct_size = 0;
-  CHECK(rope_query_support(&query, &supported) == ROPE_ERR_INVALID_ARG && supported == -1);
-  CHECK(rope_query_support(NULL, &supported) == ROPE_ERR_INVALID_ARG && supported == -1);
-}
-
 /* Neither the caller's flush-to-zero nor its rounding mode changes a result, and both are as they were afterwards. */
 static void test_float_environment(void) {
 #if defined(__SSE__)
@@ -449,7 +428,6 @@ static void test_float_environment(void) {
 }
 
 int main(void) {
-  test_version();
   test_frequencies();
   test_rotation();
   test_xpos();
@@ -458,7 +436,6 @@ int main(void) {
   test_refused_sums_and_dtypes();
   test_build_cos_sin();
   test_in_cache();
-  test_support();
   test_float_environment();
   printf("%d failures\n", failures);
   return failures != 0;
