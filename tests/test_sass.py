@@ -57,8 +57,9 @@ def cuobjdump(*arguments, check=True):
 
 @functools.cache
 def architectures():
+    """But for that of attention, whose kernels have their own test."""
     listing = cuobjdump("-lelf", check=False) if tools() else ""  # fails where there is no device code
-    return sorted(set(re.findall(r"\.(sm_\w+)\.cubin", listing)))
+    return sorted(set(re.findall(r"\.(sm_\d+)\.cubin", listing)))
 
 
 @functools.cache
@@ -203,3 +204,22 @@ def test_generic_accesses_are_those_of_arguments(architecture):
 def test_nothing_is_in_local_memory(architecture):
     for k in kernels(architecture):
         assert not any(opcode.startswith(("LDL", "STL")) for opcode in k.opcodes), k
+
+
+@pytest.mark.parametrize("architecture", architectures()[:1] or ["none"], indirect=True)
+def test_attention_kernels(architecture):
+    """Each listed one, for sm_90a alone; products in the loops' two forms, the first block and the last; no spills."""
+    parts = re.split(r"^\s*Function : (\S+)$", cuobjdump("-sass", "-arch", "sm_90a", check=False), flags=re.M)
+    shape = re.compile(r".*attention_kernelINS0_14AttentionShapeILi(\d+)ELi(\d+)EEENS_\d+(\w?F16)ELb([01])E")
+    kernels = {
+        shape.match(name).groups(): Counter(INSTRUCTION.findall(sass))
+        for name, sass in zip(parts[1::2], parts[2::2], strict=True)
+    }
+    text = (ROOT / "cuda/src/kernels/attention/shape.h").read_text()
+    rows = re.findall(r"\{(\d+), (\d+), (false|true)\}", text[text.index("kAttentionCodes[]") :])
+    assert rows
+    assert set(kernels) == {(q, v, d, str(int(cap == "true"))) for q, v, cap in rows for d in ("F16", "BF16")}
+    for (head_dim, *_), opcodes in kernels.items():
+        products = sum(count for opcode, count in opcodes.items() if opcode.startswith("HGMMA"))
+        assert products == 3 * (int(head_dim) // 16 + 128 // 16)
+        assert not any(opcode.startswith(("LDL", "STL")) for opcode in opcodes)

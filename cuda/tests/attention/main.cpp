@@ -1,4 +1,7 @@
 // The attention kernels for sm_90a, run on the CPU (hopper_on_cpu.h), against the formula in float64.
+#include <array>
+#include <map>
+
 #include "../../src/kernels/attention/launch.cuh"
 #include "misuse.h"
 #include "problem.h"
@@ -181,6 +184,42 @@ void check_seen_blocks(Random& random) {
   }
 }
 
+// Every tile has one number, whatever the sections, and numbers behind have none.
+void check_tiles(Random& random) {
+  ++shape;
+  using Shape = AttentionShape<64, 64>;
+  AttentionArgs args = {};
+  args.q_heads = int32_t(random.between(1, 6)), args.sequences = int32_t(random.between(1, 4));
+  args.q_tokens = args.k_tokens = int32_t(random.between(1, 500));
+  std::vector<int32_t> starts = {0};
+  for (int32_t s = 0; s < args.sequences; ++s) starts.push_back(starts.back() + int32_t(random.between(0, 300)));
+  const bool ragged = random.chance(0.5);
+  if (ragged) args.q_indptr = args.k_indptr = starts.data();
+  args.section = int32_t(random.between(1, args.q_heads * (ragged ? 1 : args.sequences)));
+
+  std::map<std::array<int32_t, 3>, int> count;  // sequence, head, row
+  TileList<Shape> list(args);
+  int32_t number = 0;
+  for (Tile t; (t = list.find(number)).head >= 0; ++number) {
+    CHECK(t.row >= 0 && t.row < t.q_tokens && t.head < args.q_heads);
+    const Tile alone = TileList<Shape>(args).find(number);
+    CHECK(alone.row == t.row && alone.head == t.head && alone.sequence == t.sequence && alone.q_begin == t.q_begin);
+    int32_t s = t.sequence;
+    if (ragged) {
+      CHECK(t.sequence == 0);
+      while (starts[size_t(s)] != t.q_begin || starts[size_t(s) + 1] == t.q_begin) ++s;
+      CHECK(t.k_begin == t.q_begin && t.q_tokens == starts[size_t(s) + 1] - t.q_begin && t.k_tokens == t.q_tokens);
+    }
+    ++count[{s, t.head, t.row}];
+  }
+  int32_t tiles = 0;
+  for (int32_t s = 0; s < args.sequences; ++s) {
+    const int32_t tokens = ragged ? starts[size_t(s) + 1] - starts[size_t(s)] : args.q_tokens;
+    tiles += divide_up(tokens, Shape::kRows) * args.q_heads;
+  }
+  CHECK(number == tiles && int32_t(count.size()) == tiles && list.find(number + 1).head < 0);
+}
+
 void check_refusals() {
   const Lengths lengths = equal(2, 10, 10);
   Random random(1);
@@ -222,7 +261,7 @@ int main(int argc, char** argv) {
   Random random(argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 7);
   check_misuse();
   check_refusals();
-  for (int i = 0; i < 300; ++i) check_seen_blocks(random);
+  for (int i = 0; i < 300; ++i) check_seen_blocks(random), check_tiles(random);
   double bf16 = std::max(check_tails<rope::BF16>(random, 128), check_tails<rope::BF16>(random, 192));
   double f16 = std::max(check_tails<rope::F16>(random, 64), check_tails<rope::F16>(random, 96));
   for (int i = 0; i < count; ++i) {

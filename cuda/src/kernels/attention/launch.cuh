@@ -64,6 +64,7 @@ template <class D, size_t kIndex>
 int launch_attention(const AttentionParams& p, const AttentionPlan& plan, const Execution& e) {
   constexpr AttentionCode kCode = kAttentionCodes[kIndex];
   using Shape = AttentionShape<kCode.head_dim, kCode.v_head_dim>;
+  static_assert(sizeof(AttentionStorage<Shape>) <= kSharedBytes);
   AttentionArgs args = {};
   if (const int error = make_tensor_maps<Shape>(p, &args)) return error;
   fill_args(p, plan, &args);

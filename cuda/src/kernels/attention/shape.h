@@ -9,7 +9,8 @@ namespace rope::cuda {
 // of 64 columns: what the swizzle of TMA and wgmma spans. Heads that do not fill their last panel leave zeros there.
 inline constexpr int kPanelColumns = 64, kPanelRowBytes = 128;
 inline constexpr int kComputing = 2, kAttentionThreads = 128 * (1 + kComputing);
-inline constexpr int kTurningWarps = 3;  // of the warpgroup that loads
+inline constexpr int kTurningWarps = 3;         // of the warpgroup that loads
+inline constexpr int kSharedBytes = 227 << 10;  // that a block may have
 
 template <int kHeadDim_, int kValueDim_>
 struct AttentionShape {
@@ -22,9 +23,9 @@ struct AttentionShape {
   static constexpr int kKeyBytes = kHeadPanels * kKeys * kPanelRowBytes;
   static constexpr int kValueBytes = kValuePanels * kKeys * kPanelRowBytes;
   static constexpr int kOutBytes = kValuePanels * kRows * kPanelRowBytes;
-  // A second stage, loaded ahead, and a place for results of their own: where an SM's 227 KB hold them.
+  // A second stage, loaded ahead, and a place for results of their own, where they fit beside barriers.
   static constexpr int kStagedBytes = 2 * (kQueryBytes + kKeyBytes + kValueBytes) + kOutBytes;
-  static constexpr int kQueryStages = kStagedBytes + 1024 <= 227 * 1024 ? 2 : 1;
+  static constexpr int kQueryStages = kStagedBytes + 1024 <= kSharedBytes ? 2 : 1;
   static_assert(kHeadDim % 16 == 0 && kValueDim % 16 == 0 && kKeys % 16 == 0, "wgmma goes by 16");
 };
 
