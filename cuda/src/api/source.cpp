@@ -96,6 +96,12 @@ rope_status read_written(const rope_apply_desc& d, const Source& s, const Shape&
   return *in_place ? ROPE_OK : check_apart(s.names->out, *out, s.names->in, s.read);
 }
 
+// Whether a call's data can leave a token alone. Where it cannot, there is nothing to copy, and no rare call.
+bool may_skip(const rope_apply_desc& d) {
+  return (d.positions && d.skip_kind != ROPE_SKIP_NONE) || d.indptr || d.angle == ROPE_ANGLE_COS_SIN ||
+         d.frequency_sets.words || d.cache.skips_tokens;
+}
+
 // Where s is written that does not go into a cache.
 rope_status read_output(const rope_apply_desc& d, const PipelineCall& p, Source& s, const Shape& shape,
                         int64_t element_bytes, PipelineOperand* o, OperandExtras* x) {
@@ -121,7 +127,7 @@ rope_status read_output(const rope_apply_desc& d, const PipelineCall& p, Source&
   x->out_gap = gap_of(s.written, element_bytes);
   if (x->out_gap && o->quantize.kind == ScaleKind::kGroup)
     return fail(ROPE_ERR_UNSUPPORTED, "%s: elements apart, must be neighbours in groups and blocks", s.names->out);
-  x->copies = d.copy_skipped && !in_place && !other;
+  x->copies = d.copy_skipped && may_skip(d) && !in_place && !other;
   return ROPE_OK;
 }
 
@@ -141,7 +147,7 @@ rope_status read_kept(const rope_apply_desc& d, const PipelineCall& p, Source& s
   x->kept_head_stride = s.kept_rows.head.stride;
   x->kept_gap = gap_of(s.kept_rows, bytes);
   x->kept_whole = !in_place || s.weight;
-  x->copies = d.copy_skipped && !in_place;
+  x->copies = d.copy_skipped && may_skip(d) && !in_place;
   return ROPE_OK;
 }
 
