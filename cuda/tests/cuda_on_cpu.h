@@ -68,7 +68,7 @@ class Fibers {
     order_.resize(count);
     std::iota(order_.begin(), order_.end(), 0u);
     // Threads must not count on each other's pace: their order changes, and a warp may rest while others can go on.
-    constexpr unsigned kRest = 64;  // rounds
+    constexpr unsigned kRest = 1000;  // rounds
     unsigned resting = 0;
     for (unsigned left = count, round = 0; left; ++round) {
       left = 0;
