@@ -78,6 +78,18 @@ static void test_rotated_already(void) {
   CHECK(is_near(lse[1], log(exp(1 / sqrt(2)) + exp(3 / sqrt(2)))));
 }
 
+/* What is behind the first fields may be missing. */
+static void test_short(void) {
+  rope_attention_desc d = causal();
+  d.rotation = NULL;
+  d.struct_size = offsetof(rope_attention_desc, q_out) - 1;
+  CHECK_REFUSED(rope_attention(&d), ROPE_ERR_INVALID_ARG, "rope_attention_desc.struct_size: 191, must be at least 192");
+  d.struct_size += 1;
+  lse[0] = 7;
+  CHECK(rope_attention(&d) == ROPE_OK);
+  CHECK(o[0][0] == 1 && o[0][1] == 2 && lse[0] == 7);
+}
+
 static void test_refusals(void) {
   rope_attention_desc d = causal();
   CHECK_REFUSED(rope_attention(NULL), ROPE_ERR_INVALID_ARG, "rope_attention_desc: NULL");
@@ -115,6 +127,7 @@ int main(void) {
   test_result();
   test_kept();
   test_rotated_already();
+  test_short();
   test_refusals();
   printf("%d failures\n", failures);
   return failures != 0;

@@ -101,7 +101,7 @@ rope_status read_lengths(Call* c) {
 
 // All but memory.
 rope_status read_shape(const Desc* desc, Call* c, const Operations** operations) {
-  ROPE_TRY(read_descriptor(desc, sizeof(Desc), "rope_attention_desc", &c->d));
+  ROPE_TRY(read_descriptor(desc, offsetof(Desc, q_out), "rope_attention_desc", &c->d));
   Desc& d = c->d;
   AttentionParams& p = c->params;
   ROPE_TRY(find_operations(d.backend, d.dtype, ROPE_LAYOUT_NEOX, ROPE_ANGLE_EXACT, operations));
