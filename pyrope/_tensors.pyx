@@ -138,7 +138,7 @@ cdef int read_tensor(str name, object x, object strides, int64_t heads, int64_t 
             raise TypeError(f"{name}: a jax.Array is immutable and cannot be written; pass {name[0]}_out= elsewhere")
 
     cdef int leading = v.ndim - 2
-    cdef int64_t head = dim, last = v.strides[v.ndim - 1]
+    cdef int64_t head = dim, last = v.strides[v.ndim - 1] if v.ndim else 1
     if v.ndim >= 3 and v.shape[v.ndim - 2] == heads and v.shape[v.ndim - 1] == dim:
         if heads > 1:
             head = v.strides[v.ndim - 2]
