@@ -256,7 +256,7 @@ def test_opcheck_functional(device, layout, grad):
 
 def test_opcheck_mutating(device):
     where, op = on(device), torch.ops.pyrope.apply_.default
-    names, numbers = (*READ, *WRITTEN, *ALSO_READ), (*(None,) * len(NUMBERS), "leave")
+    names, numbers = (*READ, *WRITTEN, *ALSO_READ), (*(None,) * len(NUMBERS), "leave", None)
     q, k = (randn(where, heads) for heads in (Q_HEADS, K_HEADS))
     given = {"q": q, "k": k, "positions": positions_of(where)}
     torch.library.opcheck(op, (*operands(names, **given), *numbers, 0, False, "bshd", spec_of(make(device))))
