@@ -379,17 +379,18 @@ cdef class RopeAttention:
 
     cdef int _run(self, rope_attention_desc* d, workspace, workspace_size, Call* c) except -1:
         cdef rope_status status
-        cdef int64_t needed
+        cdef int64_t needed = 0
         cdef void* own = NULL
-        check(rope_attention_workspace(d, &needed))
-        if workspace is None and needed:
+        if workspace is not None:
+            read_workspace(workspace, workspace_size, d, c)
+        else:
+            check(rope_attention_workspace(d, &needed))
+        if needed:
             if d.backend == ROPE_BACKEND_CUDA:
                 raise TypeError(f"workspace: required on CUDA, {needed} bytes")
             if posix_memalign(&own, WORKSPACE_ALIGNMENT, needed):
                 raise MemoryError
             d.workspace, d.workspace_bytes = own, needed
-        elif workspace is not None:
-            read_workspace(workspace, workspace_size, d, c)
         with nogil:
             status = rope_attention(d)
         free(own)

@@ -66,13 +66,13 @@ def test_constructor(text, options):
         ("k: a broadcast array", {"k": np.broadcast_to(full(2, 10, 1, 64), (2, 10, 2, 64))}),
         ("lse: shape .*, must be contiguous .*, 80 elements", {"lse": full(2, 4, 9)}),
         (r"sinks: shape \(3,\), must be contiguous \[num_q_heads\], 4 elements", {"sinks": np.zeros(3, np.float32)}),
-        ("positions: 20 are needed|positions: shape", {"positions": np.arange(10)}),
+        ("^positions: shape", {"positions": np.arange(10)}),
         ("k_indptr: only allowed with q_indptr", {"k_indptr": np.zeros(3, np.int32)}),
         ("max_q_tokens: only allowed with q_indptr", {"max_q_tokens": 3}),
         ("q_strides: only allowed with pointers", {"q_strides": (1, 2)}),
         ("workspace_bytes: 5, must be at least", {"workspace": np.zeros(5, np.uint8)}),
         ("workspace_size: only allowed with workspace", {"workspace": np.zeros(5, np.uint8), "workspace_size": 5}),
-        ("rotation: given|offset: given", {"q_rotated": True, "k_rotated": True, "offset": 3}),
+        ("^offset: given", {"q_rotated": True, "k_rotated": True, "offset": 3}),
         ("q_out: given, but it is not rotated here", {"q_rotated": True, "q_out": full(2, 10, 4, 64)}),
         ("stream: only allowed with device='cuda'", {"stream": 5}),
     ],
@@ -94,7 +94,7 @@ def test_other_tokens_must_be_rotated():
 def test_out_overlaps(name):
     attention = pyrope.RopeAttention(pyrope.Rope(64, 4, 4, dtype="float32", device="cpu"))
     arguments = {x: full(1, 10, 4, 64) for x in ("q", "k", "v")}
-    with pytest.raises(ValueError, match=f"out|o: overlaps {name} in memory"):
+    with pytest.raises(ValueError, match=f"^o: overlaps {name} in memory"):
         attention.apply(**arguments, out=arguments[name])
     assert (arguments[name] == 7).all()
 

@@ -112,6 +112,9 @@ static void test_refusals(void) {
   rotation.q.data = q;
   CHECK_REFUSED(rope_attention(&d), ROPE_ERR_INVALID_ARG, "rotation.q: not allowed");
   d = causal();
+  rotation.k_dtype = ROPE_OUT_F16;
+  CHECK_REFUSED(rope_attention(&d), ROPE_ERR_INVALID_ARG, "rotation.k_dtype: not allowed");
+  d = causal();
   rotation.frequencies = NULL;
   CHECK_REFUSED(rope_attention(&d), ROPE_ERR_INVALID_ARG, "frequencies: NULL");
   d = causal();

@@ -7,7 +7,7 @@ import torch
 import pyrope
 from pyrope.torch._functions import refuse_grad, traced
 from pyrope.torch._launch import current_device, current_stream
-from pyrope.torch._layouts import DIMENSIONS, Layout, check_layout, check_rows
+from pyrope.torch._layouts import DIMENSIONS, Layout, check_layout, check_rows, given
 from pyrope.torch._operators import library
 from pyrope.torch._specs import attention_of, constant_attention_spec_of
 
@@ -59,13 +59,11 @@ def compute(attention: pyrope.RopeAttention, layout: str, q: Any, k: Any, v: Any
     return out, lse
 
 
-def given(positions: Any, sinks: Any, q_indptr: Any, k_indptr: Any, offset: int, max_q_tokens: int, max_k_tokens: int,
-          q_rotated: bool, k_rotated: bool) -> dict[str, Any]:  # fmt: skip
+def options_of(positions: Any, sinks: Any, q_indptr: Any, k_indptr: Any, offset: int, max_q_tokens: int,
+               max_k_tokens: int, q_rotated: bool, k_rotated: bool) -> dict[str, Any]:  # fmt: skip
     """The options of RopeAttention.apply that a call has. Of ragged sequences the longest are 0 where not known."""
-    options: dict[str, Any] = {"offset": offset, "q_rotated": q_rotated, "k_rotated": k_rotated}
-    for name, x in (("positions", positions), ("sinks", sinks), ("q_indptr", q_indptr), ("k_indptr", k_indptr)):
-        if x is not None:
-            options[name] = x
+    options = given({"positions": positions, "sinks": sinks, "q_indptr": q_indptr, "k_indptr": k_indptr})
+    options |= {"offset": offset, "q_rotated": q_rotated, "k_rotated": k_rotated}
     if q_indptr is not None:
         options["max_q_tokens"] = max_q_tokens
     if k_indptr is not None:
@@ -75,7 +73,7 @@ def given(positions: Any, sinks: Any, q_indptr: Any, k_indptr: Any, offset: int,
 
 def _attention(q: Any, k: Any, v: Any, *arguments: Any) -> Any:
     *options, layout, spec = arguments
-    return compute(attention_of(spec), layout, q, k, v, given(*options))
+    return compute(attention_of(spec), layout, q, k, v, options_of(*options))
 
 
 def _attention_fake(q: Any, k: Any, v: Any, *arguments: Any) -> Any:
@@ -161,5 +159,5 @@ def attention(
         spec = constant_attention_spec_of(attention)
         results = torch.ops.pyrope.attention.default(q, k, v, *arguments, layout, spec)
     else:
-        results = compute(attention, layout, q, k, v, given(*arguments))
+        results = compute(attention, layout, q, k, v, options_of(*arguments))
     return tuple(results) if return_lse else results[0]

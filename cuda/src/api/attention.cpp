@@ -225,6 +225,7 @@ rope_status read_rotation(const Call& c, rope_apply_desc* turn) {
               {"cache", turn->cache.kind != 0},
               {"q_quantize", turn->q_quantize.out_dtype != 0},
               {"k_quantize", turn->k_quantize.out_dtype != 0},
+              {"k_dtype", turn->k_dtype != 0},
               {"out_layout", turn->out_layout != 0},
               {"sequence_length", turn->sequence_length != 0}};
   for (const auto& x : rest)
