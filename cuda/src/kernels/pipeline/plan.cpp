@@ -96,6 +96,7 @@ bool is_general(const PipelineParams& p, const PipelineCode& code, int vec) {
   if (p.rare || !fits_32_bits(p) || is_grouped(p) || (p.norm.on && (p.norm.across_heads || !p.norm.wide_weights)))
     return true;
   if ((vec == 1 || code.many) && (code.reduce || code.quantised)) return true;
+  if (p.copies && (code.reduce || code.quantised || p.cache.indices)) return true;
   for (int i = 0; i < p.num_operands; ++i)
     if (p.operands[i].xpos_sign || (reduces(p.operands[i]) && !in_warp(p, p.operands[i], vec))) return true;
   return false;
