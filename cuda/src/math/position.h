@@ -40,7 +40,8 @@ struct Skip {
   int64_t position;
 
   ROPE_INLINE_MEMBER bool is(int64_t other) const { return !none && other == position; }
-  ROPE_INLINE_MEMBER bool operator!=(const Skip& x) const { return none != x.none || position != x.position; }
+  ROPE_INLINE_MEMBER bool operator==(const Skip& x) const { return none == x.none && position == x.position; }
+  ROPE_INLINE_MEMBER bool operator!=(const Skip& x) const { return !(*this == x); }
 };
 
 inline constexpr Skip kUsualSkip = {false, -1};

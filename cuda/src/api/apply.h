@@ -1,0 +1,19 @@
+// What rope_apply reads of its descriptor beside tensors, and rope_attention of its rotation.
+#pragma once
+
+#include "options.h"
+
+namespace rope::api {
+
+struct ApplyCall {
+  rope_apply_desc d;  // defaults filled in
+  const Operations* operations;
+  Execution execution;
+  PipelineCall pipeline;
+  XPos xpos;
+};
+
+// Without tokens nothing but the shape and positions are read.
+rope_status read_call(const rope_apply_desc* desc, ApplyCall* call);
+
+}  // namespace rope::api
