@@ -41,8 +41,7 @@ enum PipelineFlag : uint32_t {
   kPrefetch = 1 << 10,      // heads are asked for before it,
   kReleaseEarly = 1 << 11,  // and the next kernel is let in at once
   kRowsFirst = 1 << 12,     // of kTable: rows are asked for ahead of heads
-  kPeriodic = 1 << 13,      // Positions::period
-  kCopies = 1 << 14         // tokens that are left alone are copied; of code that neither reduces nor quantises
+  kCopies = 1 << 13         // of Form::kAny, neither reduced nor quantised: tokens that are left alone are copied
 };
 
 // Words of 32 bits and more: parts of one take more instructions, and ptxas loads them in a slower way.

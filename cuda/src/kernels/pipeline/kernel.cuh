@@ -205,15 +205,15 @@ __global__ void __launch_bounds__(kMaxBlock, min_blocks(kUnroll, kReduce, kQuant
   // Where positions may be read before the wait, heads come behind the angles, else they are under way meanwhile.
   if (kDependent) at = load_indices<kForm>(args, real_token);
   const bool table = kForm == Form::kTables && args.is(kTable);
-  if (table && args.is(kRowsFirst)) load_first_pair(args, at, &pair);
+  if (table && args.is(kRowsFirst)) load_first_pair(args, real_token, at.position, &pair);
   if (!early) load_group<kQuantised>(g, token, heads);
-  if (table && !args.is(kRowsFirst)) load_first_pair(args, at, &pair);
+  if (table && !args.is(kRowsFirst)) load_first_pair(args, real_token, at.position, &pair);
   CachePlace place = {};
   const bool named =
       kForm == Form::kUsual || !args.is(kPaged) || look_up_place<false>(args.params.cache, index_of(args, at), &place);
   const bool rotates = first_of_block < args.rotated_groups;
   const bool reports = inside && index == 0 && threadIdx.x == 0;  // of its token
-  const bool moves = form_angles<kForm>(args, real_token, at, pair, rotates && inside, reports, own) && inside;
+  const bool moves = form_angles<kForm>(args, real_token, at.position, pair, rotates && inside, reports, own) && inside;
   if (early) {
     uint64_t digest = digest_of(args, g);
     fold(digest, at.slot.low, at.slot.high, moves);
@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kMaxBlock, min_blocks(kUnroll, kReduce, kQuant
   }
   if (rotates) synchronize(false);
   if (!kReduce && !moves) {
-    if (kReduce || kQuantised || !inside || !args.is(kCopies)) return;
+    if (kForm != Form::kAny || kQuantised || !inside || !args.is(kCopies)) return;
     for (int32_t turn = 1;; ++turn) {
       copy_group(g, heads);
       if (turn == args.turns) return;

@@ -46,7 +46,6 @@ inline uint32_t flags_of(const PipelineParams& p, const Execution& e, const Pipe
   set(kRowsFirst, plan.rows_first);
   set(kCounts, p.cache.num_skipped);
   set(kStreams, p.positions.sections.streams);
-  set(kPeriodic, p.positions.period);
   set(kCopies, p.copies);
   return flags;
 }

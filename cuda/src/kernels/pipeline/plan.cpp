@@ -63,7 +63,8 @@ bool are_alike(const PipelineParams& p, const PipelinePlan& plan, int32_t* start
 
 Form form_of(const PipelineParams& p, const PipelinePlan& plan, bool alike) {
   const PositionKind kind = p.positions.kind;
-  const bool simple = kind == PositionKind::kOffset || kind == PositionKind::kIds32 || kind == PositionKind::kIds64;
+  const bool simple = (kind == PositionKind::kOffset || kind == PositionKind::kIds32 || kind == PositionKind::kIds64) &&
+                      !p.positions.period && !p.copies;
   const bool table = p.angle == Angle::kCosSin && !p.positions.sections.streams;
   if (!alike || !simple || !(p.angle == Angle::kExact || table) || p.positions_from || p.sets.words) return Form::kAny;
   return table || (p.cache.indices && !plan.direct) ? Form::kTables : Form::kUsual;

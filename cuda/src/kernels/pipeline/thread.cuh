@@ -88,7 +88,6 @@ __device__ __forceinline__ FirstPair first_pair(const PipelineArgs<kMaxPairs>& a
 
 // What says where a token stands.
 struct TokenIndices {
-  int32_t place;  // of its position
   Index position, slot;
   int32_t request;
 };
@@ -96,9 +95,7 @@ struct TokenIndices {
 template <Form kForm, int kMaxPairs>
 __device__ __forceinline__ TokenIndices load_indices(const PipelineArgs<kMaxPairs>& args, int32_t token) {
   TokenIndices at = {};
-  at.place = args.is(kPeriodic) ? int32_t(uint32_t(token) % args.params.positions.period) : token;
-  if (kForm != Form::kAny && !args.is(kCounted))
-    at.position = load_index(args.positions, args.is(kPositions64), at.place);
+  if (kForm != Form::kAny && !args.is(kCounted)) at.position = load_index(args.positions, args.is(kPositions64), token);
   if (args.is(kCached)) at.slot = load_index(args.indices, args.is(kIndices64), token);
   if (kForm != Form::kUsual && args.is(kPaged) && args.params.cache.request_ids)
     at.request = args.params.cache.request_ids[token];
@@ -106,9 +103,9 @@ __device__ __forceinline__ TokenIndices load_indices(const PipelineArgs<kMaxPair
 }
 
 template <int kMaxPairs>
-__device__ __forceinline__ int64_t first_position(const PipelineArgs<kMaxPairs>& args, const TokenIndices& at) {
-  return args.is(kCounted) ? int64_t(uint64_t(args.offset) + uint64_t(at.place))
-                           : value_of(at.position, args.is(kPositions64));
+__device__ __forceinline__ int64_t first_position(const PipelineArgs<kMaxPairs>& args, int32_t token, Index position) {
+  return args.is(kCounted) ? int64_t(uint64_t(args.offset) + uint64_t(token))
+                           : value_of(position, args.is(kPositions64));
 }
 
 // A pair of a row of cos and sin, as it lies there.
@@ -119,9 +116,9 @@ __device__ __forceinline__ uint64_t load_row_pair(const CosSinRows& rows, int64_
 
 // Of a token's row of cos and sin.
 template <int kMaxPairs>
-__device__ __forceinline__ void load_first_pair(const PipelineArgs<kMaxPairs>& args, const TokenIndices& at,
+__device__ __forceinline__ void load_first_pair(const PipelineArgs<kMaxPairs>& args, int32_t token, Index position,
                                                 FirstPair* first) {
-  const int64_t row = first_position(args, at);
+  const int64_t row = first_position(args, token, position);
   if (uint64_t(row) < uint64_t(args.params.cos_sin.rows) && first->pair < args.pairs)
     first->word = load_row_pair(args.params.cos_sin, row, first->pair);
 }
@@ -129,17 +126,17 @@ __device__ __forceinline__ void load_first_pair(const PipelineArgs<kMaxPairs>& a
 // A token's angles, by its threads together, into shared memory. False: the token is to be left alone. `reports`: this
 // thread counts that.
 template <Form kForm, int kMaxPairs>
-__device__ __forceinline__ bool form_angles(const PipelineArgs<kMaxPairs>& args, int32_t token, const TokenIndices& at,
-                                            FirstPair next, bool rotates, bool reports, CosSin* angles) {
+__device__ __forceinline__ bool form_angles(const PipelineArgs<kMaxPairs>& args, int32_t token, Index position,
+                                            FirstPair at, bool rotates, bool reports, CosSin* angles) {
   const int32_t threads = int32_t(blockDim.x * blockDim.y);
   if constexpr (kForm == Form::kAny) {
     TokenState state = {};
     if (!token_state(args.params, token, reports, &state)) return false;
-    for (int32_t i = next.pair; rotates && i < args.pairs; i += threads)
+    for (int32_t i = at.pair; rotates && i < args.pairs; i += threads)
       angles[i] = pair_angle(args.params, {as_memory(args.words), nullptr}, 0, state, token, i);
     return true;
   }
-  const int64_t first = first_position(args, at);
+  const int64_t first = first_position(args, token, position);
   if (first == -1 && !args.is(kCounted)) return false;
   if (kForm == Form::kTables && args.is(kTable)) {
     const CosSinRows& rows = args.params.cos_sin;
@@ -147,24 +144,24 @@ __device__ __forceinline__ bool form_angles(const PipelineArgs<kMaxPairs>& args,
       if (reports) count_one(rows.num_skipped);
       return false;
     }
-    while (rotates && next.pair < args.pairs) {
-      angles[next.pair] = {float_of(rows.dtype, uint32_t(next.word)) * args.cos_scale,
-                           float_of(rows.dtype, uint32_t(next.word >> 32)) * args.sin_scale};
-      next.pair += threads;
-      if (next.pair < args.pairs) next.word = load_row_pair(rows, first, next.pair);
+    while (rotates && at.pair < args.pairs) {
+      angles[at.pair] = {float_of(rows.dtype, uint32_t(at.word)) * args.cos_scale,
+                         float_of(rows.dtype, uint32_t(at.word >> 32)) * args.sin_scale};
+      at.pair += threads;
+      if (at.pair < args.pairs) at.word = load_row_pair(rows, first, at.pair);
     }
     return true;
   }
   const bool wide = args.is(kPositions64);
-  while (rotates && next.pair < args.pairs) {
+  while (rotates && at.pair < args.pairs) {
     int64_t own = first;
     if (args.is(kStreams))
-      own = value_of(load_index(args.positions + next.stream * args.stream_stride, wide, at.place), wide);
-    angles[next.pair] = scaled_angle(phase_at<Angle::kExact>(own, next.word), args.cos_scale, args.sin_scale);
-    next.pair += threads;
-    if (next.pair >= args.pairs) break;
-    next.word = as_memory(args.words)[next.pair];
-    if (args.is(kStreams)) next.stream = as_memory(args.stream_of)[next.pair];
+      own = value_of(load_index(args.positions + at.stream * args.stream_stride, wide, token), wide);
+    angles[at.pair] = scaled_angle(phase_at<Angle::kExact>(own, at.word), args.cos_scale, args.sin_scale);
+    at.pair += threads;
+    if (at.pair >= args.pairs) break;
+    at.word = as_memory(args.words)[at.pair];
+    if (args.is(kStreams)) at.stream = as_memory(args.stream_of)[at.pair];
   }
   return true;
 }
