@@ -1,4 +1,6 @@
 // rope_apply: the descriptor checked once for both backends, then what is compiled for it.
+#include "apply.h"
+
 #include <algorithm>
 
 #include "options.h"
@@ -82,7 +84,9 @@ rope_status read_options(const rope_apply_desc& d, PipelineCall* p, XPos* xpos) 
   return read_cache(d, &p->cache);
 }
 
-rope_status apply(const rope_apply_desc* desc) {
+}  // namespace
+
+rope_status apply(const rope_apply_desc* desc, bool asks) {
   rope_apply_desc d;
   ROPE_TRY(read_descriptor(desc, offsetof(rope_apply_desc, attention_factor), "rope_apply_desc", &d));
   const Operations* operations;
@@ -101,12 +105,12 @@ rope_status apply(const rope_apply_desc* desc) {
   ROPE_TRY(read_norm_sums(d, &p));
   if (d.flags & ROPE_FLAG_CHECK_PLACES) ROPE_TRY(check_places(d, p.cache));
   uint8_t streams[ROPE_MAX_ROTARY_DIM / 2];
+  if (asks) return ROPE_OK;
   const PairData pairs = {d.frequencies, d.xpos.scale_base != 0 ? &xpos : nullptr, streams_of(d, p, streams)};
   const auto operation = d.flags & ROPE_FLAG_IN_CACHE ? operations->rotate_cache : operations->pipeline;
   return status_of(operation(p, pairs, execution));
 }
 
-}  // namespace
 }  // namespace rope::api
 
 extern "C" {
@@ -116,6 +120,6 @@ void rope_apply_desc_init(rope_apply_desc* desc) {
   desc->struct_size = sizeof(*desc);
 }
 
-rope_status rope_apply(const rope_apply_desc* desc) { return rope::api::apply(desc); }
+rope_status rope_apply(const rope_apply_desc* desc) { return rope::api::apply(desc, false); }
 
 }  // extern "C"
