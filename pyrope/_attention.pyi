@@ -102,6 +102,7 @@ class RopeAttention:
         offset: SupportsIndex = 0,
         sinks: Memory | None = None,
         d_sinks: Memory | None = None,
+        d_lse: Memory | None = None,
         q_rotated: bool = False,
         k_rotated: bool = False,
         deterministic: bool = False,

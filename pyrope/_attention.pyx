@@ -324,8 +324,8 @@ cdef class RopeAttention:
 
     def backward(self, d_out: Memory, q: Memory, k: Memory, v: Memory, out: Memory, lse: Memory, dq: Memory, dk: Memory,
                  dv: Memory, *, positions: Memory | None = None, offset: SupportsIndex = 0,
-                 sinks: Memory | None = None, d_sinks: Memory | None = None, q_rotated: bool = False,
-                 k_rotated: bool = False, deterministic: bool = False, num_q_tokens: SupportsIndex | None = None,
+                 sinks: Memory | None = None, d_sinks: Memory | None = None, d_lse: Memory | None = None,
+                 q_rotated: bool = False, k_rotated: bool = False, deterministic: bool = False, num_q_tokens: SupportsIndex | None = None,
                  num_k_tokens: SupportsIndex | None = None, num_sequences: SupportsIndex | None = None,
                  q_indptr: Memory | None = None, k_indptr: Memory | None = None,
                  max_q_tokens: SupportsIndex | None = None, max_k_tokens: SupportsIndex | None = None,
@@ -352,6 +352,8 @@ cdef class RopeAttention:
             turned back by the inverse rotation of :meth:`Rope.apply`.
         d_sinks : pointer or array, optional
             ``[num_q_heads]`` float32, written.
+        d_lse : pointer or array, optional
+            The gradient of ``lse``, as ``lse``. Default: 0.
         deterministic : bool
             Whether the bits are to be the same in every run, as they always are on the CPU.
         workspace : pointer or array
@@ -372,7 +374,7 @@ cdef class RopeAttention:
         cdef rope_apply_desc turn
         cdef Call c
         cdef Tokens of_q, of_k
-        cdef int64_t heads = self.base.num_q_heads
+        cdef int64_t heads = self.base.num_q_heads, rows
         cdef rope_status status
         self._begin(q_rotated, k_rotated, stream, &d, &c)
         rope_attention_backward_desc_init(&b)
@@ -395,6 +397,10 @@ cdef class RopeAttention:
         d.num_sequences, d.num_q_tokens, d.num_k_tokens = <int32_t>of_q.sequences, of_q.tokens, of_k.tokens
         require("lse", lse, "by backward()")
         read_sums(lse, False, sinks, &of_q, &d, &c)
+        if d_lse is not None:
+            rows = of_q.tokens * (1 if of_q.ragged else of_q.sequences) * heads
+            b.d_lse = <float*>read_memory("d_lse", d_lse, KIND_FLOAT, 4, &rows,
+                                          "[sequences, num_q_heads, num_q_tokens]", False, &c)
         if d_sinks is not None:
             b.d_sinks = <float*>read_memory("d_sinks", d_sinks, KIND_FLOAT, 4, &heads, "[num_q_heads]", True, &c)
         read_turn(positions, offset, positions_stride, cos, sin, angles, cos_sin_rows, &of_q, &turn, &d, &c)

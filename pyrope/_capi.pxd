@@ -413,6 +413,7 @@ cdef extern from "roperope/attention.h" nogil:
         uint32_t flags
         const rope_attention_desc* forward
         rope_attention_tensor d_o
+        const float* d_lse
         rope_attention_tensor dq, dk, dv
         float* d_sinks
         void* workspace

@@ -25,6 +25,7 @@ FACTORS = {
     "window_size": ((-1, -1), (0, 0), (40, -1), (3, 17)),
     "softcap": (0.0, 5.0),
     "sinks": (False, True),
+    "d_lse": (False, True),
     "place": ("dense", "heads first", "gaps"),
     "layout": ("neox", "gptj"),
     "deterministic": (False, True),
@@ -96,6 +97,8 @@ def test_values(number, device):
     forward = attend(on_cpu(attention), q, k, v, **sinks, **rotations)
     given = d_out, q, k, v, forward["out"], forward["lse"], strides_of(row["place"])
     options = sinks | {"deterministic": row["deterministic"]}
+    if row["d_lse"]:
+        options["d_lse"] = rng.standard_normal(forward["lse"].shape).astype(np.float32)
     if not served(row, device):
         with pytest.raises(pyrope.UnsupportedError, match="backend: rope_attention_backward runs on the CPU"):
             differentiate(attention, *given, **options, **rotations)
@@ -103,7 +106,8 @@ def test_values(number, device):
     got = differentiate(attention, *given, **options, **rotations)
     mask = seen(q.shape[1], k.shape[1], row["causal"], row["window_size"])
     rest = mask, attention.scale, row["softcap"], sinks.get("sinks"), *weights_of(row["dtype"], device)
-    want = [gradients(*(x[s] for x in given[:6]), *rest) for s in range(q.shape[0])]
+    d_lse = options.get("d_lse", np.zeros_like(forward["lse"]))
+    want = [gradients(*(x[s] for x in given[:6]), *rest, d_lse[s]) for s in range(q.shape[0])]
     for s, name in itertools.product(range(q.shape[0]), ("dq", "dk", "dv")):
         check(got[name][s], *want[s][name], row["dtype"])
     if sinks:
@@ -143,10 +147,10 @@ def test_bounds_reject(wrong, rng):
         check(got["dq"][0], *want["dq"], "bfloat16")
 
 
-def scalar(attention, q, k, v, d_out, sinks):
+def scalar(attention, q, k, v, d_out, sinks, d_lse):
     """What the gradients are of, and what the backward is given."""
     result = attend(attention, q, k, v, keeps=("q_out", "k_out"), sinks=sinks, offset=7)
-    return (result["out"].astype(np.float64) * d_out).sum(), result
+    return sum((result[name].astype(np.float64) * x).sum() for name, x in (("out", d_out), ("lse", d_lse))), result
 
 
 @pytest.mark.parametrize("options", [{}, {"causal": True, "softcap": 2.0}, {"window_size": (1, 0), "v_head_dim": 6}])
@@ -158,9 +162,11 @@ def test_differences(options, rng):
     shapes = {"q": (2, 5, 4, 8), "k": (2, 5, 2, 8), "v": (2, 5, 2, dim)}
     given = {name: normal(rng, "float32", *shape) for name, shape in shapes.items()}
     given |= {"d_out": normal(rng, "float32", 2, 5, 4, dim), "sinks": normal(rng, "float32", 4)}
+    given["d_lse"] = normal(rng, "float32", 2, 4, 5)
     _, kept = scalar(attention, **given)
     rest = given["v"], kept["out"], kept["lse"]
-    got = differentiate(attention, given["d_out"], kept["q_out"], kept["k_out"], *rest, sinks=given["sinks"], offset=7)
+    options = {name: given[name] for name in ("sinks", "d_lse")} | {"offset": 7}
+    got = differentiate(attention, given["d_out"], kept["q_out"], kept["k_out"], *rest, **options)
     step = 2.0**-7
     for name, gradient in (("q", "dq"), ("k", "dk"), ("v", "dv"), ("sinks", "d_sinks")):
         for _ in range(4):
@@ -251,6 +257,7 @@ def full(*shape):
         (r"d_out: shape \(2, 10, 2, 64\), must be \[sequences, tokens, 4, 64\]", {"d_out": full(2, 10, 2, 64)}),
         ("dk: 9 tokens, must be 10", {"dk": full(2, 9, 2, 64)}),
         ("lse: shape .*, must be contiguous .*, 80 elements", {"lse": full(2, 4, 9)}),
+        ("d_lse: shape .*, must be contiguous .*, 80 elements", {"d_lse": full(2, 4, 9)}),
         ("^d_sinks: given, but forward.sinks is NULL", {"d_sinks": full(4)}),
         (r"d_sinks: shape \(3,\), must be contiguous", {"d_sinks": full(3), "sinks": full(4)}),
         ("^positions: shape", {"positions": np.arange(10)}),

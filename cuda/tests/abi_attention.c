@@ -154,6 +154,11 @@ static void test_backward(void) {
   CHECK(is_near(dk[0][0], slope * (2 * cos(1) - sin(1))) && is_near(dk[0][1], slope * (cos(1) + 2 * sin(1))));
   CHECK(is_near(dk[1][0], -slope * 2) && is_near(dk[1][1], -slope * 1));
   CHECK(is_near(dv[0][0], 1 + share * 3) && is_near(dv[1][1], (1 - share) * 4));
+  const float d_lse[TOKENS] = {0, 1};
+  const double dk_1 = dk[1][0];
+  b.d_lse = d_lse;
+  CHECK(rope_attention_backward(&b) == ROPE_OK);
+  CHECK(is_near(dk[1][0], dk_1 + (1 - share) * 2 / sqrt(2)));
 }
 
 #define CHECK_BACKWARD_REFUSED(text)                            \
@@ -172,7 +177,7 @@ static void test_backward_refusals(void) {
   CHECK_BACKWARD_REFUSED("flags: 0x2 has bits other than ROPE_ATTENTION_BACKWARD_DETERMINISTIC (1)");
   b = backward(&d);
   b.struct_size = offsetof(rope_attention_backward_desc, d_sinks) - 1;
-  CHECK_BACKWARD_REFUSED("rope_attention_backward_desc.struct_size: 143, must be at least 144");
+  CHECK_BACKWARD_REFUSED("rope_attention_backward_desc.struct_size: 151, must be at least 152");
   b = backward(&d);
   b.forward = NULL;
   CHECK_BACKWARD_REFUSED("rope_attention_desc: NULL");

@@ -358,17 +358,18 @@ FIELD(rope_attention_desc, stream, 328, 8);
 FIELD(rope_attention_desc, parallel_for, 336, 8);
 FIELD(rope_attention_desc, parallel_context, 344, 8);
 
-CHECK(sizeof(rope_attention_backward_desc) == 168);
+CHECK(sizeof(rope_attention_backward_desc) == 176);
 FIELD(rope_attention_backward_desc, struct_size, 0, 4);
 FIELD(rope_attention_backward_desc, flags, 4, 4);
 FIELD(rope_attention_backward_desc, forward, 8, 8);
 FIELD(rope_attention_backward_desc, d_o, 16, 32);
-FIELD(rope_attention_backward_desc, dq, 48, 32);
-FIELD(rope_attention_backward_desc, dk, 80, 32);
-FIELD(rope_attention_backward_desc, dv, 112, 32);
-FIELD(rope_attention_backward_desc, d_sinks, 144, 8);
-FIELD(rope_attention_backward_desc, workspace, 152, 8);
-FIELD(rope_attention_backward_desc, workspace_bytes, 160, 8);
+FIELD(rope_attention_backward_desc, d_lse, 48, 8);
+FIELD(rope_attention_backward_desc, dq, 56, 32);
+FIELD(rope_attention_backward_desc, dk, 88, 32);
+FIELD(rope_attention_backward_desc, dv, 120, 32);
+FIELD(rope_attention_backward_desc, d_sinks, 152, 8);
+FIELD(rope_attention_backward_desc, workspace, 160, 8);
+FIELD(rope_attention_backward_desc, workspace_bytes, 168, 8);
 
 CHECK(sizeof(rope_status) == 4);
 CHECK(sizeof(rope_backend) == 4);

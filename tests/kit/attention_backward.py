@@ -8,7 +8,7 @@ from kit.memory import memory_of
 from kit.reference import U, storage
 
 
-def gradients(d_out, q, k, v, out, lse, mask, scale, softcap=0.0, sinks=None, weight_bits=24, least=0.0):
+def gradients(d_out, q, k, v, out, lse, mask, scale, softcap=0.0, sinks=None, weight_bits=24, least=0.0, d_lse=None):
     """{name: (value, bound)} for dq, dk, dv and d_sinks of one sequence: [tokens, heads, dim], lse [heads, tokens].
 
     Of lse and out as they are given, rounded or not. The bounds are those of results that round products and sums to
@@ -37,6 +37,8 @@ def gradients(d_out, q, k, v, out, lse, mask, scale, softcap=0.0, sinks=None, we
     p_off = p * (s_off + (2 * abs(s) + 2 * abs(top[..., None]) + 8) * U)
     dp, dp_off = product(d_out, v_of)
     d, d_size = ((x * y).sum(2).T[..., None] for x, y in ((d_out, out), (abs(d_out), abs(out))))
+    if d_lse is not None:
+        d, d_size = d - d_lse[..., None], d_size + abs(d_lse[..., None])
     d_off = d_size * (v.shape[2] + 3) * U
     ds = p * (dp - d) * slope
     ds_off = p_off * abs(dp - d) * slope + p * (dp_off + d_off) * slope + p * abs(dp - d) * slope_off + 4 * U * abs(ds)

@@ -97,6 +97,7 @@ typedef struct rope_attention_backward_desc {
                                          and k were rotated; q and k, which need not be there, are read where they were
                                          not. Its workspace is not used */
   rope_attention_tensor d_o;          /* the gradient of o, as o */
+  const float* d_lse;                 /* the gradient of lse, as lse; NULL: 0 */
   rope_attention_tensor dq, dk, dv;   /* written, as q, k and v; of tensors that were rotated, turned back by rope_apply
                                          with ROPE_FLAG_INVERSE, of the others the gradients as they are */
   float* d_sinks;                     /* [num_q_heads], written; NULL: not wanted, or there are none */

@@ -10,7 +10,7 @@ namespace {
 using Desc = rope_attention_backward_desc;
 using Memory = AttentionMemory;
 
-enum { kQ, kK, kV, kO, kDO, kLse, kSinks, kDQ, kDK, kDV, kDSinks, kWorkspace, kCount };
+enum { kQ, kK, kV, kO, kDO, kLse, kDLse, kSinks, kDQ, kDK, kDV, kDSinks, kWorkspace, kCount };
 
 // Bytes as a row.
 Memory block(const char* name, const void* data, int64_t bytes) {
@@ -57,7 +57,9 @@ rope_status read_tensors(const AttentionCall& c, const Desc& b, Memory* all) {
     ROPE_TRY(read_memory(d, "d_o", b.d_o, c.o, &all[kDO]));
     ROPE_TRY(read_memory(d, "dq", b.dq, c.q, &all[kDQ]));
     ROPE_TRY(require_pointer(d.backend, "forward.lse", d.lse, 4, "by rope_attention_backward"));
+    ROPE_TRY(check_pointer(d.backend, "d_lse", b.d_lse, 4));
     all[kLse] = block("lse", d.lse, lse_bytes);
+    all[kDLse] = block("d_lse", b.d_lse, lse_bytes);
   }
   if (c.k_rows) {
     ROPE_TRY(read_kept(c, "k_out", d.k_out, c.turns_k, "k", d.k, c.k, &all[kK]));
@@ -124,6 +126,7 @@ rope_status attention_backward(const Desc* desc) {
   p.dq = tensor_of(all[kDQ].rows);
   p.dk = tensor_of(all[kDK].rows);
   p.dv = tensor_of(all[kDV].rows);
+  p.d_lse = b.d_lse;
   p.d_sinks = b.d_sinks;
   p.deterministic = b.flags & ROPE_ATTENTION_BACKWARD_DETERMINISTIC;
   p.workspace = b.workspace;

@@ -35,7 +35,7 @@ struct Tile {
   int32_t row, rows, key, keys;
 
   Elements q[kRows], d_o[kRows], dq[kRows];
-  float lse[kRows], d[kRows];       // d: sum of d_o * o
+  float lse[kRows], d[kRows];       // d: output_sum()
   int32_t low[kRows], high[kRows];  // the keys that a row sees
   Elements k[kKeys], dk[kKeys], dv[kKeys];
   float k_columns[kMaxAttentionHeadDim][kKeys], v_columns[kMaxAttentionHeadDim][kKeys];
@@ -67,17 +67,17 @@ struct Tile {
     for (int32_t i = 0; i < count; ++i) to[i] = D::narrow(from[i]);
   }
 
-  float lse_at(int32_t h, int32_t t) const {
-    const int64_t line = p.q_indptr ? h * p.q_total + first_q : (int64_t(sequence) * p.q_heads + h) * q_tokens;
-    return p.lse[line + t];
+  // Where lse and its gradient have a query.
+  int64_t place_of(int32_t h, int32_t t) const {
+    return t + (p.q_indptr ? h * p.q_total + first_q : (int64_t(sequence) * p.q_heads + h) * q_tokens);
   }
 
-  // The sum of d_o * o, of d_o that is loaded.
+  // The sum of d_o * o, of d_o that is loaded, less d_lse.
   float output_sum(const float* gradient, int32_t t, int32_t h) const {
     const Storage* o = at(p.o, first_q + t, h);
     float sum = 0;
     for (int32_t i = 0; i < p.v_head_dim; ++i) sum += gradient[i] * D::widen(o[i]);
-    return sum;
+    return b.d_lse ? sum - b.d_lse[place_of(h, t)] : sum;
   }
 
   void load_queries(int32_t first) {
@@ -89,7 +89,7 @@ struct Tile {
       high[r] = p.window_right < 0 ? k_tokens : int32_t(std::clamp<int64_t>(place + p.window_right + 1, 0, k_tokens));
       load(at(p.q, first_q + token(r), query_head(r)), p.head_dim, q[r]);
       load(at(b.d_o, first_q + token(r), query_head(r)), p.v_head_dim, d_o[r]);
-      lse[r] = lse_at(query_head(r), token(r));
+      lse[r] = p.lse[place_of(query_head(r), token(r))];
       d[r] = output_sum(d_o[r], token(r), query_head(r));
     }
   }
@@ -182,7 +182,7 @@ struct Tile {
     for (int32_t s = 0; s < p.sequences; ++s) {
       place(s, h / group);
       for (int32_t t = 0; t < q_tokens; ++t) {
-        const float all = lse_at(h, t);
+        const float all = p.lse[place_of(h, t)];
         if (all == kNone) continue;
         load(at(b.d_o, first_q + t, h), p.v_head_dim, d_o[0]);
         sum -= double(std::exp(p.sinks[h] - all) * output_sum(d_o[0], t, h));

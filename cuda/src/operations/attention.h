@@ -48,12 +48,13 @@ struct AttentionParams {
   bool asks;                          // nothing is done but to say whether the backend serves the call
 };
 
-// Gradients. With p = exp(scores - lse), d the rowsum of d_o * o, and s = scale q k^T:
+// Gradients. With p = exp(scores - lse), d the rowsum of d_o * o, less d_lse, and s = scale q k^T:
 //   dv = p^T d_o    ds = p (d_o v^T - d)    dq = scale ds k    dk = scale ds^T q    d_sinks = -sum(exp(sinks - lse) d)
 // and with a softcap ds (1 - (scores / softcap)^2) in place of ds.
 struct AttentionBackwardParams {
   AttentionParams forward;          // q and k as they were multiplied; lse is read; no turn, no workspace
   AttentionTensor d_o, dq, dk, dv;  // as o, q, k and v
+  const float* d_lse;               // as lse; null: 0
   float* d_sinks;                   // [q_heads]; null: not wanted
   bool deterministic;
   void* workspace;  // attention_backward_workspace() bytes; CUDA
