@@ -10,6 +10,7 @@ import pyrope
 from kit.attention import attend, check, cpu_options, seen
 from kit.attention_backward import differentiate, gradients
 from kit.blocks import Block, call
+from kit.memory import real_device
 from kit.pairwise import Rows
 from kit.reference import storage
 
@@ -32,6 +33,11 @@ FACTORS = {
 }
 RULES = [{"causal": (True,), "window_size": ((3, 17),)}]
 ROWS = Rows(FACTORS, RULES, seed=5)
+# What the kernels for CUDA have.
+NARROW = FACTORS | {"dtype": FACTORS["dtype"][:2], "head_dim": (64, 128), "v_head_dim": (0,), "softcap": (0.0,),
+                    "q_tokens": (1, 65, 128, 300)}  # fmt: skip
+NARROW_ROWS = Rows(NARROW, RULES, seed=6)
+ALL = [*ROWS, *NARROW_ROWS]
 
 
 def strides_of(place):
@@ -61,9 +67,16 @@ def weights_of(dtype, device):
     return (24, 0.0) if device == "cpu" else on_cuda[dtype]
 
 
+UNSERVED = (
+    r"head_dim, v_head_dim: 64 or 128 both, for gradients|softcap: 0, for gradients|dtype: float16 or bfloat16 on CUDA"
+)
+
+
 def served(row, device):
     """Whether the kernels for CUDA have it."""
-    return device == "cpu"
+    sizes = row["head_dim"], row["v_head_dim"] or row["head_dim"]
+    wide = sizes in ((64, 64), (128, 128))
+    return device == "cpu" or (wide and row["dtype"] != "float32" and not row["softcap"])
 
 
 def turned_back(rope, name, x, offset):
@@ -87,9 +100,9 @@ def values(row, attention, rng):
     return [normal(rng, row["dtype"], *shape) for shape in shapes]
 
 
-@pytest.mark.parametrize("number", range(len(ROWS)), ids=ROWS.name)
+@pytest.mark.parametrize("number", range(len(ALL)))
 def test_values(number, device):
-    row, rng = ROWS[number], np.random.default_rng(number)
+    row, rng = ALL[number], np.random.default_rng(number)
     attention = make(row, device)
     q, k, v, d_out = values(row, attention, rng)
     sinks = {"sinks": rng.standard_normal(q.shape[2]).astype(np.float32)} if row["sinks"] else {}
@@ -100,7 +113,7 @@ def test_values(number, device):
     if row["d_lse"]:
         options["d_lse"] = rng.standard_normal(forward["lse"].shape).astype(np.float32)
     if not served(row, device):
-        with pytest.raises(pyrope.UnsupportedError, match="backend: rope_attention_backward runs on the CPU"):
+        with pytest.raises(pyrope.UnsupportedError, match=UNSERVED):
             differentiate(attention, *given, **options, **rotations)
         return
     got = differentiate(attention, *given, **options, **rotations)
@@ -123,7 +136,7 @@ def test_values(number, device):
 
 
 def test_pairs_of_options():
-    assert ROWS.uncovered() == []
+    assert ROWS.uncovered() == NARROW_ROWS.uncovered() == []
 
 
 @pytest.mark.parametrize("wrong", ["a key too many", "no scale", "no output's sum", "half of a head"])
@@ -177,9 +190,9 @@ def test_differences(options, rng):
             assert abs(slope - (got[gradient].astype(np.float64) * direction).sum()) < 1e-3, name
 
 
-def test_ragged_is_each_sequence(rng):
-    """With NaNs beyond the last sequence and in rows between, and with the bits of a call for each."""
-    rope = pyrope.Rope(64, 6, 2, dtype="bfloat16", device="cpu")
+def test_ragged_is_each_sequence(device, rng):
+    """With NaNs beyond the last sequence, and with the bits of a call for each."""
+    rope = pyrope.Rope(64, 6, 2, dtype="bfloat16", device=device)
     attention = pyrope.RopeAttention(rope, causal=True)
     q_indptr, k_indptr = np.array([0, 5, 5, 135, 199], np.int32), np.array([0, 5, 40, 170, 234], np.int32)
     q, k, v, d_out = (normal(rng, "bfloat16", 1, n, h, 64) for n, h in ((220, 6), (250, 2), (250, 2), (220, 6)))
@@ -187,7 +200,8 @@ def test_ragged_is_each_sequence(rng):
         x[:, 234 if x.shape[1] == 250 else 199 :] = np.nan
     rotations = {"q_rotated": True, "k_rotated": True}
     ragged = {"q_indptr": q_indptr, "k_indptr": k_indptr, "max_q_tokens": 130, "max_k_tokens": 130}
-    forward = attend(attention, q, k, v, **rotations, **ragged)
+    forward = attend(on_cpu(attention), q, k, v, **rotations, **ragged)
+    rotations["deterministic"] = True
     got = differentiate(attention, d_out, q, k, v, forward["out"], forward["lse"], **rotations, **ragged)
     for s in range(4):
         of_q, of_k = slice(*q_indptr[s : s + 2]), slice(*k_indptr[s : s + 2])
@@ -217,9 +231,30 @@ def test_threads(rng):
         np.testing.assert_array_equal(results[0][name].view(np.uint16), results[1][name].view(np.uint16))
 
 
-def test_nothing_to_do(rng):
-    attention = pyrope.RopeAttention(pyrope.Rope(64, 2, 2, dtype="float32", device="cpu"))
-    q, none = normal(rng, "float32", 1, 5, 2, 64), np.empty((1, 0, 2, 64), np.float32)
+@real_device
+@pytest.mark.gpu
+@pytest.mark.parametrize("causal", [False, True])
+def test_deterministic(causal):
+    """The same bits in every run, on a device that is full."""
+    rng = np.random.default_rng(2)
+    attention = pyrope.RopeAttention(pyrope.Rope(128, 16, 4, dtype="bfloat16", device="cuda"), causal=causal)
+    q, k, v, d_out = (normal(rng, "bfloat16", 4, 1000, h, 128) for h in (16, 4, 4, 16))
+    rotations = {"q_rotated": True, "k_rotated": True}
+    forward = attend(attention, q, k, v, **rotations)
+    given = d_out, q, k, v, forward["out"], forward["lse"]
+    first, *others = (differentiate(attention, *given, **rotations, deterministic=True) for _ in range(20))
+    for name, other in itertools.product(("dq", "dk", "dv"), others):
+        np.testing.assert_array_equal(other[name].view(np.uint16), first[name].view(np.uint16))
+    free = differentiate(attention, *given, **rotations)
+    for name in ("dk", "dv"):  # whose sums have one order always
+        np.testing.assert_array_equal(free[name].view(np.uint16), first[name].view(np.uint16))
+    distance = abs(free["dq"].astype(np.float32) - first["dq"].astype(np.float32)).max()
+    assert distance <= 2.0**-7 * abs(first["dq"].astype(np.float32)).max()
+
+
+def test_nothing_to_do(device, rng):
+    attention = pyrope.RopeAttention(pyrope.Rope(64, 2, 2, dtype="float16", device=device))
+    q, none = normal(rng, "float16", 1, 5, 2, 64), np.empty((1, 0, 2, 64), np.float16)
     lse, sinks = np.full((1, 2, 5), -np.inf, np.float32), np.zeros(2, np.float32)
     got = differentiate(attention, q, q, none, none, q, lse, sinks=sinks, q_rotated=True, k_rotated=True)
     assert (got["dq"] == 0).all() and (got["d_sinks"] == 0).all()

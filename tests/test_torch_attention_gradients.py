@@ -2,6 +2,7 @@
 
 import pytest
 
+from kit.memory import real_device
 from kit.torch_tensors import require_torch
 
 torch = require_torch()
@@ -209,6 +210,38 @@ def test_logarithms(parts, compiled, fresh_compiler):
     )
     check(got[:2], expected[:2])
     assert (got[2] == 0).all() if parts == ("lse",) else torch.allclose(got[2], expected[2], atol=ATOL)
+
+
+@real_device
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("heads", [(8, 8), (8, 2)])
+def test_on_a_gpu(heads, compiled, fresh_compiler):
+    """In bfloat16 against torch in float32, as far as roundings go; the same bits with deterministic algorithms."""
+    torch.manual_seed(0)
+    rope = pyrope.Rope(128, *heads, dtype="bfloat16", device="cuda")
+    attention = pyrope.RopeAttention(rope, causal=True)
+    inputs = [torch.randn(2, 300, n, 128, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+              for n in (heads[0], heads[1], heads[1])]  # fmt: skip
+    weights = torch.randn(2, 300, heads[0], 128, device="cuda")
+
+    def function(q, k, v):
+        return pyrope.torch.attention(attention, q, k, v)
+
+    call = torch.compile(function, fullgraph=True, backend="aot_eager") if compiled else function
+    got = torch.autograd.grad((call(*inputs).float() * weights).sum(), inputs)
+    wide = [x.detach().float().requires_grad_() for x in inputs]
+    turned = pyrope.torch.apply(pyrope.Rope(128, *heads, dtype="float32", device="cuda"), *wide[:2])
+    rows = [x.transpose(1, 2) for x in (*turned, wide[2])]
+    out = torch.nn.functional.scaled_dot_product_attention(*rows, is_causal=True, enable_gqa=True).transpose(1, 2)
+    for x, y in zip(got, torch.autograd.grad((out * weights).sum(), wide), strict=True):
+        assert (x.float() - y).norm() < 2.0**-6 * y.norm()
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = (torch.autograd.grad((call(*inputs).float() * weights).sum(), inputs) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(map(torch.equal, first, second))
 
 
 def test_refusals():

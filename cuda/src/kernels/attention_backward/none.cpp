@@ -1,11 +1,11 @@
-// In place of kernels, of which there are none yet.
+// In place of instances/ in a build without attention on CUDA (ROPEROPE_ATTENTION=OFF).
 #include "../../operations/operations.h"
 
 namespace rope::cuda {
 
 template <class D>
 Outcome attention_backward(const AttentionBackwardParams&, const PairData&, const Execution&) {
-  return {0, "backend: rope_attention_backward runs on the CPU"};
+  return {0, "backend: this build has no attention on CUDA (ROPEROPE_ATTENTION)"};
 }
 
 #define ROPE_INSTANCE(D) \
