@@ -188,10 +188,13 @@ cdef int read_cos_sin(cos, sin, angles, k_cos, k_sin, k_angles, cos_sin_rows, co
     cdef int64_t count = 1
     if d.angle != ROPE_ANGLE_COS_SIN:
         d.cos_sin.dtype = 0
-        for name, value in (("cos", cos), ("sin", sin), ("k_cos", k_cos), ("k_sin", k_sin),
-                            ("cos_sin_rows", cos_sin_rows), ("cos_sin_stride", cos_sin_stride),
-                            ("cos_sin_skipped", cos_sin_skipped)):
-            refuse(name, value, "only allowed with angle='cos_sin'")
+        refuse("cos", cos, "only allowed with angle='cos_sin'")
+        refuse("sin", sin, "only allowed with angle='cos_sin'")
+        refuse("k_cos", k_cos, "only allowed with angle='cos_sin'")
+        refuse("k_sin", k_sin, "only allowed with angle='cos_sin'")
+        refuse("cos_sin_rows", cos_sin_rows, "only allowed with angle='cos_sin'")
+        refuse("cos_sin_stride", cos_sin_stride, "only allowed with angle='cos_sin'")
+        refuse("cos_sin_skipped", cos_sin_skipped, "only allowed with angle='cos_sin'")
         refuse("angles", angles, "only allowed with angle='radians'")
         return refuse("k_angles", k_angles, "only allowed with angle='radians'")
     d.cos_sin.num_rows = -1 if cos_sin_rows is None else as_positive("cos_sin_rows", cos_sin_rows)

@@ -351,11 +351,12 @@ enable_pdl, positions_ready, skip
         read_k_nope(k, k_nope, k_nope_out, k_nope_strides, k_nope_out_strides, self.k_nope_dim, &d, &c)
         read_weights(q, k, q_weight, k_weight, self.norm, &d, &c)
         read_sums(q_sums, k_sums, write_sums, &d, &c)
-        read_scale("q_scale", q_scale, q_tensor_scale, self.q_scale_kind, d.num_q_heads, d.head_dim, False, &d, &c)
-        read_scale("k_scale", k_scale, k_tensor_scale, self.k_scale_kind, d.num_k_heads, d.head_dim, self.heads_first,
-                   &d, &c)
-        read_scale("v_scale", v_scale, v_tensor_scale, self.v_scale_kind, self.num_v_heads, self.v_head_dim,
-                   self.heads_first, &d, &c)
+        read_scale("q_scale", q_scale, "q_tensor_scale", q_tensor_scale, self.q_scale_kind, d.num_q_heads, d.head_dim,
+                   False, &d.q_quantize, &d.q_groups, &d, &c)
+        read_scale("k_scale", k_scale, "k_tensor_scale", k_tensor_scale, self.k_scale_kind, d.num_k_heads, d.head_dim,
+                   self.heads_first, &d.k_quantize, &d.k_groups, &d, &c)
+        read_scale("v_scale", v_scale, "v_tensor_scale", v_tensor_scale, self.v_scale_kind, self.num_v_heads,
+                   self.v_head_dim, self.heads_first, &d.v_quantize, &d.v_groups, &d, &c)
         read_cache(k, v, k_nope, k_cache, v_cache, k_nope_cache, slots, page_table, page_indptr, page_table_stride,
                    request_ids, cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
         read_cos_sin(cos, sin, angles, k_cos, k_sin, k_angles, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d, &c)
@@ -433,8 +434,8 @@ enable_pdl, positions_ready, skip
         read_num_tokens(slots, cache_positions, &c)
         d.num_tokens = c.num_tokens
         read_all_positions(positions, offset, indptr, offsets, num_requests, positions_stride, positions_from, &d, &c)
-        read_scale("k_scale", k_scale, k_tensor_scale, self.k_scale_kind, d.num_k_heads, d.head_dim, self.heads_first,
-                   &d, &c)
+        read_scale("k_scale", k_scale, "k_tensor_scale", k_tensor_scale, self.k_scale_kind, d.num_k_heads, d.head_dim,
+                   self.heads_first, &d.k_quantize, &d.k_groups, &d, &c)
         read_cache(k_cache, None, None, k_cache, None, None, slots, page_table, page_indptr, page_table_stride,
                    request_ids, cache_positions, cache_skipped, self.cache, self.heads_first, &d, &c)
         read_cos_sin(cos, sin, None, None, None, None, cos_sin_rows, cos_sin_stride, cos_sin_skipped, &d, &c)

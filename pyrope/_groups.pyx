@@ -28,10 +28,10 @@ cdef int set_groups(str x, scales, int64_t dim, rope_groups* g) except -1:
     return 0
 
 
-cdef int read_groups(str name, object x, object tensor_scale, object strides, int64_t heads, int64_t dim, bint in_cache,
-                     bint heads_first, rope_groups* g, rope_apply_desc* d, Call* c) except -1:
-    """The scales that are written, and NVFP4's of the tensor. name: of the former."""
-    cdef str tensor_name = f"{name[0]}_tensor_scale"
+cdef int read_groups(str name, object x, str tensor_name, object tensor_scale, object strides, int64_t heads,
+                     int64_t dim, bint in_cache, bint heads_first, rope_groups* g, rope_apply_desc* d,
+                     Call* c) except -1:
+    """The scales that are written, and NVFP4's of the tensor."""
     read_scales(name, x, strides, heads, dim // g.size, in_cache, heads_first, g, d, c)
     if g.scale_dtype != ROPE_GROUP_SCALE_E4M3:
         return refuse(tensor_name, tensor_scale, "only allowed with GroupScales of float8_e4m3fn")

@@ -213,11 +213,10 @@ cdef void* read_weight(str name, object x, int64_t heads, int32_t dtype, rope_ap
     return v.data
 
 
-cdef int read_scale(str name, object x, object tensor_scale, object kind, int64_t heads, int64_t dim, bint heads_first,
-                    rope_apply_desc* d, Call* c) except -1:
-    cdef rope_quantize* z = quantize_of(name, d)
-    cdef rope_groups* g = groups_of(name, d)
-    cdef bint in_cache = d.cache.kind and name[0] != "q"
+cdef int read_scale(str name, object x, str tensor_name, object tensor_scale, object kind, int64_t heads, int64_t dim,
+                    bint heads_first, rope_quantize* z, rope_groups* g, rope_apply_desc* d, Call* c) except -1:
+    """z, g: d's, of q, k or v, whose scale has that name. A call without scales makes no Python object here."""
+    cdef bint in_cache = d.cache.kind and z != &d.q_quantize
     cdef int64_t count = 1
     cdef str shape = "[1]"
     cdef bint quantised = z.out_dtype and not ROPE_OUT_F32 <= z.out_dtype <= ROPE_OUT_BF16
@@ -225,11 +224,11 @@ cdef int read_scale(str name, object x, object tensor_scale, object kind, int64_
         raise ValueError(f"{name}: only allowed with {name[0]} and a quantised {name[0]}_out_dtype")
     if z.scale_kind == ROPE_SCALE_GROUP:
         require(name, x, f"with {name}_kind={kind!r}")
-        return read_groups(name, x, tensor_scale, kind.strides, heads, dim, in_cache, heads_first, g, d, c)
+        return read_groups(name, x, tensor_name, tensor_scale, kind.strides, heads, dim, in_cache, heads_first, g, d, c)
     memset(g, 0, sizeof(g[0]))
-    refuse(f"{name[0]}_tensor_scale", tensor_scale, "only allowed with GroupScales of float8_e4m3fn")
-    if z.out_dtype in (ROPE_OUT_Q8_0, ROPE_OUT_Q4_0):
-        return refuse(name, x, f"not allowed with {name[0]}_out_dtype={name_of(_OUT_DTYPES, z.out_dtype)!r}, whose "
+    refuse(tensor_name, tensor_scale, "only allowed with GroupScales of float8_e4m3fn")
+    if z.out_dtype == ROPE_OUT_Q8_0 or z.out_dtype == ROPE_OUT_Q4_0:
+        return 0 if x is None else refuse(name, x, f"not allowed with {name[0]}_out_dtype={name_of(_OUT_DTYPES, z.out_dtype)!r}, whose "
                                "blocks have scales of their own")
     if not quantised:
         return 0

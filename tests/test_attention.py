@@ -65,6 +65,12 @@ def served(row, device):
     return device == "cpu" or ((sizes in ((64, 64), (96, 96), (128, 128)) or wide) and row["dtype"] != "float32")
 
 
+def assert_same(got, want):
+    """Bits of what is not kept: whoever turns q, and wherever to."""
+    for name in ("out", "lse"):
+        np.testing.assert_array_equal(got[name].view(np.uint8), want[name].view(np.uint8), err_msg=name)
+
+
 @pytest.mark.parametrize("number", range(len(ROWS)), ids=ROWS.name)
 def test_values(number, device):
     row, rng = ROWS[number], np.random.default_rng(number)
@@ -91,6 +97,7 @@ def test_values(number, device):
     np.testing.assert_array_equal(got["q_out"].view(np.uint8), turned["q"].view(np.uint8))
     if same:
         np.testing.assert_array_equal(got["k_out"].view(np.uint8), turned["k"].view(np.uint8))
+    assert_same(attend(attention, q, k, v, place, **options), got)
     mask = seen(q_tokens, k_tokens, row["causal"], row["window_size"])
     for s in range(row["sequences"]):
         out, bound, lse, lse_bound = reference(turned["q"][s], turned["k"][s], v[s], mask, attention.scale,
@@ -161,6 +168,26 @@ def test_ragged_keys_of_their_own(device, rng):
                                                weight_bits=weight_bits("float16", device))  # fmt: skip
         check(got["out"][0, of_q], out, bound, "float16")
         assert (abs(got["lse"][:, of_q] - lse) <= lse_bound).all()
+
+
+@pytest.mark.parametrize("options", [{"layout": "gptj"}, {"angle": "fp32"}, {"rotary_dim": 32, "rotary_offset": 8}])
+@pytest.mark.parametrize("positions", ["offset", "ids", "ragged", "ragged ids"])
+def test_queries_that_turn_on_the_way(options, positions, device, rng):
+    """With the bits of those that a rotation turned before, where it leaves tokens alone too."""
+    attention = pyrope.RopeAttention(pyrope.Rope(64, 6, 2, dtype="bfloat16", device=device, **options), causal=True)
+    q, k, v = (normal(rng, "bfloat16", 3, 130, h, 64) for h in (6, 2, 2))
+    arguments = {"offset": 100_000} if positions == "offset" else {}
+    if "ids" in positions:
+        ids = rng.integers(-1, 1 << 20, 390)
+        ids[7:9] = -1
+        arguments = {"positions": ids}
+    if "ragged" in positions:
+        q, k, v = (x.reshape(1, 390, -1, 64) for x in (q, k, v))
+        arguments |= {"q_indptr": np.array([0, 200, 201, 390], np.int32), "max_q_tokens": 200}
+    kept = attend(attention, q, k, v, keeps=("q_out", "k_out"), **arguments)
+    assert_same(attend(attention, q, k, v, **arguments), kept)
+    rotated_keys = attend(attention, q, kept["k_out"], v, k_rotated=True, **arguments)
+    assert_same(rotated_keys, kept)
 
 
 def test_a_query_depends_on_its_sequence_alone(device, rng):

@@ -82,6 +82,8 @@ def test_keys_of_a_cache():
     assert torch.equal(last, whole[:, -1:])
 
 
+# Of a module of torch 2.11, as it is imported with inductor.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_compile(fresh_compiler):
     attention = attention_of(causal=True)
 

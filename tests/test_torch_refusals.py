@@ -40,7 +40,7 @@ MISTAKES = rows(
     ("positions' rank", {"positions": lambda d: ones(1, 2, 5, dtype=torch.int64, device=d)}, V, "positions: shape"),
     ("positions' dtype", {"positions": lambda d: ones(BATCH, SEQ).double().to(d)}, T, "positions: dtype torch.float64"),
     ("positions and offset", {"positions": lambda d: ones(SEQ, dtype=torch.int64, device=d), "offset": 3}, V, "off"),
-    ("offset", {"offset": 1.5}, T, r"offset: 1.5, must be an integer"),
+    ("offset", {"offset": 1.5}, T, "offset: 1.5 is not an integer"),
     ("inverse", {"inverse": 1}, T, r"inverse: 1 is not a bool"),
     ("indptr", {"indptr": lambda d: torch.tensor([0, 10], device=d)}, V, r"indptr: only allowed with layout='thd'"),
     ("pointers' argument", {"num_requests": 1}, T, r"num_requests: not an argument of pyrope.torch"),

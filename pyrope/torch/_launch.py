@@ -1,7 +1,7 @@
 """A call of the core on tensors that autograd need not see: which device and stream, and where a batch's tokens stand.
 
-A layout with a batch is one launch. Where no positions were given and all tokens have one stride, positions are made,
-for the sake of the kernel that is made for that; else the core counts them in each sequence.
+A layout with a batch is one launch, in which the core counts the positions of each sequence; where the tokens of one do
+not follow each other ("sbhd"), positions are made.
 """
 
 from typing import Any
@@ -80,12 +80,11 @@ def _batch(rope: pyrope.Rope, layout: str, q: Any, k: Any, options: Options) -> 
             for row in rows.values():
                 row.swap()
             layout = "bshd"
-        one_stride = layout == "sbhd" or all(row.folded for row in rows.values())
         if not FEW.issuperset(options) and has_row_for_each(options, batch, seq):
-            if layout == "sbhd" or not one_stride:
+            if layout == "sbhd" or not all(row.folded for row in rows.values()):
                 numbers = torch.arange(batch * seq, device=device).view(batch, seq)
                 options["positions"] = ids_of("positions", numbers, batch, seq, layout, 0)
-        elif one_stride:
+        elif layout == "sbhd":
             options["positions"] = positions_from_offset(options.pop("offset", 0), batch, seq, layout, device)
         else:
             options["sequence_length"] = seq

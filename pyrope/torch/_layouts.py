@@ -37,7 +37,7 @@ def check_rows(name: str, x: torch.Tensor, layout: str) -> None:
 
 def ids_of(name: str, ids: torch.Tensor, batch: int, seq: int, layout: str, streams: int) -> torch.Tensor:
     """[tokens] ids in the tokens' order (with sections [streams, tokens]) of [tokens], [seq] or what broadcasts to
-    [batch, seq]; without a copy where they are contiguous already."""
+    [batch, seq]; without a copy where they are contiguous already, or where one row is that of all sequences."""
     shape = ids.shape
     if not streams and len(shape) == 1 and shape[0] == batch * seq:
         return ids
@@ -55,6 +55,8 @@ def ids_of(name: str, ids: torch.Tensor, batch: int, seq: int, layout: str, stre
     except RuntimeError:
         tokens = ", ".join(map(str, (*lead, batch, seq)))
         raise ValueError(f"{name}: shape {tuple(shape)}, must broadcast to [{tokens}] or be one-dimensional") from None
+    if not streams and layout != "sbhd" and ids.stride() == (0, 1):
+        return ids
     return (ids.transpose(-1, -2) if layout == "sbhd" else ids).reshape(*lead, batch * seq).contiguous()
 
 

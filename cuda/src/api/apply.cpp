@@ -3,7 +3,6 @@
 
 #include <algorithm>
 
-#include "options.h"
 #include "places.h"
 #include "tensors.h"
 
@@ -87,28 +86,31 @@ rope_status read_options(const rope_apply_desc& d, PipelineCall* p, XPos* xpos) 
 }  // namespace
 
 rope_status apply(const rope_apply_desc* desc, bool asks) {
-  rope_apply_desc d;
-  ROPE_TRY(read_descriptor(desc, offsetof(rope_apply_desc, attention_factor), "rope_apply_desc", &d));
-  const Operations* operations;
-  ROPE_TRY(find_operations(d.backend, d.dtype, d.layout, d.angle, &operations));
-  ROPE_TRY(check_shape(&d));
-  ROPE_TRY(check_k_dtype(d));
-  Execution execution;
-  const Threads threads = {d.num_threads, d.parallel_for, d.parallel_context};
-  ROPE_TRY(read_execution(d.backend, d.flags, d.stream, threads, &execution));
-  PipelineCall p;
-  XPos xpos;
-  ROPE_TRY(read_positions(d, &p));
+  ApplyCall call;
+  ROPE_TRY(read_call(desc, &call));
+  const rope_apply_desc& d = call.d;
+  PipelineCall& p = call.pipeline;
   if (d.num_tokens == 0) return ROPE_OK;
-  ROPE_TRY(read_options(d, &p, &xpos));
   ROPE_TRY(read_tensors(d, &p));
   ROPE_TRY(read_norm_sums(d, &p));
   if (d.flags & ROPE_FLAG_CHECK_PLACES) ROPE_TRY(check_places(d, p.cache));
-  uint8_t streams[ROPE_MAX_ROTARY_DIM / 2];
   if (asks) return ROPE_OK;
-  const PairData pairs = {d.frequencies, d.xpos.scale_base != 0 ? &xpos : nullptr, streams_of(d, p, streams)};
-  const auto operation = d.flags & ROPE_FLAG_IN_CACHE ? operations->rotate_cache : operations->pipeline;
-  return status_of(operation(p, pairs, execution));
+  uint8_t streams[ROPE_MAX_ROTARY_DIM / 2];
+  const PairData pairs = {d.frequencies, d.xpos.scale_base != 0 ? &call.xpos : nullptr, streams_of(d, p, streams)};
+  const auto operation = d.flags & ROPE_FLAG_IN_CACHE ? call.operations->rotate_cache : call.operations->pipeline;
+  return status_of(operation(p, pairs, call.execution));
+}
+
+rope_status read_call(const rope_apply_desc* desc, ApplyCall* call) {
+  rope_apply_desc& d = call->d;
+  ROPE_TRY(read_descriptor(desc, offsetof(rope_apply_desc, attention_factor), "rope_apply_desc", &d));
+  ROPE_TRY(find_operations(d.backend, d.dtype, d.layout, d.angle, &call->operations));
+  ROPE_TRY(check_shape(&d));
+  ROPE_TRY(check_k_dtype(d));
+  const Threads threads = {d.num_threads, d.parallel_for, d.parallel_context};
+  ROPE_TRY(read_execution(d.backend, d.flags, d.stream, threads, &call->execution));
+  ROPE_TRY(read_positions(d, &call->pipeline));
+  return d.num_tokens ? read_options(d, &call->pipeline, &call->xpos) : rope_status(ROPE_OK);
 }
 
 }  // namespace rope::api

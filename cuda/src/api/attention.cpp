@@ -1,8 +1,11 @@
-// rope_attention: q and k turned by rope_apply where they are not yet, then what is compiled for the rest.
+// rope_attention: q and k turned by rope_apply where they are not yet and no kernel turns them on the way, then what is
+// compiled for the rest.
 #include "attention.h"
 
 #include <algorithm>
 #include <cmath>
+
+#include "query_rows.h"
 
 namespace rope::api {
 namespace {
@@ -129,14 +132,16 @@ rope_status read_shape(const Desc* desc, Call* c, const Operations** operations)
 
 namespace {
 
-// The parts of the workspace: what the backend needs, and what turns without being kept.
+// The parts of the workspace: what the backend needs, and what turns without being kept. Of q that is q, or rows of cos
+// and sin, which no more than positions decide.
 struct Workspace {
   int64_t q, k, bytes;  // offsets
 };
 
 Workspace workspace_of(const Call& c) {
   const auto part = [&](bool needed, const Shape& s) {
-    const int64_t bytes = s.sequences * s.tokens * s.heads * s.dim * dtype_bytes(c.d.dtype);
+    const int64_t row_bytes = std::max(s.heads * s.dim * dtype_bytes(c.d.dtype), s.dim * kQueryRowBytes);
+    const int64_t bytes = s.sequences * s.tokens * row_bytes;
     return needed ? (bytes + kPartAlignment - 1) / kPartAlignment * kPartAlignment : 0;
   };
   Workspace w;
@@ -285,10 +290,17 @@ rope_status attention(const Desc* desc) {
   const Desc& d = c.d;
   AttentionParams& p = c.params;
   Execution execution;
-  ROPE_TRY(read_execution(d.backend, 0, d.stream, {d.num_threads, d.parallel_for, d.parallel_context}, &execution));
+  const Threads threads = {d.num_threads, d.parallel_for, d.parallel_context};
+  ROPE_TRY(read_execution(d.backend, d.rotation ? ROPE_FLAG_PDL : 0, d.stream, threads, &execution));
   rope_apply_desc turn;
   if (d.rotation) ROPE_TRY(read_rotation(c, &turn));
   if (c.q_rows == 0) return ROPE_OK;
+  ApplyCall rotation;
+  bool on_the_way = d.backend == ROPE_BACKEND_CUDA && c.turns_q && !d.q_out.data;
+  if (on_the_way) {
+    ROPE_TRY(read_call(&turn, &rotation));
+    on_the_way = has_query_rows(rotation);
+  }
   const Workspace w = workspace_of(c);
   ROPE_TRY(check_workspace(c, w));
 
@@ -301,7 +313,8 @@ rope_status attention(const Desc* desc) {
     ROPE_TRY(read_memory(d, "v", d.v, c.v, &all[kV]));
   }
   const rope_attention_tensor q_out = place_of(d.q_out, d, w.q), k_out = place_of(d.k_out, d, w.k);
-  if (c.turns_q) ROPE_TRY(read_memory(d, "q_out", q_out, c.q, &all[kQOut]));
+  const bool passes_q = c.turns_q && !on_the_way;
+  if (passes_q) ROPE_TRY(read_memory(d, "q_out", q_out, c.q, &all[kQOut]));
   if (c.turns_k) ROPE_TRY(read_memory(d, "k_out", k_out, c.k, &all[kKOut]));
   Memory others[kCount];
   std::copy(all, all + kCount, others);
@@ -318,7 +331,7 @@ rope_status attention(const Desc* desc) {
   ROPE_TRY(check_block("workspace", d.workspace, w.bytes, all, kCount));
   ROPE_TRY(check_sequences(c));
 
-  p.q = tensor_of(all[c.turns_q ? kQOut : kQ].rows);
+  p.q = tensor_of(all[passes_q ? kQOut : kQ].rows);
   p.k = tensor_of(all[c.turns_k ? kKOut : kK].rows);
   p.v = tensor_of(all[kV].rows);
   p.o = tensor_of(all[kO].rows);
@@ -326,13 +339,17 @@ rope_status attention(const Desc* desc) {
   p.sinks = d.sinks;
   p.workspace = d.workspace;
   if (d.rotation) {
-    p.asks = true;  // before q_out and k_out are written
+    p.asks = true;  // before anything is written
     ROPE_TRY(status_of(operations->attention(p, {}, execution)));
     p.asks = false;
-    if (c.turns_q) set_turn(d.q, q_out, &turn.q, &turn.q_steps, &turn.q_out, &turn.q_out_steps);
-    if (c.turns_k) set_turn(d.k, k_out, &turn.k, &turn.k_steps, &turn.k_out, &turn.k_out_steps);
-    ROPE_TRY(rope_apply(&turn));
   }
+  if (passes_q) set_turn(d.q, q_out, &turn.q, &turn.q_steps, &turn.q_out, &turn.q_out_steps);
+  if (c.turns_k) set_turn(d.k, k_out, &turn.k, &turn.k_steps, &turn.k_out, &turn.k_out_steps);
+  if (on_the_way) {
+    ROPE_TRY(build_query_rows(rotation, c.ragged ? 0 : d.num_q_tokens, static_cast<char*>(d.workspace) + w.q, &p.turn));
+    turn.flags = ROPE_FLAG_PDL;
+  }
+  if (passes_q || c.turns_k) ROPE_TRY(rope_apply(&turn));
   return status_of(operations->attention(p, {}, execution));
 }
 

@@ -268,17 +268,26 @@ void join_sequences(const rope_apply_desc& d, PipelineCall* p) {
   }
 }
 
+// Positions of sequences that the pipeline kernel knows: they follow each other, or all sequences have the same. False:
+// they do neither.
+bool fold_places(const rope_apply_desc& d, PipelineCall* p) {
+  const PositionPlaces& places = p->places;
+  const bool batch = places.sequence_length && places.sequence_length != p->num_tokens;
+  const bool shared = d.positions ? !places.sequence_stride : !d.indptr;
+  if (batch && shared && p->num_tokens <= UINT32_MAX) {
+    p->positions.period = uint32_t(places.sequence_length);
+    return places.stride == 1;
+  }
+  return places.stride == 1 && (!batch || !d.positions || places.sequence_stride == places.sequence_length);
+}
+
 // What the pipeline kernel knows nothing of.
 bool is_rare(const rope_apply_desc& d, const PipelineCall& p) {
-  const PositionPlaces& places = p.places;
-  const bool batch = places.sequence_length && places.sequence_length != p.num_tokens;
-  // Positions that follow each other need no more said.
-  bool rare = d.positions ? places.stride != 1 || (batch && places.sequence_stride != places.sequence_length)
-                          : batch && !d.indptr;
-  rare |= d.norm_sums.ranks || p.slot_skips || p.sequence_length || p.out_layout != p.layout || p.skip != kUsualSkip;
+  bool rare =
+      d.norm_sums.ranks || p.slot_skips || p.sequence_length || p.out_layout != p.layout || p.skip != kUsualSkip;
   for (int32_t i = 0; i < p.num_operands; ++i) {
     const OperandExtras& x = p.extras[i];
-    rare |= x.in_gap || x.out_gap || x.kept || x.copies || x.twin || is_dtype(p.operands[i].quantize.type);
+    rare |= x.in_gap || x.out_gap || x.kept || x.twin || is_dtype(p.operands[i].quantize.type);
   }
   return rare;
 }
@@ -328,6 +337,8 @@ rope_status read_tensors(const rope_apply_desc& d, PipelineCall* p) {
                  &d.cache_k_nope, d.num_k_heads, d.k_nope_dim, nullptr, false, 0, k_dtype}));
   if (!p->num_operands) return fail(ROPE_ERR_INVALID_ARG, "q: NULL and k: NULL, at least one must be given");
   join_sequences(d, p);
+  for (int32_t i = 0; i < p->num_operands; ++i) p->copies |= p->extras[i].copies;
+  p->rare |= !fold_places(d, p);
   p->rare |= is_rare(d, *p);
   const bool fused = in_cache || !is_rotation(*p);
   const Inputs inputs(d, *p);

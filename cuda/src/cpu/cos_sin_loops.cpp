@@ -16,14 +16,16 @@ void build_rows(const void* context, int64_t begin, int64_t end) {
   using Storage = typename D::Storage;
   const auto& [p, words] = *static_cast<const Job*>(context);
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t position = simple_position(p.positions, row);
+    int64_t position = 0;
+    const bool moves = !p.of_tokens || position_of(p.positions, row, &position);
+    if (!p.of_tokens) position = simple_position(p.positions, row);
     auto* cos = reinterpret_cast<Storage*>(p.cos + row * p.row_stride);
     auto* sin = reinterpret_cast<Storage*>(p.sin + row * p.row_stride);
 #pragma GCC ivdep  // cos, sin and the words are apart
     for (int32_t i = 0; i < p.pairs; ++i) {
       const CosSin a = scaled_angle(phase_at<kAngle>(position, words[i]), p.scale, p.scale);
-      cos[i] = D::narrow(a.cos);
-      sin[i] = D::narrow(a.sin);
+      cos[i] = D::narrow(moves ? a.cos : 1.0f);
+      sin[i] = D::narrow(moves ? a.sin : 0.0f);
     }
   }
 }

@@ -41,6 +41,16 @@ void rotate_heads(const PipelineParams& p, const PipelineOperand& o, int64_t tok
   }
 }
 
+// Of a token that is left alone.
+template <class D>
+void copy_heads(const PipelineOperand& o, int64_t token) {
+  for (int32_t head = 0; head < o.heads; ++head) {
+    const char* const in = o.in + token * o.in_token_stride + head * o.in_head_stride;
+    char* const out = o.out + token * o.out_token_stride + head * o.out_head_stride;
+    if (in != out) std::memcpy(out, in, sizeof(typename D::Storage) * size_t(o.dim));
+  }
+}
+
 template <class D, Layout kLayout, Angle kAngle>
 void rotate_tokens(const void* context, int64_t begin, int64_t end) {
   const auto& [p, words] = *static_cast<const Job*>(context);
@@ -51,7 +61,10 @@ void rotate_tokens(const void* context, int64_t begin, int64_t end) {
   const Sections& sections = p.positions.sections;
   for (int64_t token = begin; token < end; ++token) {
     int64_t position;
-    if (!position_of(p.positions, token, &position)) continue;
+    if (!position_of(p.positions, token, &position)) {
+      for (int32_t i = 0; p.copies && i < p.num_operands; ++i) copy_heads<D>(p.operands[i], token);
+      continue;
+    }
     for (int32_t i = 0; i < pairs; ++i) {
       if (sections.streams) position = stream_position(p.positions, token, stream_of(sections, i));
       const CosSin a = scaled_angle(phase_at<kAngle>(position, words[i]), p.cos_scale, p.sin_scale);

@@ -26,7 +26,13 @@ struct Positions {
   const void* ids;       // kIds: [num_tokens], or of several streams; ragged: indptr [num_requests + 1]
   const void* offsets;   // ragged: [num_requests], or null for zeros
   Sections sections;     // kIds
+  uint32_t period;       // kOffset, kIds: after so many tokens, of less than 2^32, positions begin again; 0: never
 };
+
+// Which of the positions is a token's.
+ROPE_INLINE int64_t position_place(const Positions& p, int64_t token) {
+  return p.period ? uint32_t(token) % p.period : token;
+}
 
 // Which of the ids leaves its token alone, where that is the caller's choice.
 struct Skip {
@@ -34,7 +40,8 @@ struct Skip {
   int64_t position;
 
   ROPE_INLINE_MEMBER bool is(int64_t other) const { return !none && other == position; }
-  ROPE_INLINE_MEMBER bool operator!=(const Skip& x) const { return none != x.none || position != x.position; }
+  ROPE_INLINE_MEMBER bool operator==(const Skip& x) const { return none == x.none && position == x.position; }
+  ROPE_INLINE_MEMBER bool operator!=(const Skip& x) const { return !(*this == x); }
 };
 
 inline constexpr Skip kUsualSkip = {false, -1};
@@ -66,13 +73,14 @@ ROPE_INLINE int32_t stream_of(const Sections& s, int32_t pair) {
 
 // A token's position by an offset or ids.
 ROPE_INLINE int64_t simple_position(const Positions& p, int64_t token) {
-  if (p.kind == PositionKind::kOffset) return int64_t(uint64_t(p.offset) + uint64_t(token));
-  return index_at(p.ids, p.kind == PositionKind::kIds32, token);
+  const int64_t place = position_place(p, token);
+  if (p.kind == PositionKind::kOffset) return int64_t(uint64_t(p.offset) + uint64_t(place));
+  return index_at(p.ids, p.kind == PositionKind::kIds32, place);
 }
 
 // A token's position in a stream.
 ROPE_INLINE int64_t stream_position(const Positions& p, int64_t token, int32_t stream) {
-  return index_at(p.ids, positions_are_int32(p), stream * p.sections.stride + token);
+  return index_at(p.ids, positions_are_int32(p), stream * p.sections.stride + position_place(p, token));
 }
 
 namespace detail {
@@ -98,9 +106,9 @@ ROPE_INLINE bool ragged_position(const Positions& p, int64_t token, int64_t* pos
 // wraps, as phases do.
 ROPE_INLINE bool position_of(const Positions& p, int64_t token, int64_t* position) {
   switch (p.kind) {
-    case PositionKind::kOffset: *position = int64_t(uint64_t(p.offset) + uint64_t(token)); return true;
-    case PositionKind::kIds32: *position = static_cast<const int32_t*>(p.ids)[token]; return *position != -1;
-    case PositionKind::kIds64: *position = static_cast<const int64_t*>(p.ids)[token]; return *position != -1;
+    case PositionKind::kOffset: *position = simple_position(p, token); return true;
+    case PositionKind::kIds32:
+    case PositionKind::kIds64: *position = simple_position(p, token); return *position != -1;
     case PositionKind::kRagged32: return detail::ragged_position<int32_t>(p, token, position);
     case PositionKind::kRagged64: return detail::ragged_position<int64_t>(p, token, position);
     case PositionKind::kFloat32: break;

@@ -24,6 +24,11 @@ struct AttentionTurn {
   int32_t rotary_dim, rotary_offset;
 };
 
+// By slots of 16 elements, and angles by four.
+constexpr bool can_turn_on_the_way(int32_t rotary_dim, int32_t rotary_offset) {
+  return rotary_dim > 0 && rotary_dim % 16 == 0 && rotary_offset % 8 == 0;
+}
+
 struct AttentionParams {
   AttentionTensor q;   // [sequences, q_tokens, q_heads, head_dim]
   AttentionTensor k;   // [sequences, k_tokens, k_heads, head_dim]

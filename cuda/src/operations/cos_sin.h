@@ -11,7 +11,8 @@ struct CosSinParams {
   int32_t pairs;
   float scale;  // magnitude
   Positions positions;
-  Angle angle;  // not kCosSin
+  Angle angle;     // not kCosSin
+  bool of_tokens;  // a row whose token is left alone has cosines of 1 and sines of 0; else every position has its own
 };
 
 }  // namespace rope

@@ -66,12 +66,10 @@ struct Norm {
   float eps, weight_bias, inverse_dim;
 };
 
-struct PipelineParams {
+// What all operands of a token share.
+struct TokenParams {
   CacheMap cache = {};  // first: see PipelineArgs
   CosSinRows cos_sin = {};
-  PipelineOperand operands[kMaxOperands];  // of which num_operands are set
-  int32_t num_operands = 0;
-  int64_t num_tokens = 0;
   int32_t rotary_dim = 0, rotary_offset = 0;
   float cos_scale = 0, sin_scale = 0;
   Layout layout = Layout::kNeox;
@@ -81,7 +79,14 @@ struct PipelineParams {
   FrequencySets sets = {};
   Norm norm = {};
   bool dynamic = false;  // a scale is computed
-  bool rare = false;     // what the pipeline kernel does not know: of PipelineCall, or kFloat32, or streams in no order
+};
+
+struct PipelineParams : TokenParams {
+  PipelineOperand operands[kMaxOperands];  // of which num_operands are set
+  int32_t num_operands = 0;
+  int64_t num_tokens = 0;
+  bool copies = false;  // a token that is left alone is copied, of operands that are not rotated in place
+  bool rare = false;    // what the pipeline kernel does not know: of PipelineCall, or kFloat32, or streams in no order
 };
 
 // Where the positions of tokens lie, in sequences of equal length.

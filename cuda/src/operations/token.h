@@ -41,7 +41,7 @@ struct TokenState {
 };
 
 // Which frequencies and magnitude the token has. False: none, it is to be left alone.
-ROPE_INLINE bool choose_set(const PipelineParams& p, int64_t token, TokenState* s) {
+ROPE_INLINE bool choose_set(const TokenParams& p, int64_t token, TokenState* s) {
   s->words = s->words_from = nullptr;
   s->cos_scale = p.cos_scale;
   s->sin_scale = p.sin_scale;
@@ -59,9 +59,11 @@ ROPE_INLINE bool choose_set(const PipelineParams& p, int64_t token, TokenState* 
 }
 
 // False: the token is to be left alone. `counts`: this caller reports it, if it is to be reported.
-ROPE_INLINE bool token_state(const PipelineParams& p, int64_t token, bool counts, TokenState* s) {
+ROPE_INLINE bool token_state(const TokenParams& p, int64_t token, bool counts, TokenState* s) {
   if (!position_of(p.positions, token, &s->position)) return false;
-  s->from = p.positions_from ? index_at(p.positions_from, positions_are_int32(p.positions), token) : 0;
+  s->from = p.positions_from
+                ? index_at(p.positions_from, positions_are_int32(p.positions), position_place(p.positions, token))
+                : 0;
   if (!choose_set(p, token, s)) return false;
   if (p.angle != Angle::kCosSin) return true;
   bool inside = uint64_t(s->position) < uint64_t(p.cos_sin.rows);
@@ -76,7 +78,7 @@ ROPE_INLINE uint64_t phase_at(Angle angle, int64_t position, uint64_t word) {
 }
 
 // For an operand with that sign of xPos.
-ROPE_INLINE CosSin pair_angle(const PipelineParams& p, const PairData& pairs, int32_t xpos_sign, const TokenState& s,
+ROPE_INLINE CosSin pair_angle(const TokenParams& p, const PairData& pairs, int32_t xpos_sign, const TokenState& s,
                               int64_t token, int32_t pair) {
   const Sections& sections = p.positions.sections;
   const int64_t position =
@@ -152,8 +154,7 @@ ROPE_INLINE bool cache_place(const CacheMap& c, CacheIndex at, bool counts, Cach
 }
 
 // The row of a dynamic scale.
-ROPE_INLINE int64_t scale_row(const PipelineParams& p, const PipelineOperand& o, int64_t token,
-                              const CachePlace& place) {
+ROPE_INLINE int64_t scale_row(const TokenParams& p, const PipelineOperand& o, int64_t token, const CachePlace& place) {
   return o.cached ? place.page * p.cache.page_size + place.entry : token;
 }
 
@@ -173,7 +174,7 @@ ROPE_INLINE ScalePlace scale_place(const Quantize& q, int64_t token, int32_t hea
 }
 
 // Where the scales are that a token's row of a cache was stored with, of head 0.
-ROPE_INLINE ScalePlace stored_scales(const PipelineParams& p, const PipelineOperand& o, int64_t token,
+ROPE_INLINE ScalePlace stored_scales(const TokenParams& p, const PipelineOperand& o, int64_t token,
                                      const CachePlace& place) {
   if (o.quantize.kind != ScaleKind::kDynamic) return scale_place(o.quantize, token, 0);
   return {o.quantize.scales + scale_row(p, o, token, place) * o.heads, 1};

@@ -9,15 +9,15 @@ namespace {
 
 constexpr int kElementBytes = 2, kRows = 64 * kComputing;
 constexpr int32_t kMaxTokens = 1 << 29;  // sums of tokens and rows stay in 32 bits
-// The keys and values of a section. Half of the second-level cache of an H100 (ATTENTION.md).
-constexpr int64_t kSectionBytes = 32 << 20;
+// The keys and values of a section: half of the second-level cache of an H100, or of short sequences, whose tiles are
+// over sooner than the next section's keys have come, a quarter (ATTENTION.md).
+constexpr int32_t kShort = 1024;  // tokens
+constexpr int64_t section_bytes(int32_t k_tokens) { return (k_tokens <= kShort ? 16 : 32) << 20; }
 
-// Slots of 16 elements and angles by four (query_turn.cuh).
 bool has_slots(const AttentionTurn& t, int32_t head_dim) {
   const auto by_four = [](const void* at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; };
-  return t.rotary_dim > 0 && t.rotary_dim % 16 == 0 && t.rotary_offset % 8 == 0 &&
-         t.rotary_offset + t.rotary_dim <= head_dim && by_four(t.cos) && by_four(t.sin) && t.row_stride % 4 == 0 &&
-         t.sequence_stride % 4 == 0;
+  return can_turn_on_the_way(t.rotary_dim, t.rotary_offset) && t.rotary_offset + t.rotary_dim <= head_dim &&
+         by_four(t.cos) && by_four(t.sin) && t.row_stride % 4 == 0 && t.sequence_stride % 4 == 0;
 }
 
 const char* unsupported(const AttentionParams& p, const AttentionCode& code, int multiprocessors) {
@@ -46,7 +46,7 @@ const char* unsupported(const AttentionParams& p, const AttentionCode& code, int
 int32_t section_heads(const AttentionParams& p) {
   const int64_t head_bytes = std::max<int64_t>(1, int64_t(p.k_tokens) * (p.head_dim + p.v_head_dim) * kElementBytes);
   const int64_t heads = int64_t(p.q_heads) * (p.q_indptr ? 1 : p.sequences), group = p.q_heads / p.k_heads;
-  return int32_t(std::min(heads, std::max<int64_t>(1, kSectionBytes / head_bytes) * group));
+  return int32_t(std::min(heads, std::max<int64_t>(1, section_bytes(p.k_tokens) / head_bytes) * group));
 }
 
 }  // namespace

@@ -29,15 +29,17 @@ __global__ void __launch_bounds__(kCosSinBlock) cos_sin_kernel(const __grid_cons
   release_next();
   for (int64_t row = int64_t(blockIdx.x) * blockDim.y + threadIdx.y; row < p.num_rows; row += step) {
     const bool is_float = kVec == 1 && p.positions.kind == PositionKind::kFloat32;
-    const int64_t position = is_float ? index_at(p.positions.ids, true, row) : simple_position(p.positions, row);
+    int64_t position = 0;
+    const bool moves = !p.of_tokens || position_of(p.positions, row, &position);
+    if (!p.of_tokens) position = is_float ? index_at(p.positions.ids, true, row) : simple_position(p.positions, row);
     float cos[kVec], sin[kVec];
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
       const CosSin a =
           is_float ? angle_at_float(kAngle, as_float(position), as_memory(args.words), map.pair(j), p.pairs, p.scale)
                    : scaled_angle(phase_at<kAngle>(position, word[j]), p.scale, p.scale);
-      cos[j] = a.cos;
-      sin[j] = a.sin;
+      cos[j] = moves ? a.cos : 1.0f;
+      sin[j] = moves ? a.sin : 0.0f;
     }
     C c, s;
     c.narrow(cos);

@@ -39,7 +39,8 @@ bool is_no_device(int error) {
 bool is_host_only(const void* pointer) {
   // Asking takes 0.1 us, a launch 2 to 3: what was found to be device memory is remembered, a few pointers a thread.
   thread_local const void* seen[16];
-  const void*& slot = seen[reinterpret_cast<uintptr_t>(pointer) / 512 % 16];
+  // Large allocations differ in their high bits alone: all bits count (Knuth's multiplicative hash).
+  const void*& slot = seen[reinterpret_cast<uintptr_t>(pointer) / 256 * 0x9e3779b97f4a7c15u >> 60];
   if (slot == pointer) return false;
   cudaPointerAttributes attributes;
   if (cudaPointerGetAttributes(&attributes, pointer) != cudaSuccess) {

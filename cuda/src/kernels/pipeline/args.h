@@ -40,7 +40,8 @@ enum PipelineFlag : uint32_t {
   kEarly = 1 << 9,          // of a dependent launch: positions and indices may be read before the wait,
   kPrefetch = 1 << 10,      // heads are asked for before it,
   kReleaseEarly = 1 << 11,  // and the next kernel is let in at once
-  kRowsFirst = 1 << 12      // of kTable: rows are asked for ahead of heads
+  kRowsFirst = 1 << 12,     // of kTable: rows are asked for ahead of heads
+  kCopies = 1 << 13         // of Form::kAny, neither reduced nor quantised: tokens that are left alone are copied
 };
 
 // Words of 32 bits and more: parts of one take more instructions, and ptxas loads them in a slower way.
@@ -63,7 +64,7 @@ struct PipelineArgs {
   int32_t page_shift;
 
   // Of some.
-  PipelineParams params;  // a page table and rows of cos and sin first, which few tokens wait for
+  TokenParams params;  // a page table and rows of cos and sin first, which few tokens wait for
   StageArgs stages[kMaxOperands];
   int64_t offset, stream_stride;  // stream_stride: bytes
   uint8_t stream_of[kMaxPairs];   // which of a token's positions each pair turns by

@@ -69,9 +69,9 @@ __device__ __forceinline__ float given_factor(const Quantize& q, float scale) {
 
 // A group's heads, x: those of norm and computed scales, in float32. `row`: of its scales.
 template <class D, int kVec, int kUnroll, bool kQuantised>
-__device__ __forceinline__ void reduce_group(const PipelineParams& p, const Group& g, Layout layout,
-                                             const CosSin* angle, bool writes, int64_t row,
-                                             float (&x)[kUnroll][2 * kVec], float (&factor)[kUnroll]) {
+__device__ __forceinline__ void reduce_group(const TokenParams& p, const Group& g, Layout layout, const CosSin* angle,
+                                             bool writes, int64_t row, float (&x)[kUnroll][2 * kVec],
+                                             float (&factor)[kUnroll]) {
   const StageArgs& stage = *g.stage;
   const WarpRows<kVec> rows{int32_t(blockDim.x)};
   const auto turn_all = [&] {
@@ -157,6 +157,18 @@ __device__ __forceinline__ void finish_group(const PipelineArgs<kMaxPairs>& args
   }
 }
 
+// To where the group is stored, as it is.
+template <class C, int kUnroll>
+__device__ __forceinline__ void copy_group(const Group& g, const Chunks<C, kUnroll>& heads) {
+#pragma unroll
+  for (int u = 0; u < kUnroll; ++u) {
+    if (u >= g.live) continue;
+    char* const to = u ? advance(g.out, u, g.operand->out_head_stride) : g.out;
+    *reinterpret_cast<C*>(to) = heads.a[u];
+    *reinterpret_cast<C*>(advance(to, g.apart, C::kElementBytes)) = heads.b[u];
+  }
+}
+
 // Blocks that must fit a multiprocessor; 0: ptxas chooses, which gives short code few registers, but spills of long
 // code so that more blocks fit.
 constexpr int min_blocks(int unroll, bool reduce, bool quantised, Form form) {
@@ -210,7 +222,16 @@ __global__ void __launch_bounds__(kMaxBlock, min_blocks(kUnroll, kReduce, kQuant
     load_group<kQuantised>(g, token, heads);
   }
   if (rotates) synchronize(false);
-  if (!kReduce && !moves) return;
+  if (!kReduce && !moves) {
+    if (kForm != Form::kAny || kQuantised || !inside || !args.is(kCopies)) return;
+    for (int32_t turn = 1;; ++turn) {
+      copy_group(g, heads);
+      if (turn == args.turns) return;
+      index += int32_t(blockDim.y);
+      g = kPlace(args, token, inside, index);
+      load_group<kQuantised>(g, token, heads);
+    }
+  }
 
   CosSin angle[kVec] = {};
   const int32_t slot = int32_t(threadIdx.x);

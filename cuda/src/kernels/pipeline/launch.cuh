@@ -46,6 +46,7 @@ inline uint32_t flags_of(const PipelineParams& p, const Execution& e, const Pipe
   set(kRowsFirst, plan.rows_first);
   set(kCounts, p.cache.num_skipped);
   set(kStreams, p.positions.sections.streams);
+  set(kCopies, p.copies);
   return flags;
 }
 

@@ -63,7 +63,8 @@ bool are_alike(const PipelineParams& p, const PipelinePlan& plan, int32_t* start
 
 Form form_of(const PipelineParams& p, const PipelinePlan& plan, bool alike) {
   const PositionKind kind = p.positions.kind;
-  const bool simple = kind == PositionKind::kOffset || kind == PositionKind::kIds32 || kind == PositionKind::kIds64;
+  const bool simple = (kind == PositionKind::kOffset || kind == PositionKind::kIds32 || kind == PositionKind::kIds64) &&
+                      !p.positions.period && !p.copies;
   const bool table = p.angle == Angle::kCosSin && !p.positions.sections.streams;
   if (!alike || !simple || !(p.angle == Angle::kExact || table) || p.positions_from || p.sets.words) return Form::kAny;
   return table || (p.cache.indices && !plan.direct) ? Form::kTables : Form::kUsual;
@@ -96,6 +97,7 @@ bool is_general(const PipelineParams& p, const PipelineCode& code, int vec) {
   if (p.rare || !fits_32_bits(p) || is_grouped(p) || (p.norm.on && (p.norm.across_heads || !p.norm.wide_weights)))
     return true;
   if ((vec == 1 || code.many) && (code.reduce || code.quantised)) return true;
+  if (p.copies && (code.reduce || code.quantised || p.cache.indices)) return true;
   for (int i = 0; i < p.num_operands; ++i)
     if (p.operands[i].xpos_sign || (reduces(p.operands[i]) && !in_warp(p, p.operands[i], vec))) return true;
   return false;

@@ -15,7 +15,7 @@ enum class Form {
   kUsual,  // positions that are read or counted, exact angles, slots of a cache whose page is found by a shift, and all
            // slots of all heads with their chunks equally far apart
   kTables,  // angles from rows of cos and sin, and places from a page table, too
-  kAny,     // any position, angle and place of what is rotated in a head
+  kAny,     // any position, angle and place of what is rotated in a head, and copies of tokens that are left alone
 };
 
 // What tells the kernels of one dtype apart.
