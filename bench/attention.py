@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -95,10 +96,11 @@ def check(name: str, attention: pyrope.RopeAttention, turned: Tensors, out: torc
                 raise SystemExit(f"{name}: row {row} of head {head} is off by {error}")
 
 
-def seconds(device: str, call: Callable[[int], object]) -> float:
-    """Of one call, the median. call: takes the number of a set."""
-    for i in range(SETS):
-        call(i)
+def seconds(device: str, call: Callable[[int], object], stream: Any = None) -> float:
+    """Of one call, the median. call: takes the number of a set. stream: to capture on; None: any."""
+    with torch.cuda.stream(stream):
+        for i in range(SETS):
+            call(i)
     if device == "cpu":
         times = []
         for i in range(3):
@@ -108,7 +110,7 @@ def seconds(device: str, call: Callable[[int], object]) -> float:
         return statistics.median(times)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         for i in range(CALLS):
             call(i % SETS)
     times = []
@@ -203,8 +205,8 @@ def report(case: Case, times: dict) -> dict:
     }
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(argv: list[str] | None, description: str | None) -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--tokens", nargs="+", type=int, default=[512, 1024, 2048, 4096, 8192, 16384])
     p.add_argument("--heads", nargs="+", default=["32/32", "32/8"], metavar="Q/K")
     p.add_argument("--head-dim", type=int, default=128)
@@ -216,15 +218,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
+def main(argv: list[str] | None = None, make: type[Case] = Case, description: str | None = __doc__) -> int:
+    args = parse(argv, description)
     name = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
     print(f"{name}, {args.dtype}, {'full' if args.full else 'causal'}, microseconds; {pyrope.build_info()}")
     rows = []
     for heads in args.heads:
         q_heads, _, k_heads = heads.partition("/")
         for tokens in args.tokens:
-            case = Case(args, tokens, (int(q_heads), int(k_heads)))
+            case = make(args, tokens, (int(q_heads), int(k_heads)))
             rows.append(report(case, case.measure()))
     mean = math.exp(statistics.fmean(math.log(row["ratio"]) for row in rows))
     print(f"pair / fused, geometric mean: {mean:.2f}")

@@ -1,6 +1,8 @@
 """Trains the same small transformer twice, with pyrope's rotation and gradient and with torch's own formula.
 
-    python examples/train_tiny.py [--steps N] [--device cpu|cuda] [--plot curves.png]
+    python examples/train_tiny.py [--steps N] [--device cpu|cuda] [--attention torch|fused] [--plot curves.png]
+
+fused: pyrope rotates and attends in one call, forward and backward; else torch attends in both.
 
 Both start from the same weights and see the same text, sources of Python's standard library by characters: the losses
 are equal to rounding. Needs torch, and matplotlib with --plot.
@@ -25,7 +27,7 @@ HEADS, HEAD_DIM, LAYERS, CONTEXT, BATCH = 4, 16, 2, 64, 16
 WIDTH, CHARACTERS = HEADS * HEAD_DIM, 128
 FILES = ("textwrap.py", "heapq.py", "bisect.py", "string.py", "shlex.py")
 
-Rotate = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # of q, k, v: [batch, heads, seq, head_dim]
 
 
 def text(device: str) -> torch.Tensor:
@@ -35,18 +37,24 @@ def text(device: str) -> torch.Tensor:
     return torch.tensor([min(ord(c), CHARACTERS - 1) for c in source], device=device)
 
 
-def by_pyrope(device: str) -> Rotate:
+def by_pyrope(device: str) -> Attend:
     rope = pyrope.Rope(HEAD_DIM, HEADS, HEADS, dtype="float32", device=device)
 
-    def rotate(q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         q_out, k_out = pyrope.torch.apply(rope, q, k, layout="bhsd")
         assert q_out is not None and k_out is not None
-        return q_out, k_out
+        return functional.scaled_dot_product_attention(q_out, k_out, v, is_causal=True)
 
-    return rotate
+    return attend
 
 
-def by_torch(device: str) -> Rotate:
+def by_pyrope_fused(device: str) -> Attend:
+    rope = pyrope.Rope(HEAD_DIM, HEADS, HEADS, dtype="float32", device=device)
+    attention = pyrope.RopeAttention(rope, causal=True)
+    return lambda q, k, v: pyrope.torch.attention(attention, q, k, v, layout="bhsd")
+
+
+def by_torch(device: str) -> Attend:
     """RoFormer (arXiv:2104.09864), equation 34, with halves as pairs."""
     inv_freq = 10000.0 ** (-torch.arange(0, HEAD_DIM, 2, device=device) / HEAD_DIM)
     angles = torch.arange(CONTEXT, device=device)[:, None] * inv_freq
@@ -56,13 +64,13 @@ def by_torch(device: str) -> Rotate:
         a, b = x.chunk(2, -1)
         return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
 
-    return lambda q, k: (turn(q), turn(k))
+    return lambda q, k, v: functional.scaled_dot_product_attention(turn(q), turn(k), v, is_causal=True)
 
 
 class Block(torch.nn.Module):
-    def __init__(self, rotate: Rotate) -> None:
+    def __init__(self, attend: Attend) -> None:
         super().__init__()
-        self.rotate = rotate
+        self.attend = attend
         self.norms = torch.nn.ModuleList(torch.nn.RMSNorm(WIDTH) for _ in range(2))
         self.qkv = torch.nn.Linear(WIDTH, 3 * WIDTH)
         self.out = torch.nn.Linear(WIDTH, WIDTH)
@@ -72,16 +80,15 @@ class Block(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         qkv = self.qkv(self.norms[0](x)).unflatten(-1, (3, HEADS, HEAD_DIM))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [batch, heads, seq, head_dim] each
-        y = functional.scaled_dot_product_attention(*self.rotate(q, k), v, is_causal=True)
+        y = self.attend(*qkv.permute(2, 0, 3, 1, 4))
         x = x + self.out(y.transpose(1, 2).flatten(2))
         return x + self.feed(self.norms[1](x))
 
 
-def train(rotate: Rotate, steps: int, device: str) -> list[float]:
+def train(attend: Attend, steps: int, device: str) -> list[float]:
     """The loss of every step, in nats a character."""
     torch.manual_seed(0)
-    layers = [Block(rotate) for _ in range(LAYERS)]
+    layers = [Block(attend) for _ in range(LAYERS)]
     model = torch.nn.Sequential(
         torch.nn.Embedding(CHARACTERS, WIDTH), *layers, torch.nn.RMSNorm(WIDTH), torch.nn.Linear(WIDTH, CHARACTERS)
     ).to(device)
@@ -120,11 +127,13 @@ def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--attention", choices=["torch", "fused"], default="torch", help="whose attention pyrope's has")
     parser.add_argument("--plot", metavar="FILE", help="where to draw both curves")
     chosen = parser.parse_args(arguments)
+    ours = by_pyrope_fused if chosen.attention == "fused" else by_pyrope
     curves = {
         name: train(make(chosen.device), chosen.steps, chosen.device)
-        for name, make in (("pyrope", by_pyrope), ("torch", by_torch))
+        for name, make in (("pyrope", ours), ("torch", by_torch))
     }
     differences = [abs(a - b) for a, b in zip(*curves.values(), strict=True)]
     print(f"{'step':>6}{'pyrope':>10}{'torch':>10}{'difference':>12}")

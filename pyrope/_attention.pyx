@@ -6,89 +6,20 @@ from libc.stdint cimport INT32_MAX, int32_t, int64_t
 from libc.stdlib cimport free
 from posix.stdlib cimport posix_memalign
 
-from pyrope._arguments cimport (
-    Call, as_count, as_flag, as_integer, as_positive, as_real, begin_call, read_array, read_elements, read_index,
-    read_memory, refuse, refuse_read_only, require, shape_of,
+from pyrope._arguments cimport Call, as_count, as_flag, as_real, begin_call, read_memory, require
+from pyrope._attention_tensors cimport (
+    Tokens, read_count, read_inputs, read_sums, read_tensor, read_tokens, read_turn, read_workspace,
 )
 from pyrope._capi cimport *
-from pyrope._cos_sin cimport read_cos_sin
 from pyrope._library cimport check, check_device
-from pyrope._positions cimport read_all_positions
 from pyrope._rope cimport Rope
-from pyrope._view cimport KIND_FLOAT, View, is_array, is_immutable, read_pointer
+from pyrope._view cimport KIND_FLOAT
 
 from pyrope._fused import stages_of
 from pyrope.errors import RopeError
 
 cdef enum:
     WORKSPACE_ALIGNMENT = 256
-
-
-cdef struct Tokens:
-    int64_t sequences, tokens  # -1: an array is to bring it
-    bint ragged
-
-
-cdef int set_count(str name, str what, int64_t count, int64_t* known) except -1:
-    if known[0] >= 0 and known[0] != count:
-        raise ValueError(f"{name}: {count} {what}, must be {known[0]} as the other arguments say")
-    known[0] = count
-    return 0
-
-
-cdef int read_strides(str name, object strides, Tokens* t, rope_attention_tensor* x) except -1:
-    """(token stride, head stride) or (sequence stride, token stride, head stride), in elements."""
-    if not isinstance(strides, (tuple, list)) or len(strides) not in (2, 3):
-        raise TypeError(f"{name}: {strides!r}, must be (token stride, head stride) in elements, or (sequence stride, "
-                        "token stride, head stride)")
-    if 0 in strides:
-        raise ValueError(f"{name}: {tuple(strides)!r}, a stride must not be 0")
-    x.token_stride, x.head_stride = as_integer(name, strides[-2]), as_integer(name, strides[-1])
-    if len(strides) == 3 and t.sequences != 1 and not t.ragged:
-        x.sequence_stride = as_integer(name, strides[0])
-    return 0
-
-
-cdef int read_tensor(str name, object x, object strides, int32_t heads, int32_t dim, int32_t dtype, bint written,
-                     Tokens* t, Call* c, rope_attention_tensor* tensor) except -1:
-    """[sequences, tokens, heads, dim], or without the first dimension."""
-    cdef View v
-    if x is None:
-        return refuse(name + "_strides", strides, f"given without {name}")
-    if not is_array(x):
-        if t.tokens < 0:
-            count = "num_k_tokens" if name in ("k", "v", "k_out") else "num_q_tokens"
-            raise TypeError(f"{count}: required with pointers")
-        tensor.data = <void*>read_pointer(x, name, t.tokens == 0 or t.sequences == 0)
-        return 0 if strides is None else read_strides(name + "_strides", strides, t, tensor)
-    refuse(name + "_strides", strides, "only allowed with pointers, an array has its own")
-    read_elements(name, x, dtype, c, &v)
-    if written:
-        refuse_read_only(name, &v)
-        if is_immutable(x):
-            raise TypeError(f"{name}: a jax.Array is immutable and cannot be written")
-    cdef int last = v.ndim - 1
-    if v.ndim not in (3, 4) or (v.ndim == 4 and t.ragged) or v.shape[last] != dim or v.shape[last - 1] != heads:
-        leading = "tokens" if t.ragged else "sequences, tokens"
-        raise ValueError(f"{name}: shape {shape_of(&v)}, must be [{leading}, {heads}, {dim}]")
-    if dim > 1 and v.strides[last] != 1:
-        raise ValueError(f"{name}: a stride of {v.strides[last]} along a head, must be 1")
-    if not t.ragged:
-        set_count(name, "sequences", v.shape[0] if v.ndim == 4 else 1, &t.sequences)
-    set_count(name, "tokens", v.shape[last - 2], &t.tokens)
-    tensor.data = v.data
-    # 0 is the library's default; where there is one of a kind its stride is never taken.
-    tensor.head_stride = v.strides[last - 1] if heads > 1 else 0
-    tensor.token_stride = v.strides[last - 2] if v.shape[last - 2] > 1 else 0
-    tensor.sequence_stride = v.strides[0] if v.ndim == 4 and v.shape[0] > 1 else 0
-    if (heads > 1 and tensor.head_stride == 0) or (v.shape[last - 2] > 1 and tensor.token_stride == 0) or (
-            v.ndim == 4 and v.shape[0] > 1 and tensor.sequence_stride == 0):
-        raise ValueError(f"{name}: a broadcast array (stride 0) is not supported")
-    return 0
-
-
-cdef int64_t read_count(str name, object value, int64_t usual) except -2:
-    return usual if value is None else as_count(name, value, 0, INT32_MAX)
 
 
 cdef class RopeAttention:
@@ -325,64 +256,34 @@ cdef class RopeAttention:
         cdef rope_apply_desc turn
         cdef Call c
         cdef Tokens of_q, of_k
-        if not self.ready:
-            raise RopeError("this RopeAttention was never initialised, or its constructor refused the arguments")
-        self._set_flags(q_rotated, k_rotated, &d)
-        begin_call(d.backend, stream, None, &c)
-        d.stream = c.stream
-        c.device = self.rope.device_number
-        check_device(self.rope.device_number)
-
-        of_q.ragged = of_k.ragged = q_indptr is not None
-        of_q.tokens, of_k.tokens = read_count("num_q_tokens", num_q_tokens, -1), read_count("num_k_tokens",
-                                                                                            num_k_tokens, -1)
-        of_q.sequences = read_count("num_sequences", num_sequences, -1)
-        if of_q.ragged:
-            read_ragged(q_indptr, k_indptr, max_q_tokens, max_k_tokens, &of_q, &d, &c)
-        else:
-            refuse("k_indptr", k_indptr, "only allowed with q_indptr")
-            refuse("max_q_tokens", max_q_tokens, "only allowed with q_indptr")
-            refuse("max_k_tokens", max_k_tokens, "only allowed with k_indptr")
-        if of_q.sequences < 0 and not is_array(q):
-            of_q.sequences = 1
-        read_tensor("q", q, q_strides, d.num_q_heads, d.head_dim, d.dtype, False, &of_q, &c, &d.q)
-        of_k.sequences = of_q.sequences
-        if of_k.tokens < 0 and not is_array(k):
-            of_k.tokens = of_q.tokens
-        read_tensor("k", k, k_strides, d.num_k_heads, d.head_dim, d.dtype, False, &of_k, &c, &d.k)
-        read_tensor("v", v, v_strides, d.num_k_heads, d.v_head_dim, d.dtype, False, &of_k, &c, &d.v)
+        self._begin(q_rotated, k_rotated, stream, &d, &c)
+        read_tokens(q, k, num_q_tokens, num_k_tokens, num_sequences, q_indptr, k_indptr, max_q_tokens, max_k_tokens,
+                    &of_q, &of_k, &d, &c)
+        read_inputs(q, q_strides, k, k_strides, v, v_strides, &of_q, &of_k, &d, &c)
         read_tensor("out", out, out_strides, d.num_q_heads, d.v_head_dim, d.dtype, True, &of_q, &c, &d.o)
         read_tensor("q_out", q_out, q_out_strides, d.num_q_heads, d.head_dim, d.dtype, True, &of_q, &c, &d.q_out)
         read_tensor("k_out", k_out, k_out_strides, d.num_k_heads, d.head_dim, d.dtype, True, &of_k, &c, &d.k_out)
         d.num_sequences, d.num_q_tokens, d.num_k_tokens = <int32_t>of_q.sequences, of_q.tokens, of_k.tokens
 
-        cdef int64_t rows = of_q.tokens * (1 if of_q.ragged else of_q.sequences), count = rows * d.num_q_heads
-        if lse is not None:
-            d.lse = <float*>read_memory("lse", lse, KIND_FLOAT, 4, &count, "[sequences, num_q_heads, num_q_tokens]",
-                                        True, &c)
-        count = d.num_q_heads
-        if sinks is not None:
-            d.sinks = <float*>read_memory("sinks", sinks, KIND_FLOAT, 4, &count, "[num_q_heads]", False, &c)
-        if d.rotation != NULL:
-            turn = d.rotation[0]
-            turn.flags = 0
-            d.rotation = &turn
-            c.num_tokens, c.inner_tokens = rows, 0 if of_q.ragged or of_q.sequences == 1 else of_q.tokens
-            turn.num_tokens = rows
-            read_all_positions(positions, offset, None, None, None, positions_stride, None, &turn, &c)
-            read_cos_sin(cos, sin, angles, None, None, None, cos_sin_rows, None, None, &turn, &c)
-            turn.sequence_length = 0
-        elif positions is not None or offset != 0:
-            raise ValueError(f"{'offset' if positions is None else 'positions'}: given, but q and k are rotated "
-                             "already")
+        read_sums(lse, True, sinks, &of_q, &d, &c)
+        read_turn(positions, offset, positions_stride, cos, sin, angles, cos_sin_rows, &of_q, &turn, &d, &c)
         self._run(&d, workspace, workspace_size, &c)
+
+    cdef int _begin(self, q_rotated, k_rotated, stream, rope_attention_desc* d, Call* c) except -1:
+        if not self.ready:
+            raise RopeError("this RopeAttention was never initialised, or its constructor refused the arguments")
+        self._set_flags(q_rotated, k_rotated, d)
+        begin_call(d.backend, stream, None, c)
+        d.stream = c.stream
+        c.device = self.rope.device_number
+        return check_device(self.rope.device_number)
 
     cdef int _run(self, rope_attention_desc* d, workspace, workspace_size, Call* c) except -1:
         cdef rope_status status
         cdef int64_t needed = 0
         cdef void* own = NULL
         if workspace is not None:
-            read_workspace(workspace, workspace_size, d, c)
+            read_workspace(workspace, workspace_size, &d.workspace, &d.workspace_bytes, c)
         else:
             check(rope_attention_workspace(d, &needed))
         if needed:
@@ -396,46 +297,119 @@ cdef class RopeAttention:
         free(own)
         return check(status)
 
+    def backward_workspace_size(self, num_q_tokens: SupportsIndex, num_k_tokens: SupportsIndex | None = None, *,
+                                num_sequences: SupportsIndex = 1, ragged: bool = False) -> int:
+        """Bytes of workspace that :meth:`backward` needs: none on the CPU.
 
-cdef int read_ragged(q_indptr, k_indptr, max_q_tokens, max_k_tokens, Tokens* of_q, rope_attention_desc* d,
-                     Call* c) except -1:
-    cdef int64_t length = of_q.sequences + 1 if of_q.sequences >= 0 else -1
-    cdef int32_t dtype = ROPE_INDEX_INT32
-    if length < 0 and not is_array(q_indptr):
-        raise TypeError("num_sequences: required with q_indptr as a pointer")
-    d.q_indptr = <int32_t*>read_index("q_indptr", q_indptr, &length, &dtype, c)
-    if k_indptr is not None and dtype == ROPE_INDEX_INT32:
-        d.k_indptr = <int32_t*>read_index("k_indptr", k_indptr, &length, &dtype, c)
-        require("max_k_tokens", max_k_tokens, "with k_indptr")
-        d.max_k_tokens = as_count("max_k_tokens", max_k_tokens, 0, INT32_MAX)
-    else:
-        refuse("max_k_tokens", max_k_tokens, "only allowed with k_indptr")
-    if dtype != ROPE_INDEX_INT32:
-        raise TypeError(f"{'q_indptr' if d.k_indptr == NULL else 'k_indptr'}: dtype int64, must be int32")
-    if length == 0:
-        raise ValueError("q_indptr: empty, must be [num_sequences + 1]")
-    require("max_q_tokens", max_q_tokens, "with q_indptr")
-    d.max_q_tokens = as_count("max_q_tokens", max_q_tokens, 0, INT32_MAX)
-    of_q.sequences = length - 1
-    return 0
+        Parameters
+        ----------
+        num_q_tokens, num_k_tokens, num_sequences : int
+            As for :meth:`backward`.
+        ragged : bool
+            Whether sequences are ragged.
+        """
+        cdef rope_attention_desc d
+        cdef rope_attention_backward_desc b
+        cdef int64_t size
+        self._set_flags(True, True, &d)
+        d.num_q_tokens = as_count("num_q_tokens", num_q_tokens, 0, INT32_MAX)
+        d.num_k_tokens = read_count("num_k_tokens", num_k_tokens, d.num_q_tokens)
+        d.num_sequences = as_count("num_sequences", num_sequences, 0, INT32_MAX)
+        if as_flag("ragged", ragged):
+            d.q_indptr = d.k_indptr = <int32_t*>WORKSPACE_ALIGNMENT  # anything that is not NULL
+        rope_attention_backward_desc_init(&b)
+        b.forward = &d
+        check(rope_attention_backward_workspace(&b, &size))
+        return size
 
+    def backward(self, d_out: Memory, q: Memory, k: Memory, v: Memory, out: Memory, lse: Memory, dq: Memory, dk: Memory,
+                 dv: Memory, *, positions: Memory | None = None, offset: SupportsIndex = 0,
+                 sinks: Memory | None = None, d_sinks: Memory | None = None, d_lse: Memory | None = None,
+                 q_rotated: bool = False, k_rotated: bool = False, deterministic: bool = False,
+                 num_q_tokens: SupportsIndex | None = None, num_k_tokens: SupportsIndex | None = None,
+                 num_sequences: SupportsIndex | None = None,
+                 q_indptr: Memory | None = None, k_indptr: Memory | None = None,
+                 max_q_tokens: SupportsIndex | None = None, max_k_tokens: SupportsIndex | None = None,
+                 d_out_strides: AttentionStrides | None = None, q_strides: AttentionStrides | None = None,
+                 k_strides: AttentionStrides | None = None, v_strides: AttentionStrides | None = None,
+                 out_strides: AttentionStrides | None = None, dq_strides: AttentionStrides | None = None,
+                 dk_strides: AttentionStrides | None = None, dv_strides: AttentionStrides | None = None,
+                 positions_stride: SupportsIndex | None = None,
+                 cos: Memory | None = None, sin: Memory | None = None, angles: Memory | None = None,
+                 cos_sin_rows: SupportsIndex | None = None, workspace: Memory | None = None,
+                 workspace_size: SupportsIndex | None = None, stream: Stream | None = None) -> None:
+        """Gradients of what :meth:`apply` did, with the same options.
 
-cdef int read_workspace(workspace, workspace_size, rope_attention_desc* d, Call* c) except -1:
-    cdef View v
-    cdef int64_t size = 1
-    cdef int i
-    if not is_array(workspace):
-        require("workspace_size", workspace_size, "with workspace as a pointer")
-        d.workspace_bytes = as_positive("workspace_size", workspace_size)
-        d.workspace = <void*>read_pointer(workspace, "workspace", False)
-        return 0
-    refuse("workspace_size", workspace_size, "only allowed with workspace as a pointer")
-    read_array("workspace", workspace, c, &v)
-    refuse_read_only("workspace", &v)
-    for i in range(v.ndim):
-        size *= v.shape[i]
-    d.workspace, d.workspace_bytes = v.data, size * v.itemsize
-    return 0
+        Parameters
+        ----------
+        d_out : pointer or array
+            The gradient of ``out``, as ``out``.
+        q, k : pointer or array
+            As they were multiplied: what :meth:`apply` stored to ``q_out`` and ``k_out`` where it rotated them.
+        v, out, lse, sinks : pointer or array
+            As :meth:`apply` read and wrote them.
+        dq, dk, dv : pointer or array
+            As q, k and v. They are written, and apart from everything else. Where q or k was rotated, its gradient is
+            turned back by the inverse rotation of :meth:`Rope.apply`.
+        d_sinks : pointer or array, optional
+            ``[num_q_heads]`` float32, written.
+        d_lse : pointer or array, optional
+            The gradient of ``lse``, as ``lse``. Default: 0.
+        deterministic : bool
+            Whether the bits are to be the same in every run, as they always are on the CPU.
+        workspace : pointer or array
+            On CUDA: at least :meth:`backward_workspace_size` bytes, aligned to 256, that no other call uses at the same
+            time.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An argument is not allowed; the text names it. Nothing is written.
+        pyrope.UnsupportedError
+            This build does not serve the shape.
+        pyrope.CudaError
+            There is no CUDA device, or the launch failed.
+        """
+        cdef rope_attention_desc d
+        cdef rope_attention_backward_desc b
+        cdef rope_apply_desc turn
+        cdef Call c
+        cdef Tokens of_q, of_k
+        cdef int64_t heads = self.base.num_q_heads, rows
+        cdef rope_status status
+        self._begin(q_rotated, k_rotated, stream, &d, &c)
+        rope_attention_backward_desc_init(&b)
+        b.forward = &d
+        if as_flag("deterministic", deterministic):
+            b.flags = ROPE_ATTENTION_BACKWARD_DETERMINISTIC
+        read_tokens(q, k, num_q_tokens, num_k_tokens, num_sequences, q_indptr, k_indptr, max_q_tokens, max_k_tokens,
+                    &of_q, &of_k, &d, &c)
+        read_inputs(q, q_strides, k, k_strides, v, v_strides, &of_q, &of_k, &d, &c)
+        d.q_out, d.k_out = d.q, d.k
+        if d.rotation == NULL or q_rotated:
+            d.q_out.data = NULL
+        if d.rotation == NULL or k_rotated:
+            d.k_out.data = NULL
+        read_tensor("out", out, out_strides, d.num_q_heads, d.v_head_dim, d.dtype, False, &of_q, &c, &d.o)
+        read_tensor("d_out", d_out, d_out_strides, d.num_q_heads, d.v_head_dim, d.dtype, False, &of_q, &c, &b.d_o)
+        read_tensor("dq", dq, dq_strides, d.num_q_heads, d.head_dim, d.dtype, True, &of_q, &c, &b.dq)
+        read_tensor("dk", dk, dk_strides, d.num_k_heads, d.head_dim, d.dtype, True, &of_k, &c, &b.dk)
+        read_tensor("dv", dv, dv_strides, d.num_k_heads, d.v_head_dim, d.dtype, True, &of_k, &c, &b.dv)
+        d.num_sequences, d.num_q_tokens, d.num_k_tokens = <int32_t>of_q.sequences, of_q.tokens, of_k.tokens
+        require("lse", lse, "by backward()")
+        read_sums(lse, False, sinks, &of_q, &d, &c)
+        if d_lse is not None:
+            rows = of_q.tokens * (1 if of_q.ragged else of_q.sequences) * heads
+            b.d_lse = <float*>read_memory("d_lse", d_lse, KIND_FLOAT, 4, &rows,
+                                          "[sequences, num_q_heads, num_q_tokens]", False, &c)
+        if d_sinks is not None:
+            b.d_sinks = <float*>read_memory("d_sinks", d_sinks, KIND_FLOAT, 4, &heads, "[num_q_heads]", True, &c)
+        read_turn(positions, offset, positions_stride, cos, sin, angles, cos_sin_rows, &of_q, &turn, &d, &c)
+        if workspace is not None:
+            read_workspace(workspace, workspace_size, &b.workspace, &b.workspace_bytes, &c)
+        with nogil:
+            status = rope_attention_backward(&b)
+        check(status)
 
 
 cdef tuple parameters_of(RopeAttention attention):

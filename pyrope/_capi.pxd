@@ -405,3 +405,20 @@ cdef extern from "roperope/attention.h" nogil:
     void rope_attention_desc_init(rope_attention_desc* desc)
     rope_status rope_attention_workspace(const rope_attention_desc* desc, int64_t* bytes)
     rope_status rope_attention(const rope_attention_desc* desc)
+    enum:
+        ROPE_ATTENTION_BACKWARD_DETERMINISTIC
+
+    ctypedef struct rope_attention_backward_desc:
+        uint32_t struct_size
+        uint32_t flags
+        const rope_attention_desc* forward
+        rope_attention_tensor d_o
+        const float* d_lse
+        rope_attention_tensor dq, dk, dv
+        float* d_sinks
+        void* workspace
+        int64_t workspace_bytes
+
+    void rope_attention_backward_desc_init(rope_attention_backward_desc* desc)
+    rope_status rope_attention_backward_workspace(const rope_attention_backward_desc* desc, int64_t* bytes)
+    rope_status rope_attention_backward(const rope_attention_backward_desc* desc)

@@ -39,3 +39,27 @@ def test_a_wrong_result_is_not_timed(bench, wrong, monkeypatch):
     monkeypatch.setattr(bench.Case, "own", broken)
     with pytest.raises(SystemExit, match=r"fused: row \d+ of head \d is off by"):
         bench.main(ARGUMENTS)
+
+
+def test_backward_runs(modules_of_bench, tmp_path):
+    import attention_backward as bench
+
+    target = tmp_path / "results.json"
+    assert bench.main([*ARGUMENTS, "--json", str(target)], bench.BackwardCase) == 0
+    rows = json.loads(target.read_text())["rows"]
+    assert [(row["batch"], row["tokens"]) for row in rows] == [(2, 20), (2, 33)]
+    assert all({"fused", "core", "deterministic", "sdpa", "pair sdpa"} == set(row["us"]) for row in rows)
+
+
+def test_a_wrong_gradient_is_not_timed(modules_of_bench, monkeypatch):
+    import attention_backward as bench
+
+    own = bench.BackwardCase.differentiate
+
+    def broken(self, *arguments):
+        dq, dk, dv = own(self, *arguments)
+        return dq, dk.mul_(1.1), dv
+
+    monkeypatch.setattr(bench.BackwardCase, "differentiate", broken)
+    with pytest.raises(SystemExit, match=r"fused: dk is off by 0\.(09|10)"):
+        bench.main(ARGUMENTS, bench.BackwardCase)

@@ -27,6 +27,7 @@ KERNEL = re.compile(
     r"^_ZN4rope4cuda\d+(?P<kind>pipeline|general|cache_rotation|cos_sin)_kernelINS_\d+(?P<dtype>[A-Z]+\d+|Codes)E"
     r"(LNS_6LayoutE(?P<layout>\d)E)?(LNS_5AngleE(?P<angle>\d)E)?Li(?P<vec>\d+)E(?P<rest>(?:L[ib]\d+E|LNS\d*_4FormE\d+E)*)EEv"
 )
+OF_ATTENTION = re.compile(r"attention_kernel|backward_keys_kernel|(prepare|convert)_rows_kernel|sinks_kernel")
 FORMS = ("Usual", "Tables", "Any")  # of kernels/pipeline/plan.h
 USUAL, ANY = 0, 2
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", re.M)
@@ -73,7 +74,7 @@ def functions(architecture):
 def kernels(architecture):
     found = []
     for name, sass in functions(architecture):
-        if "attention_kernel" in name:
+        if OF_ATTENTION.search(name):
             continue
         match = KERNEL.match(name)
         assert match, f"a kernel that these tests do not know: {name}"
@@ -212,6 +213,25 @@ def test_generic_accesses_are_those_of_arguments(architecture):
 def test_nothing_is_in_local_memory(architecture):
     for k in kernels(architecture):
         assert not any(opcode.startswith(("LDL", "STL")) for opcode in k.opcodes), k
+
+
+@pytest.mark.parametrize("architecture", architectures()[:1] or ["none"], indirect=True)
+def test_attention_backward_kernels(architecture):
+    """Each listed one, for sm_90a alone; the products of 64 queries and 128 keys, in two loops; no spills."""
+    shape = re.compile(r".*backward_keys_kernelINS0_13BackwardShapeILi(\d+)EEENS_\d+(\w?F16)E")
+    kernels = {}
+    for name, sass in functions("sm_90a"):
+        if OF_ATTENTION.search(name) and "attention_kernel" not in name:
+            opcodes = Counter(INSTRUCTION.findall(sass))
+            assert not any(opcode.startswith(("LDL", "STL")) for opcode in opcodes), name
+            if match := shape.match(name):
+                kernels[match.groups()] = opcodes
+    text = (ROOT / "cuda/src/kernels/attention_backward/shape.h").read_text()
+    dims = re.search(r"kBackwardCodes\[\] = \{([\d, ]+)\}", text)[1].split(", ")
+    assert set(kernels) == set(itertools.product(dims, ("F16", "BF16")))
+    for (dim, _), opcodes in kernels.items():
+        products = sum(count for opcode, count in opcodes.items() if opcode.startswith("HGMMA"))
+        assert products == 2 * (2 * int(dim) // 16 + 2 * 64 // 16 + 128 // 16)
 
 
 @pytest.mark.parametrize("architecture", architectures()[:1] or ["none"], indirect=True)

@@ -99,17 +99,20 @@ def test_compile(fresh_compiler):
 def test_opcheck():
     q, k, v = tensors("bshd")
     spec = pyrope.torch._specs.attention_spec_of(attention_of(causal=True))
-    arguments = (q, k, v, None, None, None, None, 0, 0, 0, False, False, "bshd", spec)
-    torch.library.opcheck(torch.ops.pyrope.attention.default, arguments)
+    values = (None, None, None, None, 0, 0, 0, False, False)
+    torch.library.opcheck(torch.ops.pyrope.attention.default, (q, k, v, *values, False, "bshd", spec))
+    q.requires_grad_(), k.requires_grad_(), v.requires_grad_()
+    torch.library.opcheck(torch.ops.pyrope.attention.default, (q, k, v, *values, True, "bshd", spec))
+    q, k, v = (x.detach() for x in (q, k, v))
+    out, lse, *kept = torch.ops.pyrope.attention.default(q, k, v, *values, True, "bshd", spec)
+    for d_lse in (None, torch.ones_like(lse)):
+        arguments = (torch.ones_like(out), d_lse, *kept, v, out, lse, *values, "bshd", spec)
+        torch.library.opcheck(torch.ops.pyrope.attention_backward.default, arguments)
 
 
 def test_refusals():
     q, k, v = tensors("bshd")
     attention = attention_of()
-    with pytest.raises(RuntimeError, match="k: requires grad, and attention has no gradient yet"):
-        pyrope.torch.attention(attention, q, k.requires_grad_(), v)
-    with torch.no_grad():
-        pyrope.torch.attention(attention, q, k, v)
     for text, changed, error in (
         ("v: 3 dimensions", {"v": v[0]}, ValueError),
         ("layout: 'hsd', must be", {"layout": "hsd"}, ValueError),

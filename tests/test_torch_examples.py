@@ -43,6 +43,14 @@ def test_torch_diff_cases():
     assert module.milliseconds(lambda: torch.zeros(1), "cpu", 0.01) > 0
 
 
+def test_train_tiny_fused():
+    """Rotation and attention in one call, and their gradient: the same curve. On the CPU, where float32 is served."""
+    curves = example("train_tiny").main(["--steps", "30", "--device", "cpu", "--attention", "fused"])
+    ours, theirs = curves["pyrope"], curves["torch"]
+    assert ours[-1] < ours[0] - 1
+    assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-5
+
+
 def test_train_tiny(device, tmp_path):
     """Both learn, and their losses are equal to the rounding of a few steps."""
     pytest.importorskip("matplotlib")

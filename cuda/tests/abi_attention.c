@@ -122,6 +122,82 @@ static void test_refusals(void) {
   CHECK_REFUSED(rope_attention(&d), ROPE_ERR_INVALID_ARG, "num_q_heads: 0, must be 1 to");
 }
 
+static float k_out[TOKENS][HEAD_DIM], d_o[TOKENS][HEAD_DIM] = {{1, 2}, {3, 4}};
+static float dq[TOKENS][HEAD_DIM], dk[TOKENS][HEAD_DIM], dv[TOKENS][HEAD_DIM];
+
+static rope_attention_backward_desc backward(rope_attention_desc* forward) {
+  rope_attention_backward_desc b;
+  for (int i = 0; i < TOKENS * HEAD_DIM; ++i) dq[i / HEAD_DIM][i % HEAD_DIM] = 7;
+  forward->q_out.data = q_out;
+  forward->k_out.data = k_out;
+  CHECK(rope_attention(forward) == ROPE_OK);
+  rope_attention_backward_desc_init(&b);
+  b.forward = forward;
+  b.d_o.data = d_o;
+  b.dq.data = dq;
+  b.dk.data = dk;
+  b.dv.data = dv;
+  return b;
+}
+
+static void test_backward(void) {
+  rope_attention_desc d = causal();
+  rope_attention_backward_desc b = backward(&d);
+  int64_t bytes = -1;
+  CHECK(rope_attention_backward_workspace(&b, &bytes) == ROPE_OK && bytes == 0);
+  CHECK(rope_attention_backward(&b) == ROPE_OK);
+  /* As test_result: the only gradient of a weight is that of query 1's share of key 0. */
+  const double far = (cos(1) + 2 * sin(1)) / sqrt(2), near = 3 / sqrt(2), share = exp(far) / (exp(far) + exp(near));
+  const double slope = share * (1 - share) * (3 * (1 - 3) + 4 * (2 + 1)) / sqrt(2);
+  CHECK(dq[0][0] == 0 && dq[0][1] == 0);
+  CHECK(is_near(dq[1][0], slope * (sin(1) - 1)) && is_near(dq[1][1], slope * (cos(1) - 1)));
+  CHECK(is_near(dk[0][0], slope * (2 * cos(1) - sin(1))) && is_near(dk[0][1], slope * (cos(1) + 2 * sin(1))));
+  CHECK(is_near(dk[1][0], -slope * 2) && is_near(dk[1][1], -slope * 1));
+  CHECK(is_near(dv[0][0], 1 + share * 3) && is_near(dv[1][1], (1 - share) * 4));
+  const float d_lse[TOKENS] = {0, 1};
+  const double dk_1 = dk[1][0];
+  b.d_lse = d_lse;
+  CHECK(rope_attention_backward(&b) == ROPE_OK);
+  CHECK(is_near(dk[1][0], dk_1 + (1 - share) * 2 / sqrt(2)));
+}
+
+#define CHECK_BACKWARD_REFUSED(text)                            \
+  do {                                                          \
+    CHECK(rope_attention_backward(&b) == ROPE_ERR_INVALID_ARG); \
+    CHECK(strstr(rope_last_error(), (text)) != NULL);           \
+    CHECK(dq[0][0] == 7 && dq[1][1] == 7);                      \
+  } while (0)
+
+static void test_backward_refusals(void) {
+  rope_attention_desc d = causal();
+  rope_attention_backward_desc b = backward(&d);
+  CHECK(rope_attention_backward_workspace(&b, NULL) == ROPE_ERR_INVALID_ARG);
+  CHECK(rope_attention_backward(NULL) == ROPE_ERR_INVALID_ARG);
+  b.flags = 2;
+  CHECK_BACKWARD_REFUSED("flags: 0x2 has bits other than ROPE_ATTENTION_BACKWARD_DETERMINISTIC (1)");
+  b = backward(&d);
+  b.struct_size = offsetof(rope_attention_backward_desc, d_sinks) - 1;
+  CHECK_BACKWARD_REFUSED("rope_attention_backward_desc.struct_size: 151, must be at least 152");
+  b = backward(&d);
+  b.forward = NULL;
+  CHECK_BACKWARD_REFUSED("rope_attention_desc: NULL");
+  b = backward(&d);
+  d.k_out.data = NULL;
+  CHECK_BACKWARD_REFUSED("forward.k_out: NULL, required where it was rotated");
+  b = backward(&d);
+  d.lse = NULL;
+  CHECK_BACKWARD_REFUSED("forward.lse: NULL, required");
+  d.lse = lse;
+  b.dv.data = v;
+  CHECK_BACKWARD_REFUSED("dv: overlaps v in memory");
+  b = backward(&d);
+  b.d_sinks = lse;
+  CHECK_BACKWARD_REFUSED("d_sinks: given, but forward.sinks is NULL");
+  b = backward(&d);
+  rotation.frequencies = NULL;
+  CHECK_BACKWARD_REFUSED("frequencies: NULL");
+}
+
 int main(void) {
   rope_frequencies_desc f;
   rope_frequencies_desc_init(&f);
@@ -132,6 +208,8 @@ int main(void) {
   test_rotated_already();
   test_short();
   test_refusals();
+  test_backward();
+  test_backward_refusals();
   printf("%d failures\n", failures);
   return failures != 0;
 }

@@ -313,6 +313,7 @@ CHECK(ROPE_ATTENTION_CAUSAL == 1);
 CHECK(ROPE_ATTENTION_WINDOW == 2);
 CHECK(ROPE_ATTENTION_Q_ROTATED == 4);
 CHECK(ROPE_ATTENTION_K_ROTATED == 8);
+CHECK(ROPE_ATTENTION_BACKWARD_DETERMINISTIC == 1);
 CHECK(ROPE_MAX_ATTENTION_HEAD_DIM == 256);
 
 CHECK(sizeof(rope_attention_tensor) == 32);
@@ -357,6 +358,19 @@ FIELD(rope_attention_desc, stream, 328, 8);
 FIELD(rope_attention_desc, parallel_for, 336, 8);
 FIELD(rope_attention_desc, parallel_context, 344, 8);
 
+CHECK(sizeof(rope_attention_backward_desc) == 176);
+FIELD(rope_attention_backward_desc, struct_size, 0, 4);
+FIELD(rope_attention_backward_desc, flags, 4, 4);
+FIELD(rope_attention_backward_desc, forward, 8, 8);
+FIELD(rope_attention_backward_desc, d_o, 16, 32);
+FIELD(rope_attention_backward_desc, d_lse, 48, 8);
+FIELD(rope_attention_backward_desc, dq, 56, 32);
+FIELD(rope_attention_backward_desc, dk, 88, 32);
+FIELD(rope_attention_backward_desc, dv, 120, 32);
+FIELD(rope_attention_backward_desc, d_sinks, 152, 8);
+FIELD(rope_attention_backward_desc, workspace, 160, 8);
+FIELD(rope_attention_backward_desc, workspace_bytes, 168, 8);
+
 CHECK(sizeof(rope_status) == 4);
 CHECK(sizeof(rope_backend) == 4);
 CHECK(sizeof(rope_dtype) == 4);
@@ -376,6 +390,9 @@ static const struct {
   void (*attention_desc_init)(rope_attention_desc*);
   int32_t (*attention_workspace)(const rope_attention_desc*, int64_t*);
   int32_t (*attention)(const rope_attention_desc*);
+  void (*attention_backward_desc_init)(rope_attention_backward_desc*);
+  int32_t (*attention_backward_workspace)(const rope_attention_backward_desc*, int64_t*);
+  int32_t (*attention_backward)(const rope_attention_backward_desc*);
   int32_t (*query_support)(const rope_support_query*, int32_t*);
   int32_t (*device_count)(void);
   uint32_t (*version)(void);
@@ -391,6 +408,9 @@ static const struct {
                rope_attention_desc_init,
                rope_attention_workspace,
                rope_attention,
+               rope_attention_backward_desc_init,
+               rope_attention_backward_workspace,
+               rope_attention_backward,
                rope_query_support,
                rope_device_count,
                rope_version,

@@ -16,6 +16,10 @@ struct uint4 {
   uint32_t x, y, z, w;
 };
 
+struct float2 {
+  float x, y;
+};
+
 struct float4 {
   float x, y, z, w;
 };
@@ -26,6 +30,7 @@ using std::max;
 using std::min;
 
 inline int uniform(int x) { return x; }
+inline uint32_t opaque(uint32_t x) { return x; }
 template <int kRegisters>
 void shrink_registers() {}
 template <int kRegisters>
@@ -82,6 +87,11 @@ inline void store_box(const TensorMap* map, uint32_t from, int column, int row, 
 }
 inline void commit_stores() { hopper.commit_stores(); }
 inline void wait_stores_read() { hopper.wait_stores_read(); }
+inline void wait_stores() { hopper.wait_stores_read(); }
+inline void load_bytes(uint32_t to, const void* from, int bytes, uint32_t barrier) {
+  hopper.load_bytes(to, from, bytes, barrier);
+}
+inline void add_floats(float* to, uint32_t from, int bytes) { hopper.add_floats(to, from, bytes); }
 
 // ---- products
 
@@ -98,9 +108,18 @@ template <int N, class D>
 struct Product {
   static float widen(uint16_t x) { return D::widen(x); }
   static void keys(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
-    products.add({N, d, nullptr, a, b, accumulate, widen});
+    products.add({N, d, nullptr, a, b, accumulate, false, widen});
   }
-  static void values(float (&d)[N / 2], const uint32_t* a, uint64_t b) { products.add({N, d, a, 0, b, true, widen}); }
+  static void values(float (&d)[N / 2], const uint32_t* a, uint64_t b) {
+    products.add({N, d, a, 0, b, true, false, widen});
+  }
+};
+
+template <int N, class D>
+struct TransposedProduct {
+  static void add(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
+    products.add({N, d, nullptr, a, b, accumulate, true, [](uint16_t x) { return D::widen(x); }});
+  }
 };
 
 // ---- arithmetic

@@ -81,6 +81,31 @@ def cpu_options(rope):
     return rope.__reduce__()[0].keywords | {"device": "cpu", "enable_pdl": False, "positions_ready": False}
 
 
+def put(memory, blocks, strided=()):
+    """(buffers, arguments) of blocks by name; with strides those that are tensors of attention."""
+    buffers = {name: memory.put(block.flat) for name, block in blocks.items()}
+    arguments = {name: memory.pointer(buffers[name]) + b.offset * b.dtype.itemsize for name, b in blocks.items()}
+    arguments |= {f"{name}_strides": blocks[name].strides[:3] for name in strided if name in blocks}
+    return buffers, arguments
+
+
+def put_workspace(memory, content, size):
+    """(the buffer, which must live on, and arguments) of `size` bytes; content: 256 more."""
+    buffer = memory.put(content)
+    place = (memory.pointer(buffer) + 255) // 256 * 256
+    return buffer, {"workspace": place, "workspace_size": size} if size else {}
+
+
+def get(memory, blocks, buffers):
+    """Contents by name; nothing but the blocks' elements was written."""
+    flats = {name: memory.get(buffer) for name, buffer in buffers.items()}
+    for name, block in blocks.items():
+        untouched = block.flat.copy()
+        block.view(untouched)[...] = block.view(flats[name])
+        np.testing.assert_array_equal(untouched, flats[name], err_msg=f"{name}: written beside its elements")
+    return {name: block.view(flats[name]).copy() for name, block in blocks.items()}
+
+
 def attend(attention, q, k, v, strides=None, keeps=(), wants_lse=True, **options):
     """Results by name, of a call with pointers; q, k, v: [sequences, tokens, heads, dim] of the dtype.
 
@@ -102,12 +127,7 @@ def attend(attention, q, k, v, strides=None, keeps=(), wants_lse=True, **options
     if wants_lse:
         blocks["lse"] = Block(np.float32, lse_shape)
     blocks |= {name: Block(x.dtype, x.shape, values=x) for name, x in options.items() if isinstance(x, np.ndarray)}
-    buffers = {name: memory.put(block.flat) for name, block in blocks.items()}
-    arguments = options | {name: memory.pointer(buffers[name]) + b.offset * b.dtype.itemsize
-                           for name, b in blocks.items()}  # fmt: skip
-    for name in shapes:
-        if name in blocks and strides:
-            arguments[f"{name}_strides"] = blocks[name].strides[:3]
+    buffers, arguments = put(memory, blocks, shapes if strides else ())
     counts = {"num_q_tokens": q.shape[1], "num_k_tokens": k.shape[1]}
     counts["num_sequences"] = len(options["q_indptr"]) - 1 if ragged else q.shape[0]
     rotations = {name: options.get(name, False) for name in ("q_rotated", "k_rotated")}
@@ -115,15 +135,8 @@ def attend(attention, q, k, v, strides=None, keeps=(), wants_lse=True, **options
         q.shape[1], k.shape[1], num_sequences=1 if ragged else q.shape[0], **rotations, keeps_q="q_out" in keeps,
         keeps_k="k_out" in keeps,
     )  # fmt: skip
-    workspace = memory.put(np.zeros(size + 256, np.uint8))
-    if size:
-        arguments["workspace"] = (memory.pointer(workspace) + 255) // 256 * 256
-        arguments["workspace_size"] = size
+    _workspace, of_workspace = put_workspace(memory, np.zeros(size + 256, np.uint8), size)
+    arguments = options | arguments | of_workspace
     first = [arguments.pop(name) for name in ("q", "k", "v", "out")]
     attention.apply(*first, **counts, **arguments)
-    flats = {name: memory.get(buffer) for name, buffer in buffers.items()}
-    for name, block in blocks.items():
-        untouched = block.flat.copy()
-        block.view(untouched)[...] = block.view(flats[name])
-        np.testing.assert_array_equal(untouched, flats[name], err_msg=f"{name}: written beside its elements")
-    return {name: block.view(flats[name]).copy() for name, block in blocks.items()}
+    return get(memory, blocks, buffers)

@@ -85,6 +85,36 @@ ROPEROPE_API rope_status rope_attention_workspace(const rope_attention_desc* des
 /* On CUDA the work is queued on the stream; on the CPU it is done when the call returns. */
 ROPEROPE_API rope_status rope_attention(const rope_attention_desc* desc);
 
+enum {
+  ROPE_ATTENTION_BACKWARD_DETERMINISTIC = 1u /* the same bits in every run, which the CPU always has */
+};
+
+/* The gradients of a call of rope_attention. lse, and the rotated q and k, are those that it wrote. */
+typedef struct rope_attention_backward_desc {
+  uint32_t struct_size;               /* sizeof(rope_attention_backward_desc) */
+  uint32_t flags;                     /* ROPE_ATTENTION_BACKWARD_* */
+  const rope_attention_desc* forward; /* the call, whose lse is required, and q_out and k_out, which are read, where q
+                                         and k were rotated; q and k, which need not be there, are read where they were
+                                         not. Its workspace is not used */
+  rope_attention_tensor d_o;          /* the gradient of o, as o */
+  const float* d_lse;                 /* the gradient of lse, as lse; NULL: 0 */
+  rope_attention_tensor dq, dk, dv;   /* written, as q, k and v; of tensors that were rotated, turned back by rope_apply
+                                         with ROPE_FLAG_INVERSE, of the others the gradients as they are */
+  float* d_sinks;                     /* [num_q_heads], written; NULL: not wanted, or there are none */
+  void* workspace; /* memory of the backend, aligned to 256 bytes, apart from everything else in the call and used
+                      by no other call at the same time; NULL: 0 bytes */
+  int64_t workspace_bytes; /* at least what rope_attention_backward_workspace says */
+} rope_attention_backward_desc;
+
+/* Zero, then struct_size. */
+ROPEROPE_API void rope_attention_backward_desc_init(rope_attention_backward_desc* desc);
+
+/* *bytes: the workspace that a call of this shape needs. Reads no tensors. */
+ROPEROPE_API rope_status rope_attention_backward_workspace(const rope_attention_backward_desc* desc, int64_t* bytes);
+
+/* As rope_attention. A query that sees no key has dq = 0, a key that no query sees dk = dv = 0. */
+ROPEROPE_API rope_status rope_attention_backward(const rope_attention_backward_desc* desc);
+
 #ifdef __cplusplus
 }
 #endif

@@ -83,7 +83,9 @@ rope_status read_options(const rope_apply_desc& d, PipelineCall* p, XPos* xpos) 
   return read_cache(d, &p->cache);
 }
 
-rope_status apply(const rope_apply_desc* desc) {
+}  // namespace
+
+rope_status apply(const rope_apply_desc* desc, bool asks) {
   ApplyCall call;
   ROPE_TRY(read_call(desc, &call));
   const rope_apply_desc& d = call.d;
@@ -92,13 +94,12 @@ rope_status apply(const rope_apply_desc* desc) {
   ROPE_TRY(read_tensors(d, &p));
   ROPE_TRY(read_norm_sums(d, &p));
   if (d.flags & ROPE_FLAG_CHECK_PLACES) ROPE_TRY(check_places(d, p.cache));
+  if (asks) return ROPE_OK;
   uint8_t streams[ROPE_MAX_ROTARY_DIM / 2];
   const PairData pairs = {d.frequencies, d.xpos.scale_base != 0 ? &call.xpos : nullptr, streams_of(d, p, streams)};
   const auto operation = d.flags & ROPE_FLAG_IN_CACHE ? call.operations->rotate_cache : call.operations->pipeline;
   return status_of(operation(p, pairs, call.execution));
 }
-
-}  // namespace
 
 rope_status read_call(const rope_apply_desc* desc, ApplyCall* call) {
   rope_apply_desc& d = call->d;
@@ -121,6 +122,6 @@ void rope_apply_desc_init(rope_apply_desc* desc) {
   desc->struct_size = sizeof(*desc);
 }
 
-rope_status rope_apply(const rope_apply_desc* desc) { return rope::api::apply(desc); }
+rope_status rope_apply(const rope_apply_desc* desc) { return rope::api::apply(desc, false); }
 
 }  // extern "C"

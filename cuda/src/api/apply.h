@@ -13,6 +13,9 @@ struct ApplyCall {
   XPos xpos;
 };
 
+// rope_apply; `asks`: nothing is done but to say whether the call is right.
+rope_status apply(const rope_apply_desc* desc, bool asks);
+
 // Without tokens nothing but the shape and positions are read.
 rope_status read_call(const rope_apply_desc* desc, ApplyCall* call);
 

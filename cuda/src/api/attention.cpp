@@ -1,6 +1,6 @@
 // rope_attention: q and k turned by rope_apply where they are not yet and no kernel turns them on the way, then what is
 // compiled for the rest.
-#include "roperope/attention.h"
+#include "attention.h"
 
 #include <algorithm>
 #include <cmath>
@@ -11,19 +11,10 @@ namespace rope::api {
 namespace {
 
 using Desc = rope_attention_desc;
+using Call = AttentionCall;
+using Memory = AttentionMemory;
 
 static_assert(ROPE_MAX_ATTENTION_HEAD_DIM == kMaxAttentionHeadDim);
-
-constexpr int64_t kPartAlignment = 256;  // of workspace and its parts, bytes
-
-// What a call needs to know of its descriptor, defaults filled in.
-struct Call {
-  Desc d;
-  bool ragged, turns_q, turns_k;
-  int64_t q_rows, k_rows;  // tokens of all sequences
-  Shape q, k, v, o;
-  AttentionParams params;
-};
 
 rope_status check_flags(const Desc& d) {
   constexpr uint32_t kAll =
@@ -69,8 +60,6 @@ rope_status read_lengths(Call* c) {
   ROPE_TRY(check_range("num_k_tokens", d.num_k_tokens, 0, INT32_MAX));
   ROPE_TRY(check_range("max_q_tokens", d.max_q_tokens, 0, c->ragged ? d.num_q_tokens : 0));
   ROPE_TRY(check_range("max_k_tokens", d.max_k_tokens, 0, d.k_indptr ? d.num_k_tokens : 0));
-  ROPE_TRY(check_pointer(d.backend, "q_indptr", d.q_indptr, 4));
-  ROPE_TRY(check_pointer(d.backend, "k_indptr", d.k_indptr, 4));
   p.sequences = d.num_sequences;
   p.q_indptr = d.q_indptr;
   p.k_indptr = d.k_indptr ? d.k_indptr : d.q_indptr;
@@ -100,7 +89,8 @@ rope_status read_lengths(Call* c) {
   return ROPE_OK;
 }
 
-// All but memory.
+}  // namespace
+
 rope_status read_shape(const Desc* desc, Call* c, const Operations** operations) {
   ROPE_TRY(read_descriptor(desc, offsetof(Desc, q_out), "rope_attention_desc", &c->d));
   Desc& d = c->d;
@@ -140,6 +130,8 @@ rope_status read_shape(const Desc* desc, Call* c, const Operations** operations)
   return check_kept("k_out", d.k_out, c->turns_k);
 }
 
+namespace {
+
 // The parts of the workspace: what the backend needs, and what turns without being kept. Of q that is q, or rows of cos
 // and sin, which no more than positions decide.
 struct Workspace {
@@ -168,11 +160,7 @@ rope_status check_workspace(const Call& c, const Workspace& w) {
   return require_pointer(d.backend, "workspace", d.workspace, kPartAlignment, "by rope_attention_workspace");
 }
 
-// A tensor of the call as memory.
-struct Memory {
-  const char* name;
-  Rows rows;
-};
+}  // namespace
 
 rope_status read_memory(const Desc& d, const char* name, const rope_attention_tensor& x, const Shape& shape,
                         Memory* m) {
@@ -207,13 +195,6 @@ AttentionTensor tensor_of(const Rows& r) {
   return {const_cast<char*>(r.data), r.sequence.stride, r.token.stride, r.head.stride};
 }
 
-// What the caller gave for a tensor that is rotated here, or a part of the workspace.
-rope_attention_tensor place_of(const rope_attention_tensor& kept, const Desc& d, int64_t offset) {
-  if (kept.data) return kept;
-  return {static_cast<char*>(d.workspace) + offset, 0, 0, 0};
-}
-
-// The descriptor of what turns, but for its tensors.
 rope_status read_rotation(const Call& c, rope_apply_desc* turn) {
   const Desc& d = c.d;
   ROPE_TRY(read_descriptor(d.rotation, offsetof(rope_apply_desc, attention_factor), "rotation", turn));
@@ -259,6 +240,14 @@ rope_status read_rotation(const Call& c, rope_apply_desc* turn) {
   return ROPE_OK;
 }
 
+namespace {
+
+// What the caller gave for a tensor that is rotated here, or a part of the workspace.
+rope_attention_tensor place_of(const rope_attention_tensor& kept, const Desc& d, int64_t offset) {
+  if (kept.data) return kept;
+  return {static_cast<char*>(d.workspace) + offset, 0, 0, 0};
+}
+
 void set_turn(const rope_attention_tensor& in, const rope_attention_tensor& out, rope_tensor* x, rope_steps* x_steps,
               rope_tensor* y, rope_steps* y_steps) {
   *x = {in.data, in.token_stride, in.head_stride};
@@ -281,12 +270,18 @@ rope_status check_indptr(const char* name, const int32_t* indptr, int64_t sequen
   return ROPE_OK;
 }
 
+}  // namespace
+
 rope_status check_sequences(const Call& c) {
   const AttentionParams& p = c.params;
+  ROPE_TRY(check_pointer(c.d.backend, "q_indptr", c.d.q_indptr, 4));
+  ROPE_TRY(check_pointer(c.d.backend, "k_indptr", c.d.k_indptr, 4));
   if (!c.ragged || c.d.backend != ROPE_BACKEND_CPU) return ROPE_OK;
   ROPE_TRY(check_indptr("q_indptr", p.q_indptr, p.sequences, p.q_total, p.q_tokens));
   return c.d.k_indptr ? check_indptr("k_indptr", p.k_indptr, p.sequences, p.k_total, p.k_tokens) : ROPE_OK;
 }
+
+namespace {
 
 rope_status attention(const Desc* desc) {
   Call c = {};

@@ -53,8 +53,35 @@ struct AttentionParams {
   bool asks;                          // nothing is done but to say whether the backend serves the call
 };
 
+// Gradients. With p = exp(scores - lse), d the rowsum of d_o * o, less d_lse, and s = scale q k^T:
+//   dv = p^T d_o    ds = p (d_o v^T - d)    dq = scale ds k    dk = scale ds^T q    d_sinks = -sum(exp(sinks - lse) d)
+// and with a softcap ds (1 - (scores / softcap)^2) in place of ds.
+struct AttentionBackwardParams {
+  AttentionParams forward;          // q and k as they were multiplied; lse is read; no turn, no workspace
+  AttentionTensor d_o, dq, dk, dv;  // as o, q, k and v
+  const float* d_lse;               // as lse; null: 0
+  float* d_sinks;                   // [q_heads]; null: not wanted
+  bool deterministic;
+  void* workspace;  // attention_backward_workspace() bytes; CUDA
+  bool asks;        // nothing is done but to say whether the backend serves the call
+};
+
 inline constexpr int32_t kNoWindow = -1;
 inline constexpr int64_t kAttentionWorkspace = 256;  // bytes
 inline constexpr int32_t kMaxAttentionHeadDim = 256;
+
+// On CUDA, float32: dq in blocks of this many queries of a sequence, and lse and d of every query.
+inline constexpr int32_t kBackwardRows = 64;
+
+// Rows of a head in the workspace. Ragged: sequence s begins at the multiple of kBackwardRows below q_indptr[s] +
+// kBackwardRows s, behind the end of the one before.
+inline int64_t backward_rows(const AttentionParams& p) {
+  const int64_t last = kBackwardRows - 1;
+  return p.q_indptr ? (p.q_total + int64_t(kBackwardRows) * p.sequences) / kBackwardRows * kBackwardRows
+                    : (p.q_tokens + last) / kBackwardRows * kBackwardRows * p.sequences;
+}
+inline int64_t attention_backward_workspace(const AttentionParams& p) {
+  return backward_rows(p) * p.q_heads * (p.head_dim + 2) * int64_t(sizeof(float));
+}
 
 }  // namespace rope

@@ -15,7 +15,8 @@
   X(pipeline, PipelineCall)        \
   X(rotate_cache, PipelineCall)    \
   X(build_cos_sin, CosSinParams)   \
-  X(attention, AttentionParams)
+  X(attention, AttentionParams)    \
+  X(attention_backward, AttentionBackwardParams)
 
 namespace rope {
 

@@ -24,7 +24,7 @@ class HopperBlock {
 
   void begin(unsigned threads, int shared_bytes) {
     bytes_ = uint32_t(shared_bytes);
-    memory_.reset(static_cast<char*>(std::aligned_alloc(1024, bytes_)));
+    memory_.reset(static_cast<char*>(std::aligned_alloc(1024, (bytes_ + 1023) / 1024 * 1024)));
     std::memset(memory_.get(), 0xff, bytes_);  // NaN
     unfenced_.assign(bytes_ / kUnit, kFenced);
     barriers_.clear();
@@ -143,7 +143,7 @@ class HopperBlock {
 
   void load(const TensorMap* map, uint32_t to, uint32_t at, const int (&place)[4]) {
     check(to % 128 == 0, "TMA at an address that is no multiple of 128 bytes");
-    loads_.push_back({to, at, map, {place[0], place[1], place[2], place[3]}});
+    loads_.push_back({to, at, map, {place[0], place[1], place[2], place[3]}, nullptr, 0});
     if (random_() % 2) deliver();
   }
 
@@ -153,6 +153,12 @@ class HopperBlock {
     const auto at = loads_.begin() + int64_t(random_() % loads_.size());
     const Copy load = *at;
     loads_.erase(at);
+    if (!load.map) {
+      for (uint32_t i = 0; i < load.bytes; i += kUnit)
+        std::memcpy(asynchronous(load.shared + i, kUnit), load.memory + i, kUnit);
+      complete(load.barrier, load.bytes);
+      return true;
+    }
     copy(load, [this](uint32_t shared, const char* element) {
       char* to = asynchronous(shared, kUnit);
       if (element) {
@@ -165,9 +171,24 @@ class HopperBlock {
     return true;
   }
 
+  void load_bytes(uint32_t to, const void* from, int bytes, uint32_t at) {
+    check(to % kUnit == 0 && bytes % kUnit == 0 && reinterpret_cast<uintptr_t>(from) % kUnit == 0,
+          "bulk copy that is no multiple of 16 bytes");
+    loads_.push_back({to, at, nullptr, {}, static_cast<char*>(const_cast<void*>(from)), uint32_t(bytes)});
+    if (random_() % 2) deliver();
+  }
+
+  void add_floats(float* to, uint32_t from, int bytes) {
+    check(from % kUnit == 0 && bytes % kUnit == 0 && reinterpret_cast<uintptr_t>(to) % kUnit == 0,
+          "bulk copy that is no multiple of 16 bytes");
+    for (int i = 0; i < bytes; i += int(kUnit)) asynchronous(from + uint32_t(i), kUnit);
+    self().stores.push_back({from, 0, nullptr, {}, reinterpret_cast<char*>(to), uint32_t(bytes)});
+    self().open = true;
+  }
+
   void store(const TensorMap* map, uint32_t from, const int (&place)[4]) {
     check(from % 128 == 0, "TMA at an address that is no multiple of 128 bytes");
-    const Copy store = {from, 0, map, {place[0], place[1], place[2], place[3]}};
+    const Copy store = {from, 0, map, {place[0], place[1], place[2], place[3]}, nullptr, 0};
     copy(store, [this](uint32_t shared, char*) { asynchronous(shared, kUnit); });
     self().stores.push_back(store);
     self().open = true;
@@ -177,10 +198,15 @@ class HopperBlock {
 
   void wait_stores_read() {
     check(!self().open, "stores that were not committed are waited for");
-    for (const Copy& store : self().stores)
+    for (const Copy& store : self().stores) {
+      float* sums = reinterpret_cast<float*>(store.memory);
+      for (uint32_t i = 0; i < store.bytes / 4; ++i)
+        sums[i] += *reinterpret_cast<const float*>(at(store.shared + 4 * i, 4));
+      if (!store.map) continue;
       copy(store, [this](uint32_t shared, char* element) {
         if (element) std::memcpy(element, at(shared, kUnit), kUnit);
       });
+    }
     self().stores.clear();
   }
 
@@ -199,8 +225,10 @@ class HopperBlock {
   };
   struct Copy {
     uint32_t shared, barrier;
-    const TensorMap* map;
+    const TensorMap* map;  // null: `bytes` at `memory`, loaded, or added as floats
     int place[4];
+    char* memory;
+    uint32_t bytes;
   };
   struct Thread {
     std::vector<Copy> stores;

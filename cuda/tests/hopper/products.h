@@ -13,6 +13,7 @@ struct Multiplication {
   const uint32_t* a;  // in registers; null: in shared memory, at a_matrix
   uint64_t a_matrix, b_matrix;
   bool accumulate;
+  bool transposed;  // both are MN-major; else A is K-major, and B where A is in shared memory
   float (*widen)(uint16_t);
 };
 
@@ -88,8 +89,9 @@ class HopperProducts {
         a[row_of(t, i / 2 % 2)][t % 4 * 2 + i / 4 * 8 + i % 2] = m.widen(uint16_t(m.a[i / 2] >> i % 2 * 16));
     }
     for (int k = 0; k < 16; ++k) {
-      for (int i = 0; !first.a && i < 64; ++i) a[i][k] = first.widen(element(first.a_matrix, i, k, true));
-      for (int i = 0; i < columns; ++i) b[k][i] = first.widen(element(first.b_matrix, i, k, !first.a));
+      for (int i = 0; !first.a && i < 64; ++i) a[i][k] = first.widen(element(first.a_matrix, i, k, !first.transposed));
+      for (int i = 0; i < columns; ++i)
+        b[k][i] = first.widen(element(first.b_matrix, i, k, !first.a && !first.transposed));
     }
     float d[64][256];
     each_element(threads, n,

@@ -8,21 +8,11 @@ namespace rope::cuda {
 namespace {
 
 constexpr int kElementBytes = 2, kRows = 64 * kComputing;
-constexpr int64_t kAccessBytes = 16;              // of TMA: addresses and strides are multiples
-constexpr int64_t kMaxStride = int64_t(1) << 40;  // of TMA, bytes, exclusive
-constexpr int32_t kMaxTokens = 1 << 29;           // sums of tokens and rows stay in 32 bits
+constexpr int32_t kMaxTokens = 1 << 29;  // sums of tokens and rows stay in 32 bits
 // The keys and values of a section: half of the second-level cache of an H100, or of short sequences, whose tiles are
 // over sooner than the next section's keys have come, a quarter (ATTENTION.md).
 constexpr int32_t kShort = 1024;  // tokens
 constexpr int64_t section_bytes(int32_t k_tokens) { return (k_tokens <= kShort ? 16 : 32) << 20; }
-
-bool has_boxes(const AttentionTensor& t, int64_t sequences, int64_t tokens, int32_t heads) {
-  const auto good = [](int64_t stride, int64_t extent) {
-    return extent <= 1 || (stride > 0 && stride < kMaxStride && stride % kAccessBytes == 0);
-  };
-  return !tokens || (reinterpret_cast<uintptr_t>(t.data) % kAccessBytes == 0 && good(t.sequence_stride, sequences) &&
-                     good(t.token_stride, tokens) && good(t.head_stride, heads));
-}
 
 bool has_slots(const AttentionTurn& t, int32_t head_dim) {
   const auto by_four = [](const void* at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; };
@@ -59,11 +49,20 @@ int32_t section_heads(const AttentionParams& p) {
   return int32_t(std::min(heads, std::max<int64_t>(1, section_bytes(p.k_tokens) / head_bytes) * group));
 }
 
-// The last query stands at the last key, and so the first one q_tokens before the end: further than any key is no
-// limit.
-int32_t limit(int32_t window, int32_t reach) { return window == kNoWindow || window >= reach ? kNoWindow : window; }
-
 }  // namespace
+
+bool has_boxes(const AttentionTensor& t, int64_t sequences, int64_t tokens, int32_t heads) {
+  constexpr int64_t kAccessBytes = 16, kMaxStride = int64_t(1) << 40;  // of TMA; the second is exclusive
+  const auto good = [](int64_t stride, int64_t extent) {
+    return extent <= 1 || (stride > 0 && stride < kMaxStride && stride % kAccessBytes == 0);
+  };
+  return !tokens || (reinterpret_cast<uintptr_t>(t.data) % kAccessBytes == 0 && good(t.sequence_stride, sequences) &&
+                     good(t.token_stride, tokens) && good(t.head_stride, heads));
+}
+
+int32_t window_limit(int32_t window, int32_t reach) {
+  return window == kNoWindow || window >= reach ? kNoWindow : window;
+}
 
 AttentionPlan plan_attention(const AttentionParams& p, int multiprocessors) {
   AttentionPlan plan = {};
@@ -82,8 +81,8 @@ AttentionPlan plan_attention(const AttentionParams& p, int multiprocessors) {
   }
   plan.blocks = unsigned(std::min<int64_t>(tiles, multiprocessors));
   plan.section = section_heads(p);
-  plan.window_left = limit(p.window_left, p.k_tokens);
-  plan.window_right = limit(p.window_right, p.q_tokens);
+  plan.window_left = window_limit(p.window_left, p.k_tokens);
+  plan.window_right = window_limit(p.window_right, p.q_tokens);
   return plan;
 }
 
