@@ -7,6 +7,7 @@
 
 #include "attention.h"
 #include "cos_sin.h"
+#include "decode.h"
 #include "pipeline.h"
 
 #define ROPE_FOR_EACH_DTYPE(X) X(F32) X(F16) X(BF16)
@@ -15,7 +16,8 @@
   X(pipeline, PipelineCall)        \
   X(rotate_cache, PipelineCall)    \
   X(build_cos_sin, CosSinParams)   \
-  X(attention, AttentionParams)
+  X(attention, AttentionParams)    \
+  X(decode, DecodeParams)
 
 namespace rope {
 
