@@ -254,23 +254,25 @@ def test_attention_kernels(architecture):
 
 
 def test_decode_kernels(architecture):
-    """Each listed one; rows of the cache by wide loads, products of the two forms, no spills."""
-    shape = re.compile(r".*decode_kernelINS0_11DecodeShapeILNS_7OutTypeE(\d)ELi(\d+)ELi(\d)EEENS\w*?_(\d+)(\w*?)E")
+    """Each listed one; the first tile of keys and values and those of the loop loaded once, products, no spills."""
+    shape = re.compile(r".*decode_kernelINS0_11DecodeShapeILNS_7OutTypeE(\d)ELi(\d+)ELi(\d)E")
     found = {}
     for name, sass in functions(architecture):
         if "decode_kernel" in name:
             assert shape.match(name), name
-            kind, head_dim, row_tiles = map(int, shape.match(name).groups()[:3])
-            found.setdefault((kind, head_dim, row_tiles), []).append(Counter(INSTRUCTION.findall(sass)))
+            key = tuple(map(int, shape.match(name).groups()))
+            found.setdefault(key, []).append(Counter(INSTRUCTION.findall(sass)))
     text = (ROOT / "cuda/src/kernels/decode/shape.h").read_text()
     types = {"kSame": 0, "kE4M3": 1, "kE5M2": 2}
     listed = {(types[kind], int(d), int(n)) for kind, d, n in re.findall(r"\{OutType::(\w+), (\d+), (\d)\}", text)}
     assert listed and set(found) == listed
     for (kind, head_dim, row_tiles), kernels in found.items():
         assert len(kernels) == (1 if kind else 2)  # of codes one serves both dtypes
-        groups = 1 if head_dim * (1 if kind else 2) == 256 else 2  # of 16 keys
+        row_bytes = head_dim * (1 if kind else 2)
+        tile = 16 if row_bytes == 256 else 32  # keys
         for opcodes in kernels:
-            products = sum(n for opcode, n in opcodes.items() if opcode.startswith("HMMA"))
-            assert products == groups * (2 + row_tiles) * head_dim // 16
-            assert {width(opcode) for opcode in opcodes if opcode.startswith("LDG")} >= {16}
+            count = {start: {o: n for o, n in opcodes.items() if o.startswith(start)} for start in ("HMMA", "LDG.E.NA")}
+            assert sum(count["HMMA"].values()) == tile // 16 * (2 + row_tiles) * head_dim // 16
+            assert 32 * sum(width(o) * n for o, n in count["LDG.E.NA"].items()) == 2 * tile * 2 * row_bytes
+            assert min(map(width, count["LDG.E.NA"])) >= 8
             assert not any(opcode.startswith(("LDL", "STL")) for opcode in opcodes)
