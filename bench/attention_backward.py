@@ -111,7 +111,7 @@ class BackwardCase(Case):
                 if stream:
                     stream.synchronize()
                 self.check(name, got, name in ("fused", "deterministic") or name.startswith("pair "))
-                times[name] = seconds(device, call, stream)
+                times[name] = seconds(device, call, stream=stream)
             except (RuntimeError, ValueError) as error:
                 print(f"{name}: {str(error).splitlines()[0]}", file=sys.stderr)
         return times
