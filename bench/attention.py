@@ -96,23 +96,24 @@ def check(name: str, attention: pyrope.RopeAttention, turned: Tensors, out: torc
                 raise SystemExit(f"{name}: row {row} of head {head} is off by {error}")
 
 
-def seconds(device: str, call: Callable[[int], object], stream: Any = None) -> float:
+def seconds(device: str, call: Callable[[int], object], sets: int = SETS, stream: Any = None) -> float:
     """Of one call, the median. call: takes the number of a set. stream: to capture on; None: any."""
+    calls = max(CALLS, sets)
     with torch.cuda.stream(stream):
-        for i in range(SETS):
+        for i in range(sets):
             call(i)
     if device == "cpu":
         times = []
         for i in range(3):
             begin = time.perf_counter()
-            call(i % SETS)
+            call(i % sets)
             times.append(time.perf_counter() - begin)
         return statistics.median(times)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
-        for i in range(CALLS):
-            call(i % SETS)
+        for i in range(calls):
+            call(i % sets)
     times = []
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     for i in range(REPEATS + 3):
@@ -121,7 +122,7 @@ def seconds(device: str, call: Callable[[int], object], stream: Any = None) -> f
         end.record()
         end.synchronize()
         if i >= 3:
-            times.append(begin.elapsed_time(end) / CALLS / 1e3)
+            times.append(begin.elapsed_time(end) / calls / 1e3)
     return statistics.median(times)
 
 

@@ -1,7 +1,7 @@
 """Rotary position embedding on raw device pointers: exact at every position, the same bits on CPU and GPU.
 
 The work is done by :class:`Rope` and, with more stages in the same launch, :class:`FusedRope`; :class:`RopeAttention`
-attends over what they rotate. See their docstrings.
+attends over what they rotate, :class:`DecodeAttention` over what they appended to a cache. See their docstrings.
 ``python -m pyrope`` says what this installation can do.
 """
 
@@ -15,6 +15,7 @@ except ModuleNotFoundError:
 
 try:
     from pyrope._attention import RopeAttention
+    from pyrope._decode import DecodeAttention
     from pyrope._fused import FusedRope
     from pyrope._library import build_info, device_count, supported, version
     from pyrope._rope import Rope
@@ -28,6 +29,7 @@ __version__ = version()
 __all__ = [
     "NTK",
     "CudaError",
+    "DecodeAttention",
     "DynamicNTK",
     "FusedRope",
     "GroupScales",

@@ -422,3 +422,45 @@ cdef extern from "roperope/attention.h" nogil:
     void rope_attention_backward_desc_init(rope_attention_backward_desc* desc)
     rope_status rope_attention_backward_workspace(const rope_attention_backward_desc* desc, int64_t* bytes)
     rope_status rope_attention_backward(const rope_attention_backward_desc* desc)
+
+cdef extern from "roperope/decode.h" nogil:
+    enum:
+        ROPE_MAX_DECODE_TOKENS
+        ROPE_MAX_DECODE_LENGTH
+
+    ctypedef struct rope_decode_desc:
+        uint32_t struct_size
+        uint32_t flags
+        int32_t backend
+        int32_t dtype
+        int32_t head_dim
+        int32_t num_q_heads
+        int32_t num_k_heads
+        int32_t num_requests
+        int32_t num_q_tokens
+        int32_t num_threads
+        rope_tensor q, o
+        rope_cache cache
+        rope_quantize k_quantize
+        rope_quantize v_quantize
+        const int32_t* lengths
+        int32_t max_length
+        int32_t window_left
+        float scale
+        float softcap
+        const rope_apply_desc* rotation
+        float* lse
+        const float* sinks
+        int32_t split
+        int32_t reserved
+        void* workspace
+        int64_t workspace_bytes
+        void* stream
+        rope_parallel_for parallel_for
+        void* parallel_context
+
+    enum:
+        ROPE_DECODE_SPLIT
+    void rope_decode_desc_init(rope_decode_desc* desc)
+    rope_status rope_decode_workspace(const rope_decode_desc* desc, int64_t* bytes)
+    rope_status rope_decode(const rope_decode_desc* desc)

@@ -2,8 +2,10 @@
 from libc.stdint cimport int32_t, int64_t
 
 from pyrope._arguments cimport Call
-from pyrope._capi cimport rope_apply_desc
+from pyrope._capi cimport rope_apply_desc, rope_steps, rope_tensor
 
+cdef int read_tensor(str name, object x, object strides, int64_t heads, int64_t dim, int32_t element, bint written,
+                     Call* c, rope_tensor* tensor, rope_steps* steps) except -1
 cdef str set_k_dtype(k_dtype, rope_apply_desc* d)
 cdef int32_t k_element(rope_apply_desc* d) noexcept
 cdef int32_t stored_element(int32_t out_dtype, int32_t dtype) noexcept

@@ -58,7 +58,7 @@ def cuobjdump(*arguments, check=True):
 
 @functools.cache
 def architectures():
-    """But for that of attention, whose kernels have their own test."""
+    """But for sm_90a, of attention, whose kernels have their own test."""
     listing = cuobjdump("-lelf", check=False) if tools() else ""  # fails where there is no device code
     return sorted(set(re.findall(r"\.(sm_\d+)\.cubin", listing)))
 
@@ -74,7 +74,7 @@ def functions(architecture):
 def kernels(architecture):
     found = []
     for name, sass in functions(architecture):
-        if OF_ATTENTION.search(name):
+        if OF_ATTENTION.search(name) or "decode_kernel" in name:
             continue
         match = KERNEL.match(name)
         assert match, f"a kernel that these tests do not know: {name}"
@@ -251,3 +251,26 @@ def test_attention_kernels(architecture):
         products = sum(count for opcode, count in opcodes.items() if opcode.startswith("HGMMA"))
         assert products == 3 * (int(head_dim) // 16 + 128 // 16)
         assert not any(opcode.startswith(("LDL", "STL")) for opcode in opcodes)
+
+
+def test_decode_kernels(architecture):
+    """Each listed one; rows of the cache by wide loads, products of the two forms, no spills."""
+    shape = re.compile(r".*decode_kernelINS0_11DecodeShapeILNS_7OutTypeE(\d)ELi(\d+)ELi(\d)EEENS\w*?_(\d+)(\w*?)E")
+    found = {}
+    for name, sass in functions(architecture):
+        if "decode_kernel" in name:
+            assert shape.match(name), name
+            kind, head_dim, row_tiles = map(int, shape.match(name).groups()[:3])
+            found.setdefault((kind, head_dim, row_tiles), []).append(Counter(INSTRUCTION.findall(sass)))
+    text = (ROOT / "cuda/src/kernels/decode/shape.h").read_text()
+    types = {"kSame": 0, "kE4M3": 1, "kE5M2": 2}
+    listed = {(types[kind], int(d), int(n)) for kind, d, n in re.findall(r"\{OutType::(\w+), (\d+), (\d)\}", text)}
+    assert listed and set(found) == listed
+    for (kind, head_dim, row_tiles), kernels in found.items():
+        assert len(kernels) == (1 if kind else 2)  # of codes one serves both dtypes
+        groups = 1 if head_dim * (1 if kind else 2) == 256 else 2  # of 16 keys
+        for opcodes in kernels:
+            products = sum(n for opcode, n in opcodes.items() if opcode.startswith("HMMA"))
+            assert products == groups * (2 + row_tiles) * head_dim // 16
+            assert {width(opcode) for opcode in opcodes if opcode.startswith("LDG")} >= {16}
+            assert not any(opcode.startswith(("LDL", "STL")) for opcode in opcodes)

@@ -99,7 +99,9 @@ OPERATIONS = re.findall(r"^  X\((\w+), \w+\)", (ROOT / "cuda/src/operations/oper
 
 def test_an_operation_is_registered_once():
     """Its name stands in the list, where it is compiled and called; nothing else lists it."""
-    assert OPERATIONS == ["pipeline", "rotate_cache", "build_cos_sin", "attention", "attention_backward"]
+    assert OPERATIONS == [
+        "pipeline", "rotate_cache", "build_cos_sin", "attention", "attention_backward", "decode",
+    ]  # fmt: skip
     for name in OPERATIONS:
         # `rope::cuda::pipeline<` is an instance, `Outcome pipeline(` its definition, `operations->pipeline` its call.
         found = knowing(rf"\bcuda::{name}<|Outcome {name}[(<]|operations->{name}\b|X\({name},")

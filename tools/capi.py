@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 INCLUDE = ROOT / "cuda/include"
-HEADERS = ("roperope/roperope.h", "roperope/attention.h")
+HEADERS = ("roperope/roperope.h", "roperope/attention.h", "roperope/decode.h")
 TARGET = ROOT / "pyrope/_capi.pxd"
 
 START = """# The public headers, made by tools/capi.py. Ships in the wheel, for cimport.

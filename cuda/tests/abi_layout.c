@@ -2,6 +2,7 @@
  * function takes. A program that was compiled against an older header relies on all of it, so a line here is never
  * changed; a field appended to a descriptor adds one. The checks are made by the compiler. */
 #include <roperope/attention.h>
+#include <roperope/decode.h>
 #include <roperope/roperope.h>
 
 #define JOIN_(a, b) a##b
@@ -371,6 +372,42 @@ FIELD(rope_attention_backward_desc, d_sinks, 152, 8);
 FIELD(rope_attention_backward_desc, workspace, 160, 8);
 FIELD(rope_attention_backward_desc, workspace_bytes, 168, 8);
 
+CHECK(ROPE_MAX_DECODE_TOKENS == 16);
+CHECK(ROPE_MAX_DECODE_LENGTH == 1073741824);
+CHECK(ROPE_DECODE_SPLIT == 256);
+
+CHECK(sizeof(rope_decode_desc) == 376);
+FIELD(rope_decode_desc, struct_size, 0, 4);
+FIELD(rope_decode_desc, flags, 4, 4);
+FIELD(rope_decode_desc, backend, 8, 4);
+FIELD(rope_decode_desc, dtype, 12, 4);
+FIELD(rope_decode_desc, head_dim, 16, 4);
+FIELD(rope_decode_desc, num_q_heads, 20, 4);
+FIELD(rope_decode_desc, num_k_heads, 24, 4);
+FIELD(rope_decode_desc, num_requests, 28, 4);
+FIELD(rope_decode_desc, num_q_tokens, 32, 4);
+FIELD(rope_decode_desc, num_threads, 36, 4);
+FIELD(rope_decode_desc, q, 40, 24);
+FIELD(rope_decode_desc, o, 64, 24);
+FIELD(rope_decode_desc, cache, 88, 144);
+FIELD(rope_decode_desc, k_quantize, 232, 24);
+FIELD(rope_decode_desc, v_quantize, 256, 24);
+FIELD(rope_decode_desc, lengths, 280, 8);
+FIELD(rope_decode_desc, max_length, 288, 4);
+FIELD(rope_decode_desc, window_left, 292, 4);
+FIELD(rope_decode_desc, scale, 296, 4);
+FIELD(rope_decode_desc, softcap, 300, 4);
+FIELD(rope_decode_desc, rotation, 304, 8);
+FIELD(rope_decode_desc, lse, 312, 8);
+FIELD(rope_decode_desc, sinks, 320, 8);
+FIELD(rope_decode_desc, split, 328, 4);
+FIELD(rope_decode_desc, reserved, 332, 4);
+FIELD(rope_decode_desc, workspace, 336, 8);
+FIELD(rope_decode_desc, workspace_bytes, 344, 8);
+FIELD(rope_decode_desc, stream, 352, 8);
+FIELD(rope_decode_desc, parallel_for, 360, 8);
+FIELD(rope_decode_desc, parallel_context, 368, 8);
+
 CHECK(sizeof(rope_status) == 4);
 CHECK(sizeof(rope_backend) == 4);
 CHECK(sizeof(rope_dtype) == 4);
@@ -393,6 +430,9 @@ static const struct {
   void (*attention_backward_desc_init)(rope_attention_backward_desc*);
   int32_t (*attention_backward_workspace)(const rope_attention_backward_desc*, int64_t*);
   int32_t (*attention_backward)(const rope_attention_backward_desc*);
+  void (*decode_desc_init)(rope_decode_desc*);
+  int32_t (*decode_workspace)(const rope_decode_desc*, int64_t*);
+  int32_t (*decode)(const rope_decode_desc*);
   int32_t (*query_support)(const rope_support_query*, int32_t*);
   int32_t (*device_count)(void);
   uint32_t (*version)(void);
@@ -411,6 +451,9 @@ static const struct {
                rope_attention_backward_desc_init,
                rope_attention_backward_workspace,
                rope_attention_backward,
+               rope_decode_desc_init,
+               rope_decode_workspace,
+               rope_decode,
                rope_query_support,
                rope_device_count,
                rope_version,

@@ -20,7 +20,7 @@ rope_status check_shape(Desc* d) {
 
 rope_status read_positions(const Desc& d, Positions* p) {
   ROPE_TRY(check_position_dtype(d.position_dtype));
-  *p = {PositionKind::kOffset, 0, d.offset, nullptr, nullptr, {}};
+  *p = {PositionKind::kOffset, 0, d.offset, nullptr, nullptr, {}, 0};
   if (!d.positions) return ROPE_OK;
   if (d.offset)
     return fail(ROPE_ERR_INVALID_ARG, "offset: %lld, must be 0 with positions", static_cast<long long>(d.offset));

@@ -175,7 +175,7 @@ rope_status read_positions(const rope_apply_desc& d, PipelineCall* call) {
   if (!d.indptr && d.num_requests)
     return fail(ROPE_ERR_INVALID_ARG, "num_requests: %lld, must be 0 without indptr",
                 static_cast<long long>(d.num_requests));
-  *p = {PositionKind::kOffset, 0, d.offset, nullptr, nullptr, {}};
+  *p = {PositionKind::kOffset, 0, d.offset, nullptr, nullptr, {}, 0};
   ROPE_TRY(read_sections(d, &p->sections));
   call->rare |= d.pair_streams != nullptr;
   if (d.positions) {

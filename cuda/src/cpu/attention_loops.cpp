@@ -1,39 +1,26 @@
-// Attention on the CPU, in float32: the online softmax of FlashAttention (arXiv:2205.14135) over blocks of keys. Built
-// for several instruction sets (sets.h); sums are in one order, so that a row's result depends on its own sequence
-// alone.
+// Attention on the CPU: tiles of rows (softmax_tile.h). Built for several instruction sets (sets.h).
 //
-// A tile is kRows rows of one key head: a row is a query of one of the heads that share it. Loops run over keys, or
-// over elements of v, which are neighbours in the tile's own copies: a vector of them at a time, without sums across.
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <limits>
-
+// A tile is kRows rows of one key head: a row is a query of one of the heads that share it.
 #include "parallel.h"
 #include "sets.h"
+#include "softmax_tile.h"
 
 namespace rope::cpu {
 namespace {
 
-constexpr int32_t kRows = 32, kKeys = 64;
-constexpr float kNone = -std::numeric_limits<float>::infinity();
-
 template <class D>
-struct Tile {
+struct Tile : SoftmaxTile {
   const AttentionParams& p;
   int64_t first_q, first_k;                         // tokens of the sequence, in q and in k
   int32_t sequence, q_tokens, k_tokens, head, row;  // head: of k; row: the first one, of q_tokens * group
-  int32_t group, rows;
+  int32_t group;
 
-  float q[kRows][kMaxAttentionHeadDim];
-  float k[kMaxAttentionHeadDim][kKeys];  // transposed
-  float v[kKeys][kMaxAttentionHeadDim];
-  float scores[kRows][kKeys];
-  float o[kRows][kMaxAttentionHeadDim];
-  float highest[kRows], sum[kRows];
-  int32_t low[kRows], high[kRows];  // the keys that a row sees
-
-  explicit Tile(const AttentionParams& params) : p(params), group(params.q_heads / params.k_heads) {}
+  explicit Tile(const AttentionParams& params) : p(params), group(params.q_heads / params.k_heads) {
+    head_dim = p.head_dim;
+    v_head_dim = p.v_head_dim;
+    scale = p.scale;
+    softcap = p.softcap;
+  }
 
   int32_t token(int32_t r) const { return (row + r) / group; }
   int32_t query_head(int32_t r) const { return head * group + (row + r) % group; }
@@ -52,9 +39,7 @@ struct Tile {
       const int64_t place = token(r) + ahead;
       low[r] = p.window_left < 0 ? 0 : int32_t(std::max<int64_t>(place - p.window_left, 0));
       high[r] = p.window_right < 0 ? k_tokens : int32_t(std::clamp<int64_t>(place + p.window_right + 1, 0, k_tokens));
-      highest[r] = kNone;
-      sum[r] = 0;
-      std::memset(o[r], 0, sizeof(float) * size_t(p.v_head_dim));
+      clear(r);
     }
   }
 
@@ -67,64 +52,17 @@ struct Tile {
     }
   }
 
-  void add_keys(int32_t first, int32_t keys) {
-    for (int32_t r = 0; r < rows; ++r) {
-      const int32_t begin = std::max(low[r] - first, 0), end = std::min(high[r] - first, keys);
-      if (begin >= end) continue;
-      float* const s = scores[r];
-      std::memset(s, 0, sizeof(scores[r]));
-      for (int32_t i = 0; i < p.head_dim; ++i)
-        for (int32_t j = 0; j < kKeys; ++j) s[j] += q[r][i] * k[i][j];
-      float most = highest[r];
-      for (int32_t j = begin; j < end; ++j) {
-        s[j] *= p.scale;
-        if (p.softcap > 0) s[j] = p.softcap * std::tanh(s[j] / p.softcap);
-        most = std::max(most, s[j]);
-      }
-      const float safe = most == kNone ? 0 : most, keep = std::exp(highest[r] - safe);
-      highest[r] = most;
-      sum[r] *= keep;
-      for (int32_t i = 0; i < p.v_head_dim; ++i) o[r][i] *= keep;
-      for (int32_t j = begin; j < end; ++j) {
-        const float weight = std::exp(s[j] - safe);
-        sum[r] += weight;
-        for (int32_t i = 0; i < p.v_head_dim; ++i) o[r][i] += weight * v[j][i];
-      }
-    }
-  }
-
-  void store() {
-    for (int32_t r = 0; r < rows; ++r) {
-      const int32_t h = query_head(r);
-      if (p.sinks) {
-        const float most = std::max(highest[r], p.sinks[h]), keep = most == kNone ? 1 : std::exp(highest[r] - most);
-        sum[r] = sum[r] * keep + (most == kNone ? 0 : std::exp(p.sinks[h] - most));
-        highest[r] = most;
-        for (int32_t i = 0; i < p.v_head_dim; ++i) o[r][i] *= keep;
-      }
-      const bool any = sum[r] != 0;  // also where it is not a number
-      auto* to = const_cast<typename D::Storage*>(at(p.o, first_q + token(r), h));
-      for (int32_t i = 0; i < p.v_head_dim; ++i) to[i] = D::narrow(any ? o[r][i] / sum[r] : 0);
-      if (!p.lse) continue;
-      const int64_t line = p.q_indptr ? h * p.q_total + first_q : (int64_t(sequence) * p.q_heads + h) * q_tokens;
-      p.lse[line + token(r)] = any ? highest[r] + std::log(sum[r]) : kNone;
-    }
-  }
-
   void compute() {
     load_queries();
-    int32_t from = k_tokens, to = 0;
+    add_seen(k_tokens, [this](int32_t first, int32_t keys) { load_keys(first, keys); });
     for (int32_t r = 0; r < rows; ++r) {
-      from = std::min(from, low[r]);
-      to = std::max(to, high[r]);
+      const int32_t h = query_head(r);
+      if (p.sinks) add_sink(r, p.sinks[h]);
+      store<D>(r, const_cast<typename D::Storage*>(at(p.o, first_q + token(r), h)));
+      if (!p.lse) continue;
+      const int64_t line = p.q_indptr ? h * p.q_total + first_q : (int64_t(sequence) * p.q_heads + h) * q_tokens;
+      p.lse[line + token(r)] = lse(r);
     }
-    // Blocks start at multiples of kKeys, whatever the tile: a row's sums have the order of its own sequence.
-    for (int32_t first = from / kKeys * kKeys; first < to; first += kKeys) {
-      const int32_t keys = std::min(kKeys, k_tokens - first);
-      load_keys(first, keys);
-      add_keys(first, keys);
-    }
-    store();
   }
 };
 

@@ -7,16 +7,18 @@
 
 #include "attention.h"
 #include "cos_sin.h"
+#include "decode.h"
 #include "pipeline.h"
 
 #define ROPE_FOR_EACH_DTYPE(X) X(F32) X(F16) X(BF16)
 
-#define ROPE_FOR_EACH_OPERATION(X) \
-  X(pipeline, PipelineCall)        \
-  X(rotate_cache, PipelineCall)    \
-  X(build_cos_sin, CosSinParams)   \
-  X(attention, AttentionParams)    \
-  X(attention_backward, AttentionBackwardParams)
+#define ROPE_FOR_EACH_OPERATION(X)               \
+  X(pipeline, PipelineCall)                      \
+  X(rotate_cache, PipelineCall)                  \
+  X(build_cos_sin, CosSinParams)                 \
+  X(attention, AttentionParams)                  \
+  X(attention_backward, AttentionBackwardParams) \
+  X(decode, DecodeParams)
 
 namespace rope {
 

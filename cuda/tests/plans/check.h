@@ -125,5 +125,6 @@ void test_pipeline();
 void test_general();
 void test_rotate_cache();
 void test_cos_sin();
+void test_decode();
 
 }  // namespace rope::cuda::test

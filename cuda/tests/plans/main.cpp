@@ -6,5 +6,6 @@ int main() {
   test_general();
   test_rotate_cache();
   test_cos_sin();
+  test_decode();
   std::printf("%d shapes\n", shape);
 }
