@@ -19,9 +19,10 @@ GENERATED = {"_capi.pxd", *(path.name for path in SOURCES if path.suffix == ".py
 
 
 def test_files_are_short():
-    """But for the public header, which is the whole interface."""
+    """But for the public header, which is the whole interface, and what is made from others."""
     assert len(SOURCES) > 80
-    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
+    written = [path for path in SOURCES if path.name not in GENERATED]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in written}
     assert lengths.pop("cuda/include/roperope/roperope.h") < 600
     assert {name: length for name, length in lengths.items() if length > 450} == {}
 
