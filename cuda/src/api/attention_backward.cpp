@@ -1,8 +1,10 @@
-// rope_attention_backward: the gradients of what was multiplied, turned back by rope_apply where it was turned.
+// rope_attention_backward: the gradients of what was multiplied, turned back where it was turned, by the kernels or by
+// rope_apply.
 #include <algorithm>
 
 #include "apply.h"
 #include "attention.h"
+#include "query_rows.h"
 
 namespace rope::api {
 namespace {
@@ -25,8 +27,14 @@ rope_status read_shape(const Desc* desc, Desc* b, AttentionCall* c, const Operat
   return read_shape(b->forward, c, operations);
 }
 
+// Where rows of cos and sin are in the workspace, if there are any: behind what the kernels need.
+int64_t rows_offset(const AttentionCall& c) {
+  return (attention_backward_workspace(c.params) + kPartAlignment - 1) / kPartAlignment * kPartAlignment;
+}
+
 int64_t workspace_bytes(const AttentionCall& c) {
-  const int64_t bytes = c.d.backend == ROPE_BACKEND_CUDA ? attention_backward_workspace(c.params) : 0;
+  if (c.d.backend != ROPE_BACKEND_CUDA) return 0;
+  const int64_t bytes = rows_offset(c) + c.q_rows * c.d.head_dim * kQueryRowBytes;
   return (bytes + kPartAlignment - 1) / kPartAlignment * kPartAlignment;
 }
 
@@ -130,12 +138,24 @@ rope_status attention_backward(const Desc* desc) {
   p.d_sinks = b.d_sinks;
   p.deterministic = b.flags & ROPE_ATTENTION_BACKWARD_DETERMINISTIC;
   p.workspace = b.workspace;
+  ApplyCall rotation;
+  bool on_the_way = d.rotation && d.backend == ROPE_BACKEND_CUDA && c.q_rows;
+  if (on_the_way) {
+    ROPE_TRY(read_call(&turn, &rotation));
+    on_the_way = has_query_rows(rotation);
+  }
   p.asks = true;  // before anything is written
   ROPE_TRY(status_of(operations->attention_backward(p, {}, execution)));
   ROPE_TRY(turn_back(c, b, turn, true));
   p.asks = false;
+  if (on_the_way) {
+    char* const rows = static_cast<char*>(b.workspace) + rows_offset(c);
+    ROPE_TRY(build_query_rows(rotation, c.ragged ? 0 : d.num_q_tokens, rows, &p.turn));
+    p.turns_q = c.turns_q;
+    p.turns_k = c.turns_k;
+  }
   ROPE_TRY(status_of(operations->attention_backward(p, {}, execution)));
-  return turn_back(c, b, turn, false);
+  return on_the_way ? ROPE_OK : turn_back(c, b, turn, false);
 }
 
 rope_status measure_workspace(const Desc* desc, int64_t* bytes) {

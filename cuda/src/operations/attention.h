@@ -62,8 +62,10 @@ struct AttentionBackwardParams {
   const float* d_lse;               // as lse; null: 0
   float* d_sinks;                   // [q_heads]; null: not wanted
   bool deterministic;
-  void* workspace;  // attention_backward_workspace() bytes; CUDA
-  bool asks;        // nothing is done but to say whether the backend serves the call
+  void* workspace;     // attention_backward_workspace() bytes; CUDA
+  AttentionTurn turn;  // by which q was turned, and k, where these are to be turned back
+  bool turns_q, turns_k;
+  bool asks;  // nothing is done but to say whether the backend serves the call
 };
 
 inline constexpr int32_t kNoWindow = -1;

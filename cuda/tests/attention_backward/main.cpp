@@ -218,6 +218,52 @@ double check_random(Random& random) {
                 poisons ? int32_t(random.between(0, sequences - 1)) : -1);
 }
 
+// Gradients turned back on the way against gradients turned back behind: the same bits.
+template <class D>
+void check_turn(Random& random) {
+  ++shape;
+  const bool ragged = random.chance(0.5);
+  const int32_t tokens = int32_t(random.between(1, 300)), last = int32_t(random.between(1, 200));
+  const std::vector<int32_t> lengths = ragged ? std::vector<int32_t>{tokens, 0, last} : std::vector<int32_t>(2, tokens);
+  AttentionParams p = params({lengths, lengths, ragged}, 4, 2, random.of<int32_t>({64, 128}));
+  p.window_right = random.chance(0.5) ? 0 : kNoWindow;
+  BackwardProblem<D> x(random, p, lengths, lengths, false);
+  CHECK(attention_backward<D>(x.b, PairData(), Execution()).error == 0);
+
+  AttentionTurn turn = {};
+  turn.layout = random.chance(0.5) ? Layout::kNeox : Layout::kGptj;
+  turn.rotary_dim = random.chance(0.5) ? p.head_dim : 16 * int32_t(random.between(1, p.head_dim / 16));
+  turn.rotary_offset = 8 * int32_t(random.between(0, (p.head_dim - turn.rotary_dim) / 8));
+  const int32_t half = turn.rotary_dim / 2;
+  turn.row_stride = half + 4 * random.between(0, 1);
+  turn.sequence_stride = random.chance(0.5) || ragged ? 0 : turn.row_stride * p.q_tokens;  // 0: rows for all sequences
+  std::vector<float> rows[2];
+  for (auto& row : rows)
+    for (int64_t i = 0; i < turn.row_stride * p.q_total; ++i) row.push_back(float(random.between(-1000, 1000)) / 999);
+  turn.cos = rows[0].data(), turn.sin = rows[1].data();
+
+  std::vector<uint16_t> want;
+  const auto all = [&](auto each) {
+    for (Tensor* t : {&x.dq, &x.dk, &x.dv})
+      t->for_each([&](int64_t s, int64_t token, int32_t h, int32_t i) { each(t, s, token, h, i); });
+  };
+  all([&](Tensor* t, int64_t s, int64_t token, int32_t h, int32_t i) {
+    const bool halves = turn.layout == Layout::kNeox;
+    const int32_t at = i - turn.rotary_offset, pair = halves ? at % half : at / 2;
+    if (t == &x.dv || at < 0 || at >= turn.rotary_dim) return want.push_back(t->at(s, token, h, i));
+    const int32_t first = turn.rotary_offset + (halves ? pair : 2 * pair), second = first + (halves ? half : 1);
+    const int64_t row = s * turn.sequence_stride + token * turn.row_stride + pair;
+    const Pair y = rotate_pair({D::widen(t->at(s, token, h, first)), D::widen(t->at(s, token, h, second))},
+                               CosSin{turn.cos[row], -turn.sin[row]});
+    want.push_back(D::narrow(i == first ? y.first : y.second));
+  });
+  x.b.turn = turn, x.b.turns_q = x.b.turns_k = true;
+  CHECK(attention_backward<D>(x.b, PairData(), Execution()).error == 0);
+  size_t n = 0;
+  all([&](Tensor* t, int64_t s, int64_t token, int32_t h, int32_t i) { CHECK(t->at(s, token, h, i) == want[n++]); });
+  for (Tensor* t : {&x.dq, &x.dk, &x.dv}) t->check_around(kAround);
+}
+
 // Blocks of queries against what each key of a block is seen by.
 void check_seeing_blocks(Random& random) {
   constexpr int kRows = kBackwardRows, kKeys = 128;
@@ -320,6 +366,10 @@ int main(int argc, char** argv) {
     } else {
       f16 = std::max(f16, check_random<rope::F16>(random));
     }
+  }
+  for (int i = 0; i < count / 4; ++i) {
+    check_turn<rope::BF16>(random);
+    check_turn<rope::F16>(random);
   }
   std::printf("%d shapes; largest error, as a part of its bound: bfloat16 %.2f, float16 %.2f\n", shape, bf16, f16);
 }

@@ -78,7 +78,7 @@ class Consumer {
     wait_for_previous();
     const Tile t = TileList<Shape>(args_).find(int32_t(blockIdx.x));
     if (t.head < 0) return;
-    QueryTurner<Shape, D, kWarpgroup, 4> turner(args_, t, warpgroup_ * 64, 64, thread_);
+    QueryTurner<Shape, D, kWarpgroup, 4> turner(args_.turn, t, warpgroup_ * 64, 64, thread_);
     queries_.wait_full(stage_);
     turner.turn(queries_.buffer(stage_));
     fence_async_proxy();

@@ -116,7 +116,7 @@ __device__ __forceinline__ void load_and_turn_queries(const AttentionArgs& args,
     loaded.wait_full(stage);
     const Tile t = storage.tile[stage.index()];
     if (stage.count && t.head >= 0) {
-      QueryTurner<Shape, D, kTurningWarps * kWarp, 1> turner(args, t, 0, Shape::kRows, thread);
+      QueryTurner<Shape, D, kTurningWarps * kWarp, 1> turner(args.turn, t, 0, Shape::kRows, thread);
       turner.turn(loaded.buffer(stage));
       fence_async_proxy();
     }

@@ -56,13 +56,14 @@ __device__ __forceinline__ void turn_slot(Layout layout, uint4& x, uint4& y, con
 
 // One thread's part of turning rows of a tile. It has one slot of every kThreads / slots-th row, and asks for the
 // angles of kAhead of them before it needs the first, which it does when it is made.
-template <class Shape, class D, int kThreads, int kAhead>
+// kBack: the inverse rotation, of gradients.
+template <class Shape, class D, int kThreads, int kAhead, bool kBack = false>
 class QueryTurner {
  public:
   // Rows [first_row, first_row + rows) of the tile, but for those behind the sequence's end.
-  __device__ __forceinline__ QueryTurner(const AttentionArgs& args, const Tile& tile, int first_row, int rows,
+  __device__ __forceinline__ QueryTurner(const AttentionTurn& turn, const Tile& tile, int first_row, int rows,
                                          int thread)
-      : turn_(args.turn) {
+      : turn_(turn) {
     const int slots = turn_.rotary_dim / 16;
     step_ = kThreads / slots;
     row_ = first_row + thread / slots;
@@ -103,6 +104,8 @@ class QueryTurner {
   __device__ __forceinline__ void load(int i) {
     const float *cos = turn_.cos + angle_, *sin = turn_.sin + angle_;
     angles_[i] = {{load_global(cos), load_global(cos + apart_)}, {load_global(sin), load_global(sin + apart_)}};
+    if constexpr (kBack)
+      for (float4& x : angles_[i].sin) x = {-x.x, -x.y, -x.z, -x.w};
     angle_ += step_ * turn_.row_stride;
   }
 

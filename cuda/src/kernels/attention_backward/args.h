@@ -25,7 +25,8 @@ struct RowsArgs {
   int64_t lse_sequence_stride, lse_head_stride;  // elements
   const float* sinks;
   float* d_sinks;
-  float scale;  // of dq
+  float scale;         // of dq
+  AttentionTurn turn;  // by which dq is turned back; or none
 };
 
 struct KeysArgs {
@@ -38,6 +39,7 @@ struct KeysArgs {
   int32_t window_left, window_right;
   bool in_order;  // a block of threads has all keys of a head, one block after the other
   float scale_log2, scale;
+  AttentionTurn turn;  // by which dk is turned back; or none
 };
 
 ROPE_INLINE BackwardSequence sequence_of(const BackwardLayout& a, int32_t sequence) {

@@ -55,6 +55,9 @@ class BackwardConsumer {
  private:
   static constexpr int kBoth = kComputing * kWarpgroup;
   using Scores = float[Shape::kRows / 2];
+  struct KeyRows {
+    static constexpr int kRows = Shape::kKeys;
+  };
 
   __device__ __forceinline__ bool leader() const { return thread_ == 0; }
 
@@ -252,6 +255,7 @@ class BackwardConsumer {
     group_sync(kComputingMeet, kBoth);  // both have read all keys
     store_panels(shared_address(storage_.k), dk_);
     store_panels(shared_address(storage_.v), dv_);
+    if (args_.turn.cos) turn_back(work, n);
     fence_async_proxy();
     group_sync(kMyKeys + warpgroup_, kWarpgroup);
     const int32_t first = warpgroup_ * 64, row = work.s.k_begin + n * Shape::kKeys + first;
@@ -268,6 +272,15 @@ class BackwardConsumer {
       commit_stores();
     }
     synchronize(true);
+  }
+
+  // A warpgroup's rows of dk, by the tokens' rows of cos and sin.
+  __device__ __forceinline__ void turn_back(const BackwardWork<Shape>& work, int32_t n) const {
+    const BackwardSequence& s = work.s;
+    const Tile tile = {n * Shape::kKeys, work.head, s.sequence, s.k_begin, s.k_begin, s.k_tokens, s.k_tokens};
+    QueryTurner<KeyRows, D, kWarpgroup, 1, true> turner(args_.turn, tile, warpgroup_ * 64, 64, int(opaque(thread_)));
+    group_sync(kMyKeys + warpgroup_, kWarpgroup);
+    turner.turn(shared_address(storage_.k));
   }
 
   __device__ __forceinline__ void store_panels(uint32_t to, const float (&sums)[Shape::kDim / 2]) const {

@@ -36,7 +36,18 @@ inline BackwardLayout layout_of(const AttentionBackwardParams& b) {
 inline RowsArgs rows_args(const AttentionBackwardParams& b, const BackwardLayout& layout) {
   const AttentionParams& p = b.forward;
   const int64_t head_stride = p.q_indptr ? p.q_total : p.q_tokens;
-  return {layout, p.o, b.d_o, b.dq, p.lse, b.d_lse, head_stride * p.q_heads, head_stride, p.sinks, b.d_sinks, p.scale};
+  return {layout,
+          p.o,
+          b.d_o,
+          b.dq,
+          p.lse,
+          b.d_lse,
+          head_stride * p.q_heads,
+          head_stride,
+          p.sinks,
+          b.d_sinks,
+          p.scale,
+          b.turns_q ? b.turn : AttentionTurn{}};
 }
 
 inline void fill_args(const AttentionBackwardParams& b, const BackwardPlan& plan, KeysArgs* args) {
@@ -52,6 +63,7 @@ inline void fill_args(const AttentionBackwardParams& b, const BackwardPlan& plan
   args->in_order = b.deterministic;
   args->scale_log2 = p.scale * kLog2E;
   args->scale = p.scale;
+  if (b.turns_k) args->turn = b.turn;
 }
 
 // Returns a cudaError_t. Each kernel waits for the one before.
@@ -73,7 +85,7 @@ int launch_backward(const AttentionBackwardParams& b, const BackwardPlan& plan, 
                                                               sizeof(BackwardStorage<Shape>), keys, e.stream,
                                                               plan.rows_blocks > 0);
   }
-  constexpr int kConvertBytes = Shape::kRows * (Shape::kDim / 2 + 4) * 4, kSinksBytes = kRowsThreads / kWarp * 4;
+  constexpr int kConvertBytes = Shape::kRowsBytes, kSinksBytes = kRowsThreads / kWarp * 4;
   if (!error && plan.rows_blocks)
     error = launch_resident<convert_rows_kernel<Shape, D>>(plan.rows_blocks, kRowsThreads, kConvertBytes, rows,
                                                            e.stream, true);

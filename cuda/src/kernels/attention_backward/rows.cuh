@@ -79,28 +79,38 @@ __global__ void __launch_bounds__(kRowsThreads) prepare_rows_kernel(const __grid
   for (int i = int(threadIdx.x); i < Shape::kRows * Shape::kDim / 4; i += kRowsThreads) zeros[i] = {0, 0, 0, 0};
 }
 
-// dq as its parts were added up (kernel.cuh), to rows of 16 bits, by way of shared memory.
+// dq as its parts were added up (kernel.cuh), to rows of 16 bits, by way of shared memory, where it is turned back.
 template <class Shape, class D>
 __global__ void __launch_bounds__(kRowsThreads) convert_rows_kernel(const __grid_constant__ RowsArgs args) {
   constexpr int kChunks = Shape::kDim / 8;
   wait_for_previous();
   const RowsTile t(args.layout);
   if (t.is_empty()) return;
-  auto& rows = *reinterpret_cast<uint32_t (*)[Shape::kRows][Shape::kDim / 2 + 4]>(shared_memory());
+  char* const rows = shared_memory();
   const float4* dq = reinterpret_cast<const float4*>(args.layout.dq + t.workspace_row(args.layout) * Shape::kDim);
 #pragma unroll
   for (int i = int(threadIdx.x); i < Shape::kRows * Shape::kDim / 4; i += kRowsThreads) {
     const int part = i / (Shape::kPartFloats / 4), j = i / kWarpgroup % (Shape::kColumns / 8), thread = i % kWarpgroup;
     const int row = thread / kWarp * 16 + thread % kWarp / 4, column = part * Shape::kColumns + 8 * j + thread % 4 * 2;
     const float4 x = dq[i];
-    rows[row][column / 2] = D::narrow2(x.x * args.scale, x.y * args.scale);
-    rows[row + 8][column / 2] = D::narrow2(x.z * args.scale, x.w * args.scale);
+    const auto at = [&](int r) {
+      return reinterpret_cast<uint32_t*>(rows + chunk_place<Shape::kRows>(r, column / 8) + column % 8 * 2);
+    };
+    *at(row) = D::narrow2(x.x * args.scale, x.y * args.scale);
+    *at(row + 8) = D::narrow2(x.z * args.scale, x.w * args.scale);
   }
   synchronize(false);
+  if (args.turn.cos) {
+    const Tile tile = {t.row, t.head, t.s.sequence, t.s.q_begin, t.s.k_begin, t.s.q_tokens, t.s.k_tokens};
+    QueryTurner<Shape, D, kRowsThreads, 2, true>(args.turn, tile, 0, Shape::kRows, int(threadIdx.x))
+        .turn(shared_address(rows));
+    synchronize(false);
+  }
   for (int i = int(threadIdx.x); i < Shape::kRows * kChunks; i += kRowsThreads) {
     const int row = i / kChunks, chunk = i % kChunks;
     if (t.row + row >= t.s.q_tokens) break;
-    reinterpret_cast<uint4*>(t.at(args.dq, row))[chunk] = *reinterpret_cast<const uint4*>(&rows[row][chunk * 4]);
+    reinterpret_cast<uint4*>(t.at(args.dq, row))[chunk] =
+        load_shared(shared_address(rows) + chunk_place<Shape::kRows>(row, chunk));
   }
 }
 
