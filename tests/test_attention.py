@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import pyrope
-from kit.attention import attend, check, reference, rotated, seen
+from kit.attention import attend, check, normal, reference, rotated, seen
 from kit.memory import memory_of
 from kit.pairwise import Rows
 from kit.reference import storage
@@ -52,10 +52,6 @@ def make(row, device="cpu"):
 def weight_bits(dtype, device):
     """On CUDA, weights are factors of the matrix units: of dtype."""
     return 24 if device == "cpu" else {"bfloat16": 9, "float16": 12}[dtype]
-
-
-def normal(rng, dtype, *shape):
-    return rng.standard_normal(shape).astype(storage(dtype))
 
 
 def served(row, device):

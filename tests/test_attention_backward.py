@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 import pyrope
-from kit.attention import attend, check, cpu_options, seen
+from kit.attention import attend, check, cpu_options, full, normal, seen
 from kit.attention_backward import differentiate, gradients
 from kit.blocks import Block, call
 from kit.memory import real_device
 from kit.pairwise import Rows
-from kit.reference import storage
 
 FACTORS = {
     "dtype": ("bfloat16", "float16", "float32"),
@@ -47,10 +46,6 @@ def strides_of(place):
     if place == "heads first":
         return lambda s: (s[2] * s[1] * s[3], s[3], s[1] * s[3], 1)
     return lambda s: (s[1] * s[2] * (s[3] + 8) + 16, s[2] * (s[3] + 8), s[3] + 8, 1)
-
-
-def normal(rng, dtype, *shape):
-    return rng.standard_normal(shape).astype(storage(dtype))
 
 
 def on_cpu(attention):
@@ -280,10 +275,6 @@ def refused(text, error=ValueError, **changed):
             assert name not in arguments or (arguments[name] == 7).all(), name
         elif isinstance(changed[name], np.ndarray):
             np.testing.assert_array_equal(changed[name], before[name])
-
-
-def full(*shape):
-    return np.full(shape, 7, np.float32)
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,9 @@ import numpy as np
 import pytest
 
 import pyrope
+from kit.attention import full
 
 ROPE = pyrope.Rope(64, 4, 2, dtype="float32", device="cpu")
-
-
-def full(*shape):
-    return np.full(shape, 7, np.float32)
 
 
 def tensors(tokens=10, k_tokens=None, sequences=2):

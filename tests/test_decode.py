@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 import pyrope
-from kit.attention import check, rotated
+from kit.attention import check, normal, rotated
 from kit.decode import Filled, expected, run, workspace_of
 from kit.memory import memory_of, real_device
 from kit.pairwise import Rows
 from kit.places import PLACES
-from kit.reference import decode, storage
+from kit.reference import decode
 
 LENGTHS = [0, 1, 77, 3, 601, 256]
 FP8 = ("float8_e4m3fn", "float8_e5m2")
@@ -48,10 +48,6 @@ SERVED = Rows(
     [*RULES, {"form": FP8, "place": ("padded",)}, {"scale": ("host", "tensor"), "place": ("padded",)}],
     seed=12,
 )
-
-
-def normal(rng, dtype, *shape):
-    return rng.standard_normal(shape).astype(storage(dtype))
 
 
 def rope_of(row, cache, device):

@@ -4,16 +4,13 @@ import numpy as np
 import pytest
 
 import pyrope
+from kit.attention import full
 
 CACHE = pyrope.PagedCache(8, 6)
 
 
 def fused(*shape, **options):
     return pyrope.FusedRope(*(shape or (64, 4, 2)), **{"dtype": "float32", "device": "cpu", "cache": CACHE} | options)
-
-
-def full(*shape):
-    return np.full(shape, 7, np.float32)
 
 
 def arguments(requests=2, tokens=1):

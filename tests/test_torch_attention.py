@@ -2,12 +2,15 @@
 
 import pytest
 
-from kit.torch_tensors import require_torch
+from kit.torch_tensors import bhsd, require_torch
 
 torch = require_torch()
 
 import pyrope  # noqa: E402
 import pyrope.torch  # noqa: E402
+
+# Of a module of torch 2.11, as it is imported with inductor.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 
 ATOL = 2e-6  # of float32 results below 4: sums of 64 products and of 20 weights, in two orders
 
@@ -21,13 +24,6 @@ def tensors(layout, tokens=20, heads=(4, 2, 2), batch=3, dim=64):
 def attention_of(device="cpu", **options):
     rope = pyrope.Rope(64, 4, 2, dtype="float32", device=device)
     return pyrope.RopeAttention(rope, **options)
-
-
-def bhsd(x, layout):
-    """As torch's attention takes it; "thd" is one sequence."""
-    if layout == "thd":
-        return x.transpose(0, 1)[None]
-    return x.permute(*(layout.index(letter) for letter in "bhsd"))
 
 
 def expected(attention, q, k, v, layout, positions=None, **options):
@@ -82,8 +78,6 @@ def test_keys_of_a_cache():
     assert torch.equal(last, whole[:, -1:])
 
 
-# Of a module of torch 2.11, as it is imported with inductor.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_compile(fresh_compiler):
     attention = attention_of(causal=True)
 

@@ -3,12 +3,15 @@
 import pytest
 
 from kit.memory import real_device
-from kit.torch_tensors import require_torch
+from kit.torch_tensors import bhsd, require_torch
 
 torch = require_torch()
 
 import pyrope  # noqa: E402
 import pyrope.torch  # noqa: E402
+
+# Of a module of torch 2.11, as it is imported with inductor.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 
 ATOL = 5e-6  # of float32 gradients of sums of 20 products below 4
 LETTERS = {"b": 3, "s": 20, "t": 20, "d": 64}
@@ -24,12 +27,6 @@ def tensors(layout, tokens=20, dtype=torch.float32):
 def attention_of(dtype="float32", **options):
     rope = pyrope.Rope(64, 4, 2, dtype=dtype, device="cpu")
     return pyrope.RopeAttention(rope, **options)
-
-
-def bhsd(x, layout):
-    if layout == "thd":
-        return x.transpose(0, 1)[None]
-    return x.permute(*(layout.index(letter) for letter in "bhsd"))
 
 
 def by_torch(attention, q, k, v, layout, sinks=None, positions=None, causal=True):

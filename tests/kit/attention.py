@@ -7,6 +7,16 @@ from kit.memory import memory_of
 from kit.reference import FORMATS, U, storage
 
 
+def normal(rng, dtype, *shape):
+    """Numbers of that dtype, as they are stored."""
+    return rng.standard_normal(shape).astype(storage(dtype))
+
+
+def full(*shape):
+    """Nothing in particular."""
+    return np.full(shape, 7, np.float32)
+
+
 def seen(q_tokens, k_tokens, causal, window):
     """[q_tokens, k_tokens]: whether a query sees a key; the last query stands at the last key."""
     place = np.arange(q_tokens)[:, None] + k_tokens - q_tokens

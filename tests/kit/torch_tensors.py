@@ -19,6 +19,13 @@ def require_torch():
     return importlib.import_module("torch") if REQUIRED else pytest.importorskip("torch")
 
 
+def bhsd(x, layout):
+    """As torch's attention takes it; "thd" is one sequence."""
+    if layout == "thd":
+        return x.transpose(0, 1)[None]
+    return x.permute(*(layout.index(letter) for letter in "bhsd"))
+
+
 def on(device):
     """The device's name for torch."""
     if device == "cuda" and EMULATED:
