@@ -229,8 +229,8 @@ cdef int read_scale(str name, object x, str tensor_name, object tensor_scale, ob
     refuse(tensor_name, tensor_scale, "only allowed with GroupScales of float8_e4m3fn")
     if z.out_dtype == ROPE_OUT_Q8_0 or z.out_dtype == ROPE_OUT_Q4_0:
         if x is not None:
-            raise ValueError(f"{name}: not allowed with {name[0]}_out_dtype={name_of(_OUT_DTYPES, z.out_dtype)!r}, whose "
-                             "blocks have scales of their own")
+            raise ValueError(f"{name}: not allowed with {name[0]}_out_dtype={name_of(_OUT_DTYPES, z.out_dtype)!r}, "
+                             "whose blocks have scales of their own")
         return 0
     if not quantised:
         return 0
