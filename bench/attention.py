@@ -24,7 +24,8 @@ import pyrope
 import pyrope.torch
 
 SETS = 2  # of tensors that take turns: together beyond a second-level cache
-CALLS, REPEATS = 10, 30  # in a graph; of it
+CALLS, REPEATS = 10, 30  # in a graph, at least a call of each set; of it
+GRAPH_SECONDS, ALL_SECONDS = 0.02, 1.0  # fewer of long ones: a graph, and all repeats, take no more
 TOLERANCE = {torch.bfloat16: 2**-7, torch.float16: 2**-10}  # of values below 2: two roundings of the weights and sums
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -98,7 +99,7 @@ def check(name: str, attention: pyrope.RopeAttention, turned: Tensors, out: torc
 
 def seconds(device: str, call: Callable[[int], object], sets: int = SETS, stream: Any = None) -> float:
     """Of one call, the median. call: takes the number of a set. stream: to capture on; None: any."""
-    calls = max(CALLS, sets)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2)) if device != "cpu" else (None, None)
     with torch.cuda.stream(stream):
         for i in range(sets):
             call(i)
@@ -109,14 +110,20 @@ def seconds(device: str, call: Callable[[int], object], sets: int = SETS, stream
             call(i % sets)
             times.append(time.perf_counter() - begin)
         return statistics.median(times)
-    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        begin.record()
+        call(0)
+        end.record()
+    end.synchronize()
+    once = begin.elapsed_time(end) / 1e3
+    calls = max(sets, min(CALLS, int(GRAPH_SECONDS / once)))
+    repeats = max(5, min(REPEATS, int(ALL_SECONDS / (once * calls))))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         for i in range(calls):
             call(i % sets)
     times = []
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    for i in range(REPEATS + 3):
+    for i in range(repeats + 3):
         begin.record()
         graph.replay()
         end.record()

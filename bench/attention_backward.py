@@ -11,8 +11,9 @@ import math
 import sys
 from collections.abc import Callable
 
+import attention
 import torch
-from attention import SETS, Case, cores, main, seconds
+from attention import SETS, Case, cores, seconds
 
 import pyrope
 import pyrope.torch
@@ -121,5 +122,9 @@ class BackwardCase(Case):
         return super().flops() * 2.5
 
 
+def main(argv: list[str] | None = None) -> int:
+    return attention.main(argv, BackwardCase, __doc__)
+
+
 if __name__ == "__main__":
-    sys.exit(main(make=BackwardCase, description=__doc__))
+    sys.exit(main())

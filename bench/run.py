@@ -7,6 +7,7 @@ ceiling is measured in the same run, interleaved with everything else.
 
 import argparse
 import datetime
+import importlib
 import importlib.metadata
 import pathlib
 import platform
@@ -78,7 +79,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     names = ", ".join(peer.name for peer in PEERS[1:] if not peer.step_only)
     p = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example: bench/run.py --batch-size 1 8 --seq-len 1024 --dtype float16 --peers none --json results.json",
+        epilog="example: bench/run.py --batch-size 1 8 --seq-len 1024 --dtype float16 --peers none --json results.json; "
+        "--op attention, attention-backward or attention-decode, and --suite seed-attention, standing first, "
+        "take options of their own: --op attention --help",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--suite", choices=list(SUITES), help=f"named grid of cases (default: quick). {suites}")
@@ -180,7 +183,27 @@ def describe(device, argv: list[str]) -> dict:
             "arguments": argv, "versions": versions, "device": device.info()}  # fmt: skip
 
 
+# Operations that have programs of their own, with options of their own.
+PROGRAMS = {"attention": "attention", "attention-backward": "attention_backward", "attention-decode": "decode"}
+# The grid of a published attempt in Triton: 4 sequences of 32 heads of 128, fewer beyond 4096 tokens.
+SEED_ATTENTION = ["--heads", "32/32", "--tokens", *(str(512 << i) for i in range(9))]
+
+
+def run_program(argv: list[str]) -> bool:
+    """What `--op attention ...` and `--suite seed-attention ...` stand for. False: argv is neither."""
+    if argv[:1] == ["--op"] and len(argv) > 1 and argv[1] in PROGRAMS:
+        name, options = PROGRAMS[argv[1]], argv[2:]
+    elif argv[:2] == ["--suite", "seed-attention"]:
+        name, options = "attention", SEED_ATTENTION + argv[2:]
+    else:
+        return False
+    importlib.import_module(name).main(options)
+    return True
+
+
 def main(argv: list[str] | None = None) -> None:
+    if run_program(sys.argv[1:] if argv is None else argv):
+        return
     args = parse(argv)
     if args.plot:
         import plots
