@@ -79,7 +79,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     names = ", ".join(peer.name for peer in PEERS[1:] if not peer.step_only)
     p = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example: bench/run.py --batch-size 1 8 --seq-len 1024 --dtype float16 --peers none --json results.json; "
+        epilog="example: bench/run.py --batch-size 1 8 --seq-len 1024 --dtype float16 --peers none --json run.json; "
         "--op attention, attention-backward or attention-decode, and --suite seed-attention, standing first, "
         "take options of their own: --op attention --help",
         formatter_class=argparse.RawDescriptionHelpFormatter,
