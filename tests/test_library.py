@@ -91,7 +91,7 @@ def standalone(tmp_path_factory):
 def test_c_tests(standalone):
     """cuda/tests: the layout of the ABI, calls from C, and the plans of the kernels."""
     listing = run(tool("ctest"), "--test-dir", standalone, "--output-on-failure")
-    assert re.search(r"100% tests passed.* out of 12\b", listing), listing
+    assert re.search(r"100% tests passed.* out of 13\b", listing), listing
 
 
 def test_installed_library_serves_a_c_project(standalone, tmp_path):

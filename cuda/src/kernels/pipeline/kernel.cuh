@@ -164,6 +164,7 @@ __device__ __forceinline__ void copy_group(const Group& g, const Chunks<C, kUnro
   for (int u = 0; u < kUnroll; ++u) {
     if (u >= g.live) continue;
     char* const to = u ? advance(g.out, u, g.operand->out_head_stride) : g.out;
+    assume_global(to);
     *reinterpret_cast<C*>(to) = heads.a[u];
     *reinterpret_cast<C*>(advance(to, g.apart, C::kElementBytes)) = heads.b[u];
   }
