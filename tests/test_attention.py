@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import pyrope
-from kit.attention import attend, check, normal, reference, rotated, seen
+from kit.attention import attend, check, normal, reference, rotated, seen, spare
 from kit.memory import memory_of
 from kit.pairwise import Rows
 from kit.reference import storage
@@ -69,6 +69,7 @@ def assert_same(got, want):
 
 @pytest.mark.parametrize("number", range(len(ROWS)), ids=ROWS.name)
 def test_values(number, device):
+    spare(number, device)
     row, rng = ROWS[number], np.random.default_rng(number)
     attention, (q_heads, k_heads) = make(row, device), row["heads"]
     q_tokens, same = row["q_tokens"], row["k_tokens"] == 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import pyrope
-from kit.attention import attend, check, cpu_options, full, normal, seen
+from kit.attention import attend, check, cpu_options, full, normal, seen, spare
 from kit.attention_backward import differentiate, gradients
 from kit.blocks import Block, call
 from kit.memory import real_device
@@ -97,6 +97,7 @@ def values(row, attention, rng):
 
 @pytest.mark.parametrize("number", range(len(ALL)))
 def test_values(number, device):
+    spare(number, device)
     row, rng = ALL[number], np.random.default_rng(number)
     attention = make(row, device)
     q, k, v, d_out = values(row, attention, rng)
