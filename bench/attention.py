@@ -99,7 +99,6 @@ def check(name: str, attention: pyrope.RopeAttention, turned: Tensors, out: torc
 
 def seconds(device: str, call: Callable[[int], object], sets: int = SETS, stream: Any = None) -> float:
     """Of one call, the median. call: takes the number of a set. stream: to capture on; None: any."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2)) if device != "cpu" else (None, None)
     with torch.cuda.stream(stream):
         for i in range(sets):
             call(i)
@@ -110,6 +109,8 @@ def seconds(device: str, call: Callable[[int], object], sets: int = SETS, stream
             call(i % sets)
             times.append(time.perf_counter() - begin)
         return statistics.median(times)
+    torch.cuda.synchronize()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     with torch.cuda.stream(stream):
         begin.record()
         call(0)

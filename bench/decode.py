@@ -80,7 +80,7 @@ class Case:
         if self.args.device == "cuda":
             options["workspace"] = self.workspace[-self.workspace.data_ptr() % 256 :]
         caches = [x if self.element == DTYPES.get(self.args.cache) else x.view(torch.uint8) for x in (self.k, self.v)]
-        if len(caches) and caches[0].dtype == torch.uint8:
+        if caches[0].dtype == torch.uint8:
             options |= {"k_scale": SCALE, "v_scale": SCALE}
         self.attention.apply(self.turned if rotated else self.q, self.out, *caches, self.tables[i], self.lengths,
                              max_length=self.length, q_rotated=rotated, **options)  # fmt: skip

@@ -5,9 +5,9 @@ from libc.math cimport sqrt
 from libc.stdint cimport INT32_MAX, int32_t, int64_t
 
 from pyrope._arguments cimport (
-    Call, as_count, as_flag, as_positive, as_real, begin_call, read_array, read_memory, refuse,
-    refuse_read_only, require,
+    Call, as_count, as_flag, as_real, begin_call, read_array, read_memory, refuse, require,
 )
+from pyrope._attention_tensors cimport read_workspace
 from pyrope._cache cimport read_page_table, read_pages
 from pyrope._capi cimport *
 from pyrope._library cimport check, check_device
@@ -15,7 +15,7 @@ from pyrope._positions cimport read_all_positions
 from pyrope._rope cimport Rope
 from pyrope._stages cimport read_scale
 from pyrope._tensors cimport read_tensor
-from pyrope._view cimport KIND_FLOAT, KIND_INT, View, is_array, read_pointer
+from pyrope._view cimport KIND_FLOAT, KIND_INT, View, is_array
 
 from pyrope._fused import FusedRope, stages_of
 from pyrope.errors import RopeError
@@ -266,7 +266,7 @@ cdef class DecodeAttention:
             d.rotation = &r
         elif positions is not None or offset != 0:
             raise ValueError(f"{'offset' if positions is None else 'positions'}: given, but q is rotated already")
-        read_workspace(workspace, workspace_size, &d, &c)
+        set_workspace(workspace, workspace_size, &d, &c)
         with nogil:
             status = rope_decode(&d)
         check(status)
@@ -338,27 +338,14 @@ cdef int clear_stages(rope_apply_desc* r) noexcept:
     return 0
 
 
-cdef int read_workspace(workspace, workspace_size, rope_decode_desc* d, Call* c) except -1:
-    cdef View v
-    cdef int64_t size = 1, needed
-    cdef int i
-    if workspace is None:
-        check(rope_decode_workspace(d, &needed))
-        if needed:
-            raise TypeError(f"workspace: required on CUDA, {needed} bytes")
-        return refuse("workspace_size", workspace_size, "given without workspace")
-    if not is_array(workspace):
-        require("workspace_size", workspace_size, "with workspace as a pointer")
-        d.workspace_bytes = as_positive("workspace_size", workspace_size)
-        d.workspace = <void*>read_pointer(workspace, "workspace", False)
-        return 0
-    refuse("workspace_size", workspace_size, "only allowed with workspace as a pointer")
-    read_array("workspace", workspace, c, &v)
-    refuse_read_only("workspace", &v)
-    for i in range(v.ndim):
-        size *= v.shape[i]
-    d.workspace, d.workspace_bytes = v.data, size * v.itemsize
-    return 0
+cdef int set_workspace(workspace, workspace_size, rope_decode_desc* d, Call* c) except -1:
+    cdef int64_t needed
+    if workspace is not None:
+        return read_workspace(workspace, workspace_size, &d.workspace, &d.workspace_bytes, c)
+    check(rope_decode_workspace(d, &needed))
+    if needed:
+        raise TypeError(f"workspace: required on CUDA, {needed} bytes")
+    return refuse("workspace_size", workspace_size, "given without workspace")
 
 
 cdef tuple parameters_of(DecodeAttention attention):

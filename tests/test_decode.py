@@ -193,6 +193,7 @@ def test_decodes_what_apply_appended(form, rng):
                    request_ids=ids, cache_positions=at, **scales)  # fmt: skip
         out = np.empty((2, 4, 32), np.float32)
         attention.apply(q[:, i].copy(), out, k_cache, v_cache, table, np.full(2, i + 1, np.int32), **scales)
+        # Keys and values are codes then, each within 2^-4 of its number, which is below 4.
         np.testing.assert_allclose(out, want[:, i], atol=2e-6 if form is None else 0.15)
 
 

@@ -45,11 +45,6 @@ rope_status read_window(const Desc& d, AttentionParams* p) {
   return ROPE_OK;
 }
 
-rope_status check_positive(const char* name, float value) {
-  if (value >= 0 && std::isfinite(value)) return ROPE_OK;
-  return fail(ROPE_ERR_INVALID_ARG, "%s: %g, must be 0 (the default) or above, and finite", name, double(value));
-}
-
 rope_status read_lengths(Call* c) {
   Desc& d = c->d;
   AttentionParams& p = c->params;

@@ -39,6 +39,11 @@ rope_status check_between(const char* name, double value, double low, double hig
   return fail(ROPE_ERR_INVALID_ARG, "%s: %g, must be %g to %g", name, value, low, high);
 }
 
+rope_status check_positive(const char* name, float value) {
+  if (value >= 0 && std::isfinite(value)) return ROPE_OK;
+  return fail(ROPE_ERR_INVALID_ARG, "%s: %g, must be 0 (the default) or above, and finite", name, double(value));
+}
+
 rope_status check_flags(uint32_t flags, uint32_t allowed) {
   if (!(flags & ~allowed)) return ROPE_OK;
   char names[256] = "";

@@ -13,6 +13,7 @@ inline rope_status check_range(const char* name, int64_t value, int64_t low, int
   return value >= low && value <= high ? ROPE_OK : fail_range(name, value, low, high);
 }
 rope_status check_between(const char* name, double value, double low, double high);
+rope_status check_positive(const char* name, float value);  // or 0, the default
 rope_status check_flags(uint32_t flags, uint32_t allowed);
 rope_status check_position_dtype(int32_t value);
 rope_status read_attention_factor(float* factor);  // 0 becomes 1

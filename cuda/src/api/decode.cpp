@@ -16,11 +16,6 @@ static_assert(ROPE_MAX_DECODE_TOKENS == kMaxDecodeTokens && ROPE_DECODE_SPLIT ==
 
 constexpr int64_t kWorkspaceAlignment = 256;  // bytes
 
-rope_status check_positive(const char* name, float value) {
-  if (value >= 0 && std::isfinite(value)) return ROPE_OK;
-  return fail(ROPE_ERR_INVALID_ARG, "%s: %g, must be 0 (the default) or above, and finite", name, double(value));
-}
-
 rope_status read_window(const Desc& d, DecodeParams* p) {
   if (d.flags & ~ROPE_ATTENTION_WINDOW)
     return fail(ROPE_ERR_INVALID_ARG, "flags: %#x has bits other than ROPE_ATTENTION_WINDOW (2)", d.flags);
